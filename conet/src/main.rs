@@ -1,0 +1,3 @@
+//! The conet command line.
+
+fn main() {}

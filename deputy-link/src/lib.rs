@@ -1,0 +1,1 @@
+//! Processes that move: remote, deputy, warden and the calls forwarded between them.

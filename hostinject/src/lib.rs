@@ -1,0 +1,1 @@
+//! Guest ports: how a guest's kernel receives and sends packets.

@@ -1,0 +1,1 @@
+//! Several conet hosts on one machine: namespaces, measurements and the demonstration.

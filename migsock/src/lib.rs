@@ -1,0 +1,1 @@
+//! TCP sockets that move: saved state, save and restore.

@@ -1,0 +1,1 @@
+//! The kernel's network by netlink: links, addresses, routes and namespaces.

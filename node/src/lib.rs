@@ -1,0 +1,1 @@
+//! The node daemon: peers, guests, processes and their movement.

@@ -1,0 +1,1 @@
+//! Seeded link simulator and privileged-test helper; used by tests only.

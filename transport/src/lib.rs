@@ -1,0 +1,1 @@
+//! Sessions and calls between nodes: a sans-IO core and its carriers.

@@ -1,0 +1,1 @@
+//! WireGuard and IP-in-IP tunnels with longest-prefix routes between hosts.

@@ -1,0 +1,1 @@
+//! Every layout that leaves a conet process: packets, records, images and requests.

@@ -1,0 +1,3 @@
+//! Test, CI and bench runners of the workspace.
+
+fn main() {}
