@@ -1,1 +1,11 @@
 //! Every layout that leaves a conet process: packets, records, images and requests.
+//!
+//! Layouts only: parse, emit, and the rules that both ends must compute alike.
+//! No sockets, no state, no keys. Bytes come from peers, so parsing never
+//! panics and never allocates by a peer's word.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod image;
+pub mod link;

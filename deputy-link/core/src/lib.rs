@@ -1,0 +1,17 @@
+//! What deputy-link decides without touching a process.
+//!
+//! Pure functions and tables, shared by the agent (which is `no_std` and lives
+//! in foreign processes) and the host side, and tested here as ordinary code:
+//!
+//! - [`table`]: which system call goes where, and which buffers it has;
+//! - [`marshal`]: a call's arguments into a request, a reply into memory;
+//! - [`filter`]: the seccomp program of a remote process;
+//! - [`areas`]: reading `/proc/PID/maps` and comparing address spaces.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod areas;
+pub mod filter;
+pub mod marshal;
+pub mod table;
