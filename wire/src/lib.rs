@@ -9,3 +9,4 @@
 
 pub mod image;
 pub mod link;
+pub mod session;

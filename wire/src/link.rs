@@ -59,7 +59,7 @@ pub const MAX_DESCS: usize = 8;
 
 /// Largest frame, header included, in bytes: a chunk with the request and some
 /// small buffers beside it.
-pub const MAX_FRAME: usize = CHUNK + 16 * 1024;
+pub const MAX_FRAME: usize = CHUNK + 4096;
 
 /// Head of every frame.
 #[derive(
