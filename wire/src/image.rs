@@ -157,6 +157,12 @@ pub struct Head {
     pub name: [u8; 16],
     /// Descriptor of the link at home, which the program must not see.
     pub link_fd: u64,
+    /// Soft limits that the remote kernel enforces: `RLIMIT_STACK`,
+    /// `RLIMIT_DATA`, `RLIMIT_AS`, in bytes.
+    pub limits: [u64; 3],
+    /// Home clocks as the program may last have read them; coming home waits
+    /// until they are reached, so that time never goes back.
+    pub clocks: Clocks,
 }
 
 /// Flags of an [`Area`].
@@ -168,6 +174,9 @@ pub mod area_flags {
     /// Kept free at the remote node (mapped without access), because home has
     /// something there that does not travel (vvar).
     pub const HOLD: u32 = 4;
+    /// The program's vDSO: its copy is patched at the remote node and does not
+    /// travel home.
+    pub const VDSO: u32 = 8;
 }
 
 /// One memory area: a range of whole pages with one protection.

@@ -6,12 +6,14 @@
 //! - [`table`]: which system call goes where, and which buffers it has;
 //! - [`marshal`]: a call's arguments into a request, a reply into memory;
 //! - [`filter`]: the seccomp program of a remote process;
+//! - [`boot`]: what lies where in the region, and what mover and deputy say there;
 //! - [`areas`]: reading `/proc/PID/maps` and comparing address spaces.
 
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod areas;
+pub mod boot;
 pub mod filter;
 pub mod marshal;
 pub mod table;
