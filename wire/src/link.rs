@@ -40,6 +40,8 @@ pub mod kind {
     /// Home → remote: run ([`crate::image::Commit`]). From here the process
     /// lives at the remote node.
     pub const COMMIT: u32 = 10;
+    /// Remote → home: the sandbox stands, send the image.
+    pub const READY: u32 = 11;
     /// Remote → home: a system call to run.
     pub const CALL: u32 = 16;
     /// Home → remote: its result.

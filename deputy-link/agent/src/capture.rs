@@ -12,8 +12,7 @@ use crate::{clock, trap};
 use conet_deputy_core::areas::{self, Backing};
 use conet_wire::image::{
     AREAS_PER_FRAME, Area, End, Head, MAX_AREAS, MAX_XSAVE, MemoryMap, PAGE, PAGES_PER_FRAME,
-    PageRun, Registers, VERSION,
-    overlaps_region,
+    PageRun, Registers, VERSION, overlaps_region,
 };
 use conet_wire::link::kind;
 use zerocopy::IntoBytes;

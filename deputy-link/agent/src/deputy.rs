@@ -18,7 +18,9 @@ use crate::clock::SECOND;
 use crate::link::{self, Broken, Frame, Keys};
 use crate::restore::{self, Incoming, Side};
 use crate::sys;
-use conet_deputy_core::boot::{ABORTED, BOOT, Boot, PARKED, Pending, STATUS, Status, fault, phase};
+use conet_deputy_core::boot::{
+    ABORTED, BOOT, Boot, PARKED, PENDING, Pending, STATUS, Status, fault, phase,
+};
 use conet_wire::image::reason;
 use conet_wire::link::{
     ComeHome, Exit, MAX_DESCS, PLACE_BUFFER, ParsedRequest, ReplyHead, direction, kind, output_len,
@@ -51,13 +53,17 @@ pub(crate) fn run() -> ! {
     let set = if boot.pending.present == 1 { 1 - boot.pending.set } else { 0 };
     let link = &mut sys::state().link;
     let fd = i32::try_from(boot.link).unwrap_or(-1);
-    link.start(fd, set, &Keys {
-        cipher: boot.cipher,
-        seal: boot.seal_key,
-        open: boot.open_key,
-        seal_next: boot.seal_next,
-        open_next: boot.open_next,
-    });
+    link.start(
+        fd,
+        set,
+        &Keys {
+            cipher: boot.cipher,
+            seal: boot.seal_key,
+            open: boot.open_key,
+            seal_next: boot.seal_next,
+            open_next: boot.open_next,
+        },
+    );
     let status = status();
     status.blocked = boot.blocked;
     status.phase = phase::SERVING;
@@ -88,14 +94,8 @@ fn lost(why: u32, detail: u64) -> ! {
 }
 
 fn gated_receive(fd: i32, into: &mut [u8]) -> i64 {
-    let args = [
-        u64::from(fd.cast_unsigned()),
-        into.as_mut_ptr() as u64,
-        into.len() as u64,
-        0,
-        0,
-        0,
-    ];
+    let args =
+        [u64::from(fd.cast_unsigned()), into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0];
     sys::gate(nr::__NR_recvfrom, &args)
 }
 
@@ -258,6 +258,9 @@ impl Deputy {
         wait_for_clocks(&head.clocks);
         let stack = sys::alt_stack(None);
         if head.pending == 1 {
+            // Should the process move on before the call ends, its mover reads these.
+            let bytes = self.pending.as_bytes();
+            sys::slice_mut(PENDING, bytes.len()).copy_from_slice(bytes);
             status.phase = phase::FINISHING;
             sys::set_mask(head.blocked);
             let result = sys::finish_pending();

@@ -1,8 +1,8 @@
 //! Calls that the agent answers itself, wholly or in part.
 
+use crate::clock;
 use crate::sys::{self, Program};
 use crate::trap::{self, Away, call, give_up, plain};
-use crate::clock;
 use conet_deputy_core::marshal::{Fault, Memory};
 use conet_deputy_core::table::{Class, Local, lookup};
 use conet_wire::image::{PAGE, REGION, area_flags, overlaps_region};
@@ -86,11 +86,8 @@ fn change_mask(args: &[u64; 6]) -> Result<i64, Away> {
 fn tell_mask() -> Result<i64, Away> {
     let signals = sys::state().remote.signals;
     let mask = (signals.blocked | signals.handled).to_le_bytes();
-    let request = Request {
-        nr: nr::__NR_rt_sigprocmask,
-        descs: 1,
-        args: [2, 0, 0, 8, signals.blocked, 0],
-    };
+    let request =
+        Request { nr: nr::__NR_rt_sigprocmask, descs: 1, args: [2, 0, 0, 8, signals.blocked, 0] };
     let desc = Desc { len: 8, place: 1, direction: direction::IN, ..Desc::default() };
     trap::with_inputs(request, &[desc], &[&mask])
 }
@@ -152,14 +149,8 @@ fn write_pair(addr: u64, pair: [i64; 2]) -> i64 {
 
 fn clock_gettime(args: &[u64; 6]) -> Result<i64, Away> {
     use conet_deputy_core::table::{Buffer, Len};
-    const BUFFERS: &[Buffer] = &[Buffer {
-        arg: 1,
-        input: false,
-        output: true,
-        len: Len::Fixed(16),
-        mode: 0,
-        unit: 1,
-    }];
+    const BUFFERS: &[Buffer] =
+        &[Buffer { arg: 1, input: false, output: true, len: Len::Fixed(16), mode: 0, unit: 1 }];
     let id = u32::try_from(args[0] & 0xffff_ffff).unwrap_or(u32::MAX);
     if let Some(pair) = clock::read(id) {
         return Ok(write_pair(args[1], pair));
@@ -197,14 +188,8 @@ fn time(args: &[u64; 6]) -> Result<i64, Away> {
 /// `getrusage`: what was used at home and what is used here.
 fn rusage(args: &[u64; 6]) -> Result<i64, Away> {
     use conet_deputy_core::table::{Buffer, Len};
-    const BUFFERS: &[Buffer] = &[Buffer {
-        arg: 1,
-        input: false,
-        output: true,
-        len: Len::Fixed(144),
-        mode: 0,
-        unit: 1,
-    }];
+    const BUFFERS: &[Buffer] =
+        &[Buffer { arg: 1, input: false, output: true, len: Len::Fixed(144), mode: 0, unit: 1 }];
     let result = call(Class::Forward(BUFFERS), nr::__NR_getrusage, args)?;
     let is_self = matches!(args[0] & 0xffff_ffff, 0 | 1);
     if result != 0 || !is_self {
@@ -227,14 +212,8 @@ fn rusage(args: &[u64; 6]) -> Result<i64, Away> {
 /// `times`, in ticks of 10 ms (`sysconf(_SC_CLK_TCK)` is 100 on x86-64).
 fn times(args: &[u64; 6]) -> Result<i64, Away> {
     use conet_deputy_core::table::{Buffer, Len};
-    const BUFFERS: &[Buffer] = &[Buffer {
-        arg: 0,
-        input: false,
-        output: true,
-        len: Len::Fixed(32),
-        mode: 0,
-        unit: 1,
-    }];
+    const BUFFERS: &[Buffer] =
+        &[Buffer { arg: 0, input: false, output: true, len: Len::Fixed(32), mode: 0, unit: 1 }];
     let result = call(Class::Forward(BUFFERS), nr::__NR_times, args)?;
     if args[0] == 0 {
         return Ok(result);
@@ -274,7 +253,9 @@ fn memory(number: u32, args: &[u64; 6]) -> Result<i64, Away> {
         return refused;
     }
     match number {
-        nr::__NR_mremap if args[3] > 1 || args[0] >> 32 <= REGION >> 32 => return Err(Away::GoHome),
+        nr::__NR_mremap if args[3] > 1 || args[0] >> 32 <= REGION >> 32 => {
+            return Err(Away::GoHome);
+        }
         nr::__NR_madvise if args[2] == MADV_REMOVE => return Err(Away::GoHome),
         // Here all memory is anonymous; at home a file would fill it again.
         nr::__NR_madvise
@@ -305,8 +286,15 @@ fn map(args: &[u64; 6]) -> Result<i64, Away> {
     let fixed = flags32 & (nr::MAP_FIXED | nr::MAP_FIXED_NOREPLACE) != 0;
     let anonymous = flags32 & nr::MAP_ANONYMOUS != 0;
     let shared = flags32 & nr::MAP_SHARED != 0;
-    let plain_file = flags32 & !(nr::MAP_FIXED | nr::MAP_PRIVATE | nr::MAP_SHARED
-        | nr::MAP_DENYWRITE | nr::MAP_EXECUTABLE | nr::MAP_NORESERVE | nr::MAP_POPULATE) == 0;
+    let plain_file = flags32
+        & !(nr::MAP_FIXED
+            | nr::MAP_PRIVATE
+            | nr::MAP_SHARED
+            | nr::MAP_DENYWRITE
+            | nr::MAP_EXECUTABLE
+            | nr::MAP_NORESERVE
+            | nr::MAP_POPULATE)
+        == 0;
     let (writable, page_len) = (prot & 2 != 0, len.div_ceil(PAGE) * PAGE);
     if fixed && let Err(refused) = is_clear(addr, page_len) {
         return refused;

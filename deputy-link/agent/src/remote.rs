@@ -28,6 +28,7 @@ const LINK: i32 = host_fd::LINK;
 const MAPS: i32 = 3;
 const PAGEMAP: i32 = 5;
 
+const PR_SET_DUMPABLE: u32 = 4;
 const RLIMIT_DATA: u32 = 2;
 const RLIMIT_STACK: u32 = 3;
 const RLIMIT_CORE: u32 = 4;
@@ -45,13 +46,17 @@ pub(crate) fn run(launch: &Launch, proc_fd: i32) -> ! {
     let state = sys::state();
     state.remote.maps = MAPS;
     state.remote.pagemap = PAGEMAP;
-    state.link.start(LINK, 0, &Keys {
-        cipher: launch.cipher,
-        seal: launch.seal_key,
-        open: launch.open_key,
-        seal_next: launch.seal_next,
-        open_next: launch.open_next,
-    });
+    state.link.start(
+        LINK,
+        0,
+        &Keys {
+            cipher: launch.cipher,
+            seal: launch.seal_key,
+            open: launch.open_key,
+            seal_next: launch.seal_next,
+            open_next: launch.open_next,
+        },
+    );
     if let Err(refusal) = prepare() {
         if state.link.send_value(kind::REFUSED, 0, &refusal).is_ok() {
             let mut byte = [0];
@@ -67,24 +72,23 @@ pub(crate) fn run(launch: &Launch, proc_fd: i32) -> ! {
 /// and closes the rest.
 fn take_descriptors(proc_fd: i32) {
     let mut who = [0u8; 16];
-    let n = sys::read_link(proc_fd, c"self", &mut who[1..]);
+    let n = sys::read_link(proc_fd, c"self", &mut who[1..14]);
+    let digits = usize::try_from(n).unwrap_or(0);
     who[0] = b'R';
-    let len = 1 + usize::try_from(n).unwrap_or(0);
+    who[1 + digits] = b'\n';
+    let len = digits + 2;
+    // Changing users has given the files of /proc to the host's root.
+    sys::prctl(PR_SET_DUMPABLE, [1, 0, 0, 0]);
     let maps = sys::open_at(proc_fd, c"self/maps", 0);
     let pagemap = sys::open_at(proc_fd, c"self/pagemap", 0);
-    let (Ok(maps), Ok(pagemap)) = (i32::try_from(maps), i32::try_from(pagemap)) else {
-        give_up()
-    };
+    sys::prctl(PR_SET_DUMPABLE, [0; 4]);
+    let (Ok(maps), Ok(pagemap)) = (i32::try_from(maps), i32::try_from(pagemap)) else { give_up() };
     sys::send(host_fd::CONTROL, &who[..len]);
     let duplicate = |from: i32, to: i32| {
-        sys::plain(nr::__NR_dup2, [
-            u64::from(from.cast_unsigned()),
-            u64::from(to.cast_unsigned()),
-            0,
-            0,
-            0,
-            0,
-        ])
+        sys::plain(
+            nr::__NR_dup2,
+            [u64::from(from.cast_unsigned()), u64::from(to.cast_unsigned()), 0, 0, 0, 0],
+        )
     };
     if maps < 0 || pagemap < 0 || duplicate(maps, MAPS) < 0 || duplicate(pagemap, PAGEMAP) < 0 {
         give_up();
@@ -102,6 +106,9 @@ fn refused(step: u32, result: i64) -> Result<(), Refusal> {
 
 fn prepare() -> Result<(), Refusal> {
     clear_address_space()?;
+    if sys::state().link.send(kind::READY, 0, 0).is_err() {
+        give_up();
+    }
     let mut incoming = Incoming::new(Side::Remote);
     loop {
         let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
@@ -174,8 +181,7 @@ fn confine(head: &Head) -> Result<(), Refusal> {
     // Until the program runs, the bell must wait: its frame says who runs.
     sys::set_mask(!FAULTS);
     let number = |fd: i32| fd.cast_unsigned();
-    let fds =
-        AgentDescriptors { link: number(LINK), maps: number(MAPS), pagemap: number(PAGEMAP) };
+    let fds = AgentDescriptors { link: number(LINK), maps: number(MAPS), pagemap: number(PAGEMAP) };
     refused(step::SANDBOX, sys::install_filter(Program::remote(fds).instructions()))
 }
 

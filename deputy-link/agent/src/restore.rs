@@ -18,8 +18,8 @@ use crate::sys;
 use conet_deputy_core::areas::{self, Backing};
 use conet_deputy_core::boot;
 use conet_wire::image::{
-    Area, End, Head, MAX_XSAVE, PAGE, PAGES_PER_FRAME, PageRun, VERSION, area_flags, overlaps_region,
-    step,
+    Area, End, Head, MAX_XSAVE, PAGE, PAGES_PER_FRAME, PageRun, VERSION, area_flags,
+    overlaps_region, step,
 };
 use conet_wire::link::{Refusal, kind};
 use linux_raw_sys::errno;
@@ -160,9 +160,8 @@ impl Incoming {
             return;
         }
         let here = present_in(area.start, area.end);
-        (self.can_read, self.can_write) = here.fold((true, true), |(r, w), p| {
-            (r && p.prot & READ != 0, w && p.prot & WRITE != 0)
-        });
+        (self.can_read, self.can_write) = here
+            .fold((true, true), |(r, w), p| (r && p.prot & READ != 0, w && p.prot & WRITE != 0));
     }
 
     fn take_pages(&mut self, body: &[u8]) -> Result<(), Refusal> {
@@ -330,7 +329,9 @@ fn shape_home() -> Result<(), Refusal> {
     }
     let mut added = false;
     for area in areas {
-        for (start, end) in areas::gaps((area.start, area.end), &lists.present[..lists.present_count]) {
+        for (start, end) in
+            areas::gaps((area.start, area.end), &lists.present[..lists.present_count])
+        {
             added = true;
             if area.flags & area_flags::GROWS_DOWN != 0 && end < area.end {
                 // The stack grew: touch its new end, and the kernel grows it here.

@@ -71,7 +71,10 @@ pub(crate) enum Away {
 pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
     let detail = u64::from(number);
     if arch != AUDIT_ARCH_X86_64 {
-        capture::go_home(context, Leave { rewind: true, pending: false, reason: reason::CALL_32, detail });
+        capture::go_home(
+            context,
+            Leave { rewind: true, pending: false, reason: reason::CALL_32, detail },
+        );
     }
     let args = context.args();
     let result = match table::lookup(detail) {
@@ -88,7 +91,9 @@ pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
             Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 }
         }
         Err(Away::GoHome) => Leave { rewind: true, pending: false, reason: reason::CALL, detail },
-        Err(Away::Asked) => Leave { rewind: true, pending: false, reason: reason::ASKED, detail: 0 },
+        Err(Away::Asked) => {
+            Leave { rewind: true, pending: false, reason: reason::ASKED, detail: 0 }
+        }
         Err(Away::AskedPending) => {
             Leave { rewind: false, pending: true, reason: reason::ASKED, detail: 0 }
         }
@@ -124,12 +129,8 @@ pub(crate) fn on_bell(context: &Context) {
 
 /// The program faulted.
 pub(crate) fn on_fault(context: &Context, signal: u32) {
-    let leave = Leave {
-        rewind: false,
-        pending: false,
-        reason: reason::FAULT,
-        detail: u64::from(signal),
-    };
+    let leave =
+        Leave { rewind: false, pending: false, reason: reason::FAULT, detail: u64::from(signal) };
     capture::go_home(context, leave);
 }
 

@@ -17,10 +17,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Where the remote side maps the local vDSO.
 pub const VDSO: u64 = REGION + 0x0080_0000;
+/// Where a deputy's stack begins; it grows downwards.
+pub const STACK_TOP: u64 = REGION + 0x00d8_0000;
+/// Scratch memory for the calls that the mover makes in the process's name.
+pub const SCRATCH: u64 = REGION + 0x00d8_0000;
 /// Where [`Boot`] lies.
 pub const BOOT: u64 = REGION + 0x00e0_0000;
 /// Where [`Status`] lies.
 pub const STATUS: u64 = BOOT + 0x8000;
+/// Where a deputy leaves the call ([`Pending`]) that it is finishing at home.
+pub const PENDING: u64 = BOOT + 0xa000;
 /// Where [`conet_wire::image::Head`] and the vector state lie.
 pub const STATE: u64 = REGION + 0x00f0_0000;
 /// Offset of the vector state from [`STATE`].

@@ -63,7 +63,9 @@ pub(crate) fn close(number: i32) {
 
 pub(crate) fn read(number: i32, into: &mut [u8]) -> i64 {
     // SAFETY: the kernel writes at most `into.len()` bytes there.
-    unsafe { raw(nr::__NR_read, [fd(number), into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0]) }
+    unsafe {
+        raw(nr::__NR_read, [fd(number), into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0])
+    }
 }
 
 pub(crate) fn pread(number: i32, into: &mut [u8], offset: u64) -> i64 {
@@ -112,8 +114,7 @@ pub(crate) fn send(number: i32, bytes: &[u8]) -> i64 {
 
 /// `recv(2)`.
 pub(crate) fn receive(number: i32, into: &mut [u8], flags: u32) -> i64 {
-    let args =
-        [fd(number), into.as_mut_ptr() as u64, into.len() as u64, u64::from(flags), 0, 0];
+    let args = [fd(number), into.as_mut_ptr() as u64, into.len() as u64, u64::from(flags), 0, 0];
     // SAFETY: the kernel writes at most `into.len()` bytes there.
     unsafe { raw(nr::__NR_recvfrom, args) }
 }
@@ -145,7 +146,8 @@ pub(crate) fn brk(addr: u64) -> u64 {
 pub(crate) fn clock(id: u32) -> i64 {
     let mut time = [0i64; 2];
     // SAFETY: `time` has the size of a timespec.
-    let result = unsafe { raw(nr::__NR_clock_gettime, [u64::from(id), out(&mut time), 0, 0, 0, 0]) };
+    let result =
+        unsafe { raw(nr::__NR_clock_gettime, [u64::from(id), out(&mut time), 0, 0, 0, 0]) };
     if result < 0 { 0 } else { time[0].wrapping_mul(1_000_000_000).wrapping_add(time[1]) }
 }
 

@@ -82,8 +82,16 @@ unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn strlen(text: *const u8) -> usize {
-    naked_asm!("xor eax, eax", "2:", "cmp byte ptr [rdi + rax], 0", "je 3f", "inc rax", "jmp 2b",
-        "3:", "ret")
+    naked_asm!(
+        "xor eax, eax",
+        "2:",
+        "cmp byte ptr [rdi + rax], 0",
+        "je 3f",
+        "inc rax",
+        "jmp 2b",
+        "3:",
+        "ret"
+    )
 }
 
 // copy_checked(to, from, len) → 0, or 1 after a fault.
@@ -122,8 +130,7 @@ pub(crate) struct Program;
 /// Whether a program may own this range at all: the region is never its own.
 fn owns(addr: u64, len: usize) -> bool {
     addr.checked_add(len as u64).is_some_and(|end| {
-        end <= conet_wire::image::TASK_SIZE + 4096
-            && !conet_wire::image::overlaps_region(addr, end)
+        end <= conet_wire::image::TASK_SIZE + 4096 && !conet_wire::image::overlaps_region(addr, end)
     })
 }
 

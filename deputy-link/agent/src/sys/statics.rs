@@ -61,8 +61,7 @@ pub(crate) struct Lists {
 
 const NONE: Area = Area { start: 0, end: 0, prot: 0, flags: 0 };
 
-static STATE: Static<State> =
-    Static::new(State { link: Link::none(), remote: Remote::new() });
+static STATE: Static<State> = Static::new(State { link: Link::none(), remote: Remote::new() });
 static LISTS: Static<Lists> = Static::new(Lists {
     areas: [NONE; MAX_AREAS],
     area_count: 0,

@@ -99,8 +99,14 @@ pub(crate) fn patch(base: u64, entries: &VdsoEntries) {
 fn trapping(number: u32, a: u64, b: u64, c: u64) -> i64 {
     #[unsafe(naked)]
     extern "C" fn through(stub: u64, number: u64, a: u64, b: u64, c: u64) -> i64 {
-        naked_asm!("mov r11, rdi", "mov rax, rsi", "mov rdi, rdx", "mov rsi, rcx", "mov rdx, r8",
-            "jmp r11")
+        naked_asm!(
+            "mov r11, rdi",
+            "mov rax, rsi",
+            "mov rdi, rdx",
+            "mov rsi, rcx",
+            "mov rdx, r8",
+            "jmp r11"
+        )
     }
     through(TRAP_STUB.load(Ordering::Relaxed), u64::from(number), a, b, c)
 }
