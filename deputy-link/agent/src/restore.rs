@@ -219,15 +219,29 @@ impl Incoming {
         if !self.can_read {
             self.unlock(area)?;
         }
+        let mut copy = [0u8; PAGE as usize];
         for (i, page) in data.as_chunks::<{ PAGE as usize }>().0.iter().enumerate() {
             let at = addr + PAGE * i as u64;
-            let there = sys::slice(at, page.len());
-            if there == page {
+            let here = present_in(at, at + PAGE).next().map_or(0, |p| p.flags);
+            let is_file = here & (area_flags::FILE | SHARED) != 0;
+            let is_same = if !is_file {
+                sys::slice(at, page.len()) == page
+            } else if sys::try_read(at, &mut copy) {
+                &copy == page
+            } else {
+                // Behind the file's end, where the program has mapped memory of its own.
+                let result = sys::map(at, PAGE, READ | WRITE, MAP_FIXED);
+                if result < 0 {
+                    return Err(refuse(step::MAP, result, at));
+                }
+                false
+            };
+            if is_same {
                 continue;
             }
             if !self.can_write {
                 // A shared file that somebody else has changed: home's is right.
-                if present_in(at, at + PAGE).any(|p| p.flags & SHARED != 0) {
+                if here & SHARED != 0 {
                     continue;
                 }
                 self.unlock(area)?;

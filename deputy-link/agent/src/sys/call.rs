@@ -105,6 +105,19 @@ pub(crate) fn copy_to_program(addr: u64, bytes: &[u8]) -> i64 {
     unsafe { raw(nr::__NR_process_vm_writev, args) }
 }
 
+/// Copies this process's own memory at an address that may be wrong; whether all of
+/// it could be read.
+pub(crate) fn try_read(addr: u64, into: &mut [u8]) -> bool {
+    let pid = plain(nr::__NR_getpid, [0; 6]).cast_unsigned();
+    let to = [into.as_mut_ptr() as u64, into.len() as u64];
+    let from = [addr, into.len() as u64];
+    let args = [pid, to.as_ptr() as u64, 1, from.as_ptr() as u64, 1, 0];
+    // SAFETY: both vectors have one entry; the kernel writes at most `into.len()`
+    // bytes there and checks `addr`.
+    let read = unsafe { raw(nr::__NR_process_vm_readv, args) };
+    read == i64::try_from(into.len()).unwrap_or(-1)
+}
+
 /// `send(2)` with MSG_NOSIGNAL.
 pub(crate) fn send(number: i32, bytes: &[u8]) -> i64 {
     let args = [fd(number), bytes.as_ptr() as u64, bytes.len() as u64, 0x4000, 0, 0];
