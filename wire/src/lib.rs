@@ -1,1 +1,8 @@
 //! Every layout that leaves a conet process: packets, records, images and requests.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "control")]
+pub mod control;
+#[cfg(feature = "control")]
+pub mod peer;
