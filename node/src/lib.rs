@@ -1,4 +1,8 @@
 //! The node daemon: peers, guests, processes and their movement.
 
+pub mod caller;
+pub mod client;
 pub mod config;
+pub mod control;
 pub mod identity;
+mod sys;
