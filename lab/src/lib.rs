@@ -16,6 +16,7 @@ mod enter;
 mod error;
 mod holder;
 mod lan;
+pub mod measure;
 mod names;
 mod plan;
 mod process;
