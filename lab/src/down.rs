@@ -11,11 +11,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use conet_netsys::{Netlink, Netns};
+use conet_node::procfs::ProcessRef;
 use rustix::process::Signal;
 
 use crate::LabError;
 use crate::names::is_lab_name;
-use crate::process::{self, NamespaceIds, ProcessRef};
+use crate::process::{self, NamespaceIds};
 use crate::state::{LabLock, LabState};
 
 /// How long a daemon may take to clean up after itself.

@@ -38,12 +38,12 @@ pub fn exec(
     arguments: &[OsString],
 ) -> Result<Infallible, LabError> {
     enter(LabState::load()?.host(host)?)?;
-    let error = Command::new(program)
+    let source = Command::new(program)
         .args(arguments)
         .env(SOCKET_VARIABLE, plan::socket())
         .env(CONFIG_VARIABLE, plan::CONFIG)
         .exec();
-    Err(LabError::step_on("run", program)(error))
+    Err(LabError::Program { program: program.into(), source })
 }
 
 /// Becomes the daemon of a host, in a session of its own.

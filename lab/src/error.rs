@@ -62,6 +62,14 @@ pub enum LabError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The program to become cannot be started.
+    #[error("cannot run {} on the lab host ({source}); give a program that is there", program.display())]
+    Program {
+        /// As it was given.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The process that should keep a host's namespaces did not come up.
     #[error("the lab host {name} did not come up: {said}; see conet lab down, and try again")]
     Holder {

@@ -11,6 +11,7 @@
 //!
 //! Everything here needs root.
 
+pub mod demo;
 mod down;
 mod enter;
 mod error;
@@ -31,7 +32,6 @@ pub use error::LabError;
 pub use holder::hold;
 pub use names::{HostId, LAN, LAN_PREFIX, MAX_GUESTS, MAX_HOSTS, UPLINK, is_lab_name};
 pub use plan::MARKER;
-pub use process::ProcessRef;
 pub use state::{HostState, LabState, STATE_DIR};
 pub use status::{HostReport, LabReport, status};
 pub use up::{Options, Watch, ask_status, restart, up};

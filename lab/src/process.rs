@@ -1,89 +1,12 @@
-//! Processes by pid and start, and which of them are in a lab's namespaces.
-//!
-//! A pid alone may have passed to another process; with the start time (field 22
-//! of `/proc/PID/stat`, `man 5 proc`) it names one.
+//! Which processes are in a lab's namespaces.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::{Deserialize, Serialize};
-
-/// How often a wait looks again.
-const POLL: Duration = Duration::from_millis(10);
+use conet_node::procfs::{ProcessRef, Stat};
 
 /// The namespaces that tell a lab host from the machine.
 const KINDS: [&str; 5] = ["net", "mnt", "uts", "ipc", "time"];
-
-/// One process, now and later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ProcessRef {
-    /// Its pid, as the machine counts.
-    pub pid: u32,
-    /// Its start, in clock ticks since boot.
-    pub started: u64,
-}
-
-impl ProcessRef {
-    /// The running process of a pid; none where there is none, or only a zombie.
-    #[must_use]
-    pub fn of(pid: u32) -> Option<Self> {
-        let stat = Stat::of(pid)?;
-        (!stat.ended).then_some(Self { pid, started: stat.started })
-    }
-
-    /// Whether it still runs.
-    #[must_use]
-    pub fn is_alive(self) -> bool {
-        Self::of(self.pid) == Some(self)
-    }
-
-    /// Sends it a signal; whether it was there to take it.
-    pub fn signal(self, signal: Signal) -> bool {
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return false };
-        // The descriptor first: from then on the pid cannot pass to another.
-        let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
-        self.is_alive() && pidfd_send_signal(descriptor, signal).is_ok()
-    }
-
-    /// Waits until it has ended; whether it did in time.
-    #[must_use]
-    pub fn wait_gone(self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        while self.is_alive() {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(POLL);
-        }
-        true
-    }
-}
-
-/// What `/proc/PID/stat` says.
-struct Stat {
-    parent: u32,
-    started: u64,
-    ended: bool,
-}
-
-impl Stat {
-    fn of(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    /// `pid (name) state ppid …`; the name may hold anything, also `)`.
-    fn parse(text: &str) -> Option<Self> {
-        let (_, rest) = text.rsplit_once(')')?;
-        let mut fields = rest.split_whitespace();
-        let ended = matches!(fields.next()?, "Z" | "X");
-        let parent = fields.next()?.parse().ok()?;
-        // State is field 3 and the start field 22: 17 lie between the parent and it.
-        let started = fields.nth(17)?.parse().ok()?;
-        Some(Self { parent, started, ended })
-    }
-}
 
 /// The identities of namespaces, as `/proc/PID/ns/*` spells them.
 pub(crate) type NamespaceIds = BTreeSet<String>;
@@ -141,26 +64,6 @@ fn ancestors() -> BTreeSet<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_with_brackets_is_read_past() {
-        let text = "7 (a) b) S 3 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 99 100 1";
-        let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.parent, stat.started, stat.ended), (3, 99, false));
-    }
-
-    #[test]
-    fn a_process_is_alive_until_it_is_not() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let process = ProcessRef::of(child.id()).unwrap();
-        assert!(process.is_alive());
-        assert!(!ProcessRef { started: process.started + 1, ..process }.is_alive());
-        assert!(process.signal(Signal::KILL));
-        // A zombie runs no more, though nobody has waited for it.
-        assert!(process.wait_gone(Duration::from_secs(5)));
-        assert!(!process.signal(Signal::KILL));
-        child.wait().unwrap();
-    }
 
     #[test]
     fn we_are_not_in_foreign_namespaces() {

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::LabError;
-use crate::process::ProcessRef;
+use conet_node::procfs::ProcessRef;
 
 /// Where the lab keeps its state.
 pub const STATE_DIR: &str = "/run/conet-lab";

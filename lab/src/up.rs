@@ -20,7 +20,7 @@ use conet_wire::control::{Request, Response, Status};
 
 use crate::holder::{Plan, READY};
 use crate::names::{HostId, LAN, MAX_GUESTS, MAX_HOSTS};
-use crate::process::ProcessRef;
+use conet_node::procfs::ProcessRef;
 use crate::state::{HostState, LabLock, LabState};
 use crate::{LabError, down, plan};
 

@@ -5,4 +5,6 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod identity;
+pub mod processes;
+pub mod procfs;
 mod sys;
