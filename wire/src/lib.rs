@@ -4,5 +4,6 @@
 
 #[cfg(feature = "control")]
 pub mod control;
+pub mod ip;
 #[cfg(feature = "control")]
 pub mod peer;
