@@ -7,3 +7,4 @@ pub mod control;
 pub mod ip;
 #[cfg(feature = "control")]
 pub mod peer;
+pub mod session;
