@@ -30,9 +30,7 @@ impl Random {
     /// A number below `bound`; zero if `bound` is.
     pub const fn below(&mut self, bound: u64) -> u64 {
         let wide = self.number() as u128 * bound as u128;
-        #[expect(clippy::cast_possible_truncation, reason = "the upper half of a product")]
-        let number = (wide >> 64) as u64;
-        number
+        (wide >> 64) as u64
     }
 
     /// True `per_mille` times in a thousand.

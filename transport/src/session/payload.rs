@@ -211,7 +211,7 @@ mod tests {
             room in 64usize..3000,
             fates in prop::collection::vec(0u8..4, 2000),
         ) {
-            let payload: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let payload: Vec<u8> = (0..=250).cycle().take(length).collect();
             let mut outgoing = Outgoing::new(payload.clone());
             let mut assembly = Assembly::new(length);
             let mut fates = fates.into_iter().chain(core::iter::repeat(3));

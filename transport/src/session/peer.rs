@@ -268,7 +268,7 @@ impl Peer {
         self.heard = now;
         if which == Which::Current && newest && self.address != Some(from) {
             let moved = self.address.replace(from).is_some();
-            if moved && !self.rtt.smoothed().is_none() {
+            if moved {
                 self.rtt = Rtt::default();
                 self.restart_flow(now);
             }

@@ -295,7 +295,10 @@ impl Server {
                 first.then_some(Asked::Cancel(IncomingId { slot: number, sequence, incarnation }))
             }
             CallVerdict::RepeatReply => {
-                slot.state = State::Delivered;
+                // Pieces of a newer call may already be there; they stay.
+                if let State::Done(_) = slot.state {
+                    slot.state = State::Delivered;
+                }
                 self.say(number, Say::Ended);
                 None
             }
@@ -421,3 +424,6 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

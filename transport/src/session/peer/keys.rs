@@ -113,7 +113,7 @@ impl Peer {
         let incarnation = keys.remote_incarnation;
         let was_up = self.current.is_some();
         let same = self.remote_incarnation == Some(incarnation);
-        let old = core::mem::replace(&mut self.current, Some(keys));
+        let old = self.current.replace(keys);
         self.retired.extend(self.previous.take().map(|keys| keys.local_index));
         if same {
             self.previous = old;
