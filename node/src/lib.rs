@@ -1,1 +1,12 @@
 //! The node daemon: peers, guests, processes and their movement.
+
+pub mod caller;
+pub mod client;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod identity;
+pub mod peers;
+pub mod processes;
+pub mod procfs;
+mod sys;

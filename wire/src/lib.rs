@@ -7,6 +7,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "control")]
+pub mod control;
 pub mod image;
+pub mod ip;
 pub mod link;
+#[cfg(feature = "control")]
+pub mod peer;
 pub mod session;

@@ -21,6 +21,7 @@
 //! twice; whatever `emit` writes, `parse` reads back to the same value.
 
 pub mod frame;
+pub mod handshake;
 
 /// Bytes of a packet header.
 pub const HEADER: usize = 16;
@@ -37,6 +38,9 @@ pub const MAX_RECORD_OVERHEAD: usize = 4096;
 pub const MAX_PACKET: usize = HEADER + MAX_RECORD_DATA + MAX_RECORD_OVERHEAD + TAG;
 /// Shortest packet: a header, an empty payload, a tag.
 pub const MIN_PACKET: usize = HEADER + TAG;
+
+/// Header flag of a data packet: its sender wants it acknowledged.
+pub const FLAG_TRACKED: u8 = 1;
 
 /// What a packet is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

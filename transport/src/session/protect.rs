@@ -53,13 +53,15 @@ impl Cipher {
     /// # Panics
     ///
     /// Never: each algorithm gets a key of its own length.
-    #[expect(clippy::expect_used, reason = "the only failure is a wrong key length")]
     fn key(self, key: &Key) -> LessSafeKey {
         let (algorithm, bytes) = match self {
             Self::Aes128Gcm => (&aead::AES_128_GCM, &key.expose()[..16]),
             Self::ChaCha20Poly1305 => (&aead::CHACHA20_POLY1305, &key.expose()[..]),
         };
-        LessSafeKey::new(UnboundKey::new(algorithm, bytes).expect("length fits the algorithm"))
+        let Ok(key) = UnboundKey::new(algorithm, bytes) else {
+            unreachable!("the only failure is a wrong key length");
+        };
+        LessSafeKey::new(key)
     }
 }
 

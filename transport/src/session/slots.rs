@@ -78,6 +78,12 @@ impl ClientSlot {
         ReplyVerdict::Complete
     }
 
+    /// The newest call will not be answered: it was never sent, or the server that
+    /// knew it is gone. Its sequence stays used up.
+    pub const fn forget(&mut self) {
+        self.waiting = false;
+    }
+
     /// Sequence of the newest call; zero before the first.
     #[must_use]
     pub const fn sequence(&self) -> u64 {

@@ -1,0 +1,372 @@
+//! The UDP driver: one thread, one socket, one [`Hub`].
+//!
+//! ```text
+//! caller ──Command──► channel + waker ─► ┌────────┐ ◄──datagrams── socket
+//! caller ◄──result─── channel ◄───────── │ thread │ ──datagrams──► socket
+//! daemon ◄──Event──── channel ◄───────── └────────┘   sleeps until the hub's deadline
+//! ```
+//!
+//! The thread owns the hub and the socket; everybody else sends it messages. A call
+//! costs its caller one message and one wake-up each way. mio and not an async
+//! runtime: tokio added 15 to 30 µs to a call on the reference machine.
+//!
+//! The socket is bound by the thread that calls [`Endpoint::start`], so it belongs
+//! to that thread's network namespace for good.
+//!
+//! Locks: none. Channels are unbounded, but hold at most what the hub's limits
+//! admit per peer, as long as calls come from callers that wait for them.
+
+mod driver;
+
+use crate::session::handshake::{HandshakeError, PrivateKey, PublicKey};
+use crate::session::{
+    CallError, CallRefused, DownReason, HubConfig, IncomingId, Limits, PeerStatus, ReplyFailed,
+    Strays, UnknownPeer,
+};
+use driver::{Command, Driver};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What an endpoint starts with.
+#[derive(Debug)]
+pub struct EndpointConfig {
+    /// Our identity.
+    pub private_key: PrivateKey,
+    /// Peers from the start, with their addresses where known.
+    pub peers: Vec<(PublicKey, Option<SocketAddr>)>,
+    /// Bounds, the same for every peer.
+    pub limits: Limits,
+}
+
+impl EndpointConfig {
+    /// Without peers, with the default limits.
+    #[must_use]
+    pub fn new(private_key: PrivateKey) -> Self {
+        Self { private_key, peers: Vec::new(), limits: Limits::default() }
+    }
+}
+
+/// Why an endpoint did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `bind(2)` failed: the address is taken or not ours.
+    #[error("bind the UDP socket to {1}")]
+    Bind(#[source] io::Error, SocketAddr),
+    /// The socket's address could not be read, or it could not be made non-blocking.
+    #[error("set up the UDP socket")]
+    Socket(#[source] io::Error),
+    /// `epoll_create1(2)`, `epoll_ctl(2)` or `eventfd(2)` failed.
+    #[error("set up polling")]
+    Poll(#[source] io::Error),
+    /// `clone(2)` failed.
+    #[error("start the endpoint's thread")]
+    Thread(#[source] io::Error),
+    /// No randomness.
+    #[error(transparent)]
+    Hub(#[from] HandshakeError),
+}
+
+/// Why a call brought no reply.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CallFailed {
+    /// It was not taken; it never ran.
+    #[error(transparent)]
+    Refused(#[from] CallRefused),
+    /// It ended without a reply.
+    #[error(transparent)]
+    Ended(#[from] CallError),
+    /// The endpoint was closed while it waited.
+    #[error("endpoint is closed; the call may have run")]
+    Closed,
+}
+
+impl CallFailed {
+    /// Whether the peer may have run the call, so that doing it again is not safe by
+    /// itself.
+    #[must_use]
+    pub const fn may_have_run(&self) -> bool {
+        matches!(self, Self::Ended(CallError::TimedOut | CallError::Unknown) | Self::Closed)
+    }
+}
+
+/// The endpoint's thread has ended; see [`Endpoint::close`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("endpoint is closed")]
+pub struct Closed;
+
+/// Names a call of a peer's, to answer it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Ticket {
+    pub(crate) peer: PublicKey,
+    pub(crate) id: IncomingId,
+}
+
+impl Ticket {
+    /// Who called.
+    #[must_use]
+    pub const fn peer(&self) -> PublicKey {
+        self.peer
+    }
+}
+
+/// What happened at an endpoint.
+#[derive(Debug, Eq, PartialEq)]
+pub enum EndpointEvent {
+    /// A session with the peer stands.
+    PeerUp(PublicKey),
+    /// It stands no more.
+    PeerDown(PublicKey, DownReason),
+    /// A peer calls: answer with [`Endpoint::reply`] or [`Endpoint::refuse`].
+    Call {
+        /// To answer with.
+        ticket: Ticket,
+        /// What it says.
+        payload: Vec<u8>,
+    },
+    /// The peer no longer waits for this call; it must still be answered.
+    Cancelled(Ticket),
+}
+
+/// A call on its way; dropping it leaves the call running until its time is up.
+#[derive(Debug)]
+pub struct PendingCall {
+    result: Receiver<Result<Vec<u8>, CallFailed>>,
+}
+
+impl PendingCall {
+    /// Waits for the outcome; the call's own timeout bounds it.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallFailed`].
+    pub fn wait(self) -> Result<Vec<u8>, CallFailed> {
+        self.result.recv().unwrap_or(Err(CallFailed::Closed))
+    }
+
+    /// Waits `time` at most; `None` if the call has not ended by then.
+    pub fn wait_timeout(&self, time: Duration) -> Option<Result<Vec<u8>, CallFailed>> {
+        match self.result.recv_timeout(time) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Err(CallFailed::Closed)),
+        }
+    }
+}
+
+/// What an endpoint looks like now.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct EndpointStatus {
+    /// All peers, by key.
+    pub peers: Vec<PeerStatus>,
+    /// Datagrams that belonged to no peer.
+    pub strays: Strays,
+}
+
+#[derive(Debug)]
+struct Shared {
+    commands: Sender<Command>,
+    waker: mio::Waker,
+}
+
+/// A handle to a running endpoint; clones are handles to the same one.
+///
+/// The thread ends when the last handle is dropped, without waiting for it, or
+/// when [`close`](Self::close) is called.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    public_key: PublicKey,
+}
+
+/// The thread of an endpoint.
+#[derive(Debug)]
+pub struct EndpointThread(JoinHandle<()>);
+
+impl EndpointThread {
+    /// Waits until the thread has ended; says whether it ended well.
+    pub fn join(self) -> bool {
+        self.0.join().is_ok()
+    }
+}
+
+/// What [`Endpoint::start`] gives.
+#[derive(Debug)]
+pub struct Started {
+    /// To call and answer.
+    pub endpoint: Endpoint,
+    /// What peers do.
+    pub events: Receiver<EndpointEvent>,
+    /// To wait for the end.
+    pub thread: EndpointThread,
+}
+
+impl Endpoint {
+    /// Binds a UDP socket to `listen` and serves it on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`].
+    pub fn start(listen: SocketAddr, config: EndpointConfig) -> Result<Started, StartError> {
+        let socket = UdpSocket::bind(listen).map_err(|error| StartError::Bind(error, listen))?;
+        Self::start_on(socket, config)
+    }
+
+    /// Serves a socket that is bound already, in whatever namespace.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`].
+    pub fn start_on(socket: UdpSocket, config: EndpointConfig) -> Result<Started, StartError> {
+        let EndpointConfig { private_key, peers, limits } = config;
+        let public_key = private_key.public();
+        let hub = HubConfig { limits, ..HubConfig::new(private_key) };
+        let address = socket.local_addr().map_err(StartError::Socket)?;
+        let (commands, inbox) = channel();
+        let (events, outbox) = channel();
+        let (driver, waker) = Driver::new(socket, hub, &peers, inbox, events)?;
+        let thread = std::thread::Builder::new()
+            .name("conet-endpoint".to_owned())
+            .spawn(move || driver.run())
+            .map_err(StartError::Thread)?;
+        let shared = Arc::new(Shared { commands, waker });
+        let endpoint = Self { shared, address, public_key };
+        Ok(Started { endpoint, events: outbox, thread: EndpointThread(thread) })
+    }
+
+    /// Our key.
+    #[must_use]
+    pub const fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// The address that the socket is bound to.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn tell(&self, command: Command) -> Result<(), Closed> {
+        self.shared.commands.send(command).map_err(|_| Closed)?;
+        // A full eventfd means that a wake-up is on its way already.
+        self.shared.waker.wake().map_err(|_| Closed)
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, Closed> {
+        let (answer, result) = channel();
+        self.tell(command(answer))?;
+        result.recv().map_err(|_| Closed)
+    }
+
+    /// Calls `peer` and waits for the reply, `timeout` at most.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallFailed`].
+    pub fn call(
+        &self,
+        peer: PublicKey,
+        payload: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallFailed> {
+        self.begin(peer, payload, timeout).wait()
+    }
+
+    /// Calls `peer` without waiting.
+    #[must_use]
+    pub fn begin(&self, peer: PublicKey, payload: Vec<u8>, timeout: Duration) -> PendingCall {
+        let (answer, result) = channel();
+        let told = self.tell(Command::Call { peer, payload, timeout, answer: answer.clone() });
+        if told.is_err() {
+            // The receiver is ours and alive.
+            answer.send(Err(CallFailed::Closed)).ok();
+        }
+        PendingCall { result }
+    }
+
+    /// Answers a call of a peer's.
+    ///
+    /// # Errors
+    ///
+    /// [`AnswerFailed`].
+    pub fn reply(&self, ticket: Ticket, payload: Vec<u8>) -> Result<(), AnswerFailed> {
+        Ok(self.ask(|answer| Command::Reply { ticket, payload, answer })??)
+    }
+
+    /// Answers a call that was not run and will not be.
+    ///
+    /// # Errors
+    ///
+    /// [`AnswerFailed`].
+    pub fn refuse(&self, ticket: Ticket) -> Result<(), AnswerFailed> {
+        Ok(self.ask(|answer| Command::Refuse { ticket, answer })??)
+    }
+
+    /// Allows a peer, or changes the address of one; see
+    /// [`Hub::add_peer`](crate::session::Hub::add_peer).
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`].
+    pub fn add_peer(&self, key: PublicKey, address: Option<SocketAddr>) -> Result<(), Closed> {
+        self.tell(Command::AddPeer { key, address })
+    }
+
+    /// Forgets a peer; calls to it end as [`CallError::Unknown`].
+    ///
+    /// # Errors
+    ///
+    /// [`RemoveFailed`].
+    pub fn remove_peer(&self, key: PublicKey) -> Result<(), RemoveFailed> {
+        Ok(self.ask(|answer| Command::RemovePeer { key, answer })??)
+    }
+
+    /// A snapshot of all peers.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`].
+    pub fn status(&self) -> Result<EndpointStatus, Closed> {
+        self.ask(|answer| Command::Status { answer })
+    }
+
+    /// Says goodbye to all peers and ends the thread; further use fails as closed.
+    pub fn close(&self) {
+        // Closed already is as good.
+        self.tell(Command::Close).ok();
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Without a handle nobody can call any more; the thread may be gone already.
+        self.commands.send(Command::Close).ok();
+        self.waker.wake().ok();
+    }
+}
+
+/// Why an answer was not taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum AnswerFailed {
+    /// See [`ReplyFailed`].
+    #[error(transparent)]
+    Reply(#[from] ReplyFailed),
+    /// See [`Closed`].
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+/// Why a peer was not removed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RemoveFailed {
+    /// It was not there.
+    #[error(transparent)]
+    Unknown(#[from] UnknownPeer),
+    /// See [`Closed`].
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}

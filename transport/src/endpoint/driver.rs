@@ -1,0 +1,248 @@
+//! The endpoint's thread: it alone touches the hub and the socket.
+
+use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
+use crate::session::handshake::PublicKey;
+use crate::session::{CallError, CallId, Event, Hub, HubConfig, ReplyFailed, UnknownPeer};
+use crate::time::Instant;
+use mio::{Events, Interest, Poll, Token, Waker};
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::Duration;
+
+const SOCKET: Token = Token(0);
+const WAKE: Token = Token(1);
+/// Datagrams taken before timers and transmissions get their turn.
+const BATCH: usize = 64;
+/// Wanted socket buffers: 1 MiB in flight several times over. The kernel gives
+/// `net.core.rmem_max` at most, which is enough for the flow's window.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+/// Longest UDP datagram over IPv4.
+const DATAGRAM: usize = 65_536;
+
+type CallResult = Result<Vec<u8>, CallFailed>;
+
+/// What handles ask of the thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    Call { peer: PublicKey, payload: Vec<u8>, timeout: Duration, answer: Sender<CallResult> },
+    Reply { ticket: Ticket, payload: Vec<u8>, answer: Sender<Result<(), ReplyFailed>> },
+    Refuse { ticket: Ticket, answer: Sender<Result<(), ReplyFailed>> },
+    AddPeer { key: PublicKey, address: Option<SocketAddr> },
+    RemovePeer { key: PublicKey, answer: Sender<Result<(), UnknownPeer>> },
+    Status { answer: Sender<EndpointStatus> },
+    Close,
+}
+
+pub(super) struct Driver {
+    poll: Poll,
+    socket: mio::net::UdpSocket,
+    hub: Hub,
+    started: std::time::Instant,
+    inbox: Receiver<Command>,
+    events: Sender<EndpointEvent>,
+    waiting: HashMap<(PublicKey, CallId), Sender<CallResult>>,
+    out: Vec<u8>,
+    /// A datagram that the socket had no room for, and its address.
+    held: Option<SocketAddr>,
+    closing: bool,
+}
+
+impl Driver {
+    pub(super) fn new(
+        socket: UdpSocket,
+        config: HubConfig,
+        peers: &[(PublicKey, Option<SocketAddr>)],
+        inbox: Receiver<Command>,
+        events: Sender<EndpointEvent>,
+    ) -> Result<(Self, Waker), StartError> {
+        socket.set_nonblocking(true).map_err(StartError::Socket)?;
+        let buffers = socket2::SockRef::from(&socket);
+        // Smaller buffers only cost speed.
+        buffers.set_recv_buffer_size(SOCKET_BUFFER).ok();
+        buffers.set_send_buffer_size(SOCKET_BUFFER).ok();
+        let poll = Poll::new().map_err(StartError::Poll)?;
+        let waker = Waker::new(poll.registry(), WAKE).map_err(StartError::Poll)?;
+        let mut socket = mio::net::UdpSocket::from_std(socket);
+        poll.registry()
+            .register(&mut socket, SOCKET, Interest::READABLE | Interest::WRITABLE)
+            .map_err(StartError::Poll)?;
+        let started = std::time::Instant::now();
+        let mut hub = Hub::new(config)?;
+        for (key, address) in peers {
+            hub.add_peer(Instant::START, *key, *address);
+        }
+        let driver = Self {
+            poll,
+            socket,
+            hub,
+            started,
+            inbox,
+            events,
+            waiting: HashMap::new(),
+            out: Vec::new(),
+            held: None,
+            closing: false,
+        };
+        Ok((driver, waker))
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_start(self.started.elapsed())
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(8);
+        let mut datagram = vec![0; DATAGRAM];
+        let mut more = false;
+        while !self.closing {
+            let now = self.now();
+            let timeout = match self.hub.poll_timeout(now) {
+                _ if more => Some(Duration::ZERO),
+                // A full socket must not make the loop spin: writability wakes it.
+                Some(_) if self.held.is_some() => Some(Duration::from_millis(1)),
+                Some(at) => Some(at.since(now)),
+                None => None,
+            };
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+            more = self.receive(&mut datagram);
+            self.obey();
+            let now = self.now();
+            self.hub.handle_timeout(now);
+            self.report();
+            self.transmit();
+        }
+        self.say_goodbye();
+    }
+
+    /// Takes up to [`BATCH`] datagrams; says whether there may be more.
+    fn receive(&mut self, datagram: &mut [u8]) -> bool {
+        for _ in 0..BATCH {
+            let Ok((length, from)) = self.socket.recv_from(datagram) else {
+                // Empty; or an error that concerns one datagram of the past.
+                return false;
+            };
+            let now = self.now();
+            if let Some(bytes) = datagram.get_mut(..length) {
+                self.hub.handle_datagram(now, from, bytes);
+            }
+        }
+        true
+    }
+
+    fn obey(&mut self) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Close) | Err(TryRecvError::Disconnected) => {
+                    self.closing = true;
+                    return;
+                }
+                Ok(command) => self.obey_one(command),
+                Err(TryRecvError::Empty) => return,
+            }
+        }
+    }
+
+    /// Whoever asked may have gone: an answer that nobody takes is no failure.
+    fn obey_one(&mut self, command: Command) {
+        let now = self.now();
+        match command {
+            Command::Call { peer, payload, timeout, answer } => {
+                match self.hub.call(now, &peer, payload, Some(now + timeout)) {
+                    Ok(id) => {
+                        self.waiting.insert((peer, id), answer);
+                    }
+                    Err(error) => drop(answer.send(Err(error.into()))),
+                }
+            }
+            Command::Reply { ticket, payload, answer } => {
+                answer.send(self.hub.reply(&ticket.peer, ticket.id, payload)).ok();
+            }
+            Command::Refuse { ticket, answer } => {
+                answer.send(self.hub.refuse(&ticket.peer, ticket.id)).ok();
+            }
+            Command::AddPeer { key, address } => self.hub.add_peer(now, key, address),
+            Command::RemovePeer { key, answer } => {
+                // What it said before goes first.
+                self.report();
+                let removed = self.hub.remove_peer(&key);
+                self.waiting.retain(|(peer, _), waiting| {
+                    if *peer == key {
+                        waiting.send(Err(CallError::Unknown.into())).ok();
+                    }
+                    *peer != key
+                });
+                answer.send(removed).ok();
+            }
+            Command::Status { answer } => {
+                let peers = self.hub.status(now).collect();
+                answer.send(EndpointStatus { peers, strays: self.hub.strays() }).ok();
+            }
+            Command::Close => self.closing = true,
+        }
+    }
+
+    fn report(&mut self) {
+        while let Some(event) = self.hub.poll_event() {
+            let event = match event {
+                Event::Up(peer) => EndpointEvent::PeerUp(peer),
+                Event::Down(peer, reason) => EndpointEvent::PeerDown(peer, reason),
+                Event::Call { peer, id, payload } => {
+                    EndpointEvent::Call { ticket: Ticket { peer, id }, payload }
+                }
+                Event::Cancelled { peer, id } => EndpointEvent::Cancelled(Ticket { peer, id }),
+                Event::Ended { peer, call, result } => {
+                    if let Some(answer) = self.waiting.remove(&(peer, call)) {
+                        answer.send(result.map_err(CallFailed::from)).ok();
+                    }
+                    continue;
+                }
+            };
+            // Nobody listens: a pure client.
+            if let Err(std::sync::mpsc::SendError(EndpointEvent::Call { ticket, .. })) =
+                self.events.send(event)
+            {
+                self.hub.refuse(&ticket.peer, ticket.id).ok();
+            }
+        }
+    }
+
+    fn transmit(&mut self) {
+        loop {
+            let to = match self.held.take() {
+                Some(to) => to,
+                None => {
+                    let now = self.now();
+                    match self.hub.poll_transmit(now, &mut self.out) {
+                        Some(to) => to,
+                        None => return,
+                    }
+                }
+            };
+            match self.socket.send_to(&self.out, to) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.held = Some(to);
+                    return;
+                }
+                // Unreachable, no buffers: to the session it is a lost packet.
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    fn say_goodbye(&mut self) {
+        let now = self.now();
+        while let Some(to) = self.hub.poll_farewell(now, &mut self.out) {
+            // The peer finds out by itself if this is lost.
+            self.socket.send_to(&self.out, to).ok();
+        }
+        for (_, answer) in self.waiting.drain() {
+            answer.send(Err(CallFailed::Closed)).ok();
+        }
+    }
+}

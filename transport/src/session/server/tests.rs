@@ -1,0 +1,153 @@
+//! A server against clients that do not keep to the rules.
+
+use super::*;
+use proptest::prelude::*;
+
+const LIMITS: Limits = Limits {
+    datagram: 1400,
+    slots: 4,
+    queued: 8,
+    payload: 4096,
+    assembling: 8192,
+    keepalive: core::time::Duration::from_secs(1),
+    dead_after: core::time::Duration::from_secs(5),
+    rekey_after: core::time::Duration::from_secs(120),
+    handshake_retry: core::time::Duration::from_millis(250),
+};
+
+fn head(slot: u16, sequence: u64, total: u32) -> SlotHead {
+    SlotHead { slot, sequence, total }
+}
+
+fn said(server: &mut Server) -> Vec<Frame<'static>> {
+    let mut buf = Vec::new();
+    let mut packet = Packet::new(&mut buf, LIMITS.datagram);
+    assert!(server.emit(&mut packet));
+    let length = packet.payload_len();
+    let bytes: &'static [u8] = buf[conet_wire::session::HEADER..][..length].to_vec().leak();
+    conet_wire::session::frame::Frames::new(bytes).map(|frame| frame.expect("ours")).collect()
+}
+
+#[test]
+fn slots_beyond_the_limit_do_not_exist() {
+    let mut server = Server::new(LIMITS);
+    assert_eq!(server.on_call(head(4, 1, 0), &[]), None);
+    assert_eq!(server.on_piece(head(u16::MAX, 1, 64), 0, &[0; 64]), (false, None));
+    assert_eq!(server.on_cancel(4, 1), None);
+    assert!(server.slots.len() <= LIMITS.slots);
+    assert_eq!(server.executions, 0);
+}
+
+#[test]
+fn calls_in_part_take_no_more_than_the_budget() {
+    let mut server = Server::new(LIMITS);
+    assert_eq!(server.on_piece(head(0, 1, 4097), 0, &[0; 64]), (false, None), "too long");
+    assert!(server.on_piece(head(0, 1, 4096), 0, &[0; 64]).0);
+    assert!(server.on_piece(head(1, 1, 4096), 0, &[0; 64]).0);
+    assert!(!server.on_piece(head(2, 1, 64), 0, &[0; 64]).0, "budget");
+    assert_eq!(server.refused_pieces, 2);
+    // A newer call of the same slot gives the older one's memory back.
+    assert!(server.on_piece(head(0, 2, 128), 0, &[0; 64]).0);
+    assert_eq!(server.assembling, 4096 + 128);
+    assert!(server.on_piece(head(0, 1, 4096), 64, &[0; 64]).0, "dropped, and not asked for again");
+    assert_eq!(server.assembling, 4096 + 128);
+    // So does completion, and so does a cancel.
+    let (taken, asked) = server.on_piece(head(0, 2, 128), 64, &[1; 64]);
+    assert!(taken && matches!(asked, Some(Asked::Run(_, payload)) if payload.len() == 128));
+    assert_eq!(server.on_cancel(1, 1), None);
+    assert_eq!(server.assembling, 0);
+}
+
+#[test]
+fn the_total_may_not_change_on_the_way() {
+    let mut server = Server::new(LIMITS);
+    assert!(server.on_piece(head(0, 1, 4096), 0, &[0; 64]).0);
+    assert_eq!(server.on_piece(head(0, 1, 64), 0, &[0; 64]), (false, None));
+    assert_eq!(server.on_piece(head(0, 1, 4096), 65, &[0; 64]), (false, None));
+    assert_eq!(server.assembling, 4096);
+}
+
+#[test]
+fn a_newer_call_does_not_push_out_a_running_one() {
+    let mut server = Server::new(LIMITS);
+    let Some(Asked::Run(id, _)) = server.on_call(head(0, 1, 0), &[]) else { panic!("new") };
+    assert_eq!(server.on_call(head(0, 2, 0), &[]), None);
+    assert_eq!(server.on_piece(head(0, 2, 64), 0, &[0; 64]), (false, None));
+    assert!(said(&mut server).is_empty());
+    assert_eq!(server.reply(id, Status::Done, vec![0; 4097]), Err(ReplyError::TooLong));
+    assert_eq!(server.reply(id, Status::Done, vec![5]), Ok(()));
+    assert_eq!(server.reply(id, Status::Done, vec![5]), Err(ReplyError::Stale));
+    let reply = Frame::Reply { head: head(0, 1, 1), status: Status::Done, data: &[5] };
+    assert_eq!(said(&mut server), [reply]);
+    assert_eq!(server.on_call(head(0, 1, 0), &[]), None);
+    assert_eq!(said(&mut server), [reply], "the same again");
+}
+
+#[test]
+fn a_cancel_that_comes_first_keeps_the_call_from_running() {
+    let mut server = Server::new(LIMITS);
+    assert_eq!(server.on_cancel(0, 1), None);
+    assert_eq!(server.on_call(head(0, 1, 0), &[]), None);
+    let cancelled = Frame::Reply { head: head(0, 1, 0), status: Status::Cancelled, data: &[] };
+    assert_eq!(said(&mut server), [cancelled]);
+    assert_eq!(server.executions, 0);
+}
+
+/// Found by the property below: the memory of the newer call was lost count of.
+#[test]
+fn cancelling_an_ended_call_leaves_a_newer_one_alone() {
+    let mut server = Server::new(LIMITS);
+    assert_eq!(server.on_cancel(0, 1), None);
+    assert!(server.on_piece(head(0, 2, 128), 0, &[0; 64]).0);
+    assert_eq!(server.on_cancel(0, 1), None);
+    assert!(matches!(server.on_piece(head(0, 2, 128), 64, &[0; 64]), (true, Some(Asked::Run(..)))));
+    assert_eq!(server.assembling, 0);
+}
+
+#[test]
+fn a_reply_to_an_earlier_life_goes_nowhere() {
+    let mut server = Server::new(LIMITS);
+    server.on_peer_restart(7);
+    let Some(Asked::Run(old, _)) = server.on_call(head(0, 1, 0), &[]) else { panic!("new") };
+    server.on_peer_restart(8);
+    let Some(Asked::Run(new, _)) = server.on_call(head(0, 1, 0), &[]) else { panic!("new") };
+    assert_eq!(server.reply(old, Status::Done, vec![1]), Err(ReplyError::Stale));
+    assert_eq!(server.reply(new, Status::Done, vec![2]), Ok(()));
+}
+
+proptest! {
+    #[test]
+    fn memory_stays_bounded_and_every_sequence_runs_once(
+        steps in prop::collection::vec((0u8..5, 0u16..6, 0u64..6, 0u32..70, 0usize..70), 1..300),
+    ) {
+        let mut server = Server::new(LIMITS);
+        let mut ran = std::collections::HashSet::new();
+        let mut running = Vec::new();
+        for (step, slot, sequence, units, at) in steps {
+            let total = units * 64;
+            let asked = match step {
+                0 => server.on_call(head(slot, sequence, total), &vec![0; total as usize]),
+                1 | 2 => server.on_piece(head(slot, sequence, total), at * 64, &[0; 64]).1,
+                3 => server.on_cancel(slot, sequence),
+                _ => {
+                    if let Some(id) = running.pop() {
+                        prop_assert_eq!(server.reply(id, Status::Done, vec![0; at * 58]), Ok(()));
+                    }
+                    None
+                }
+            };
+            if let Some(Asked::Run(id, _)) = asked {
+                prop_assert!(ran.insert(id), "{:?} ran twice", id);
+                running.push(id);
+            }
+            prop_assert!(server.assembling <= LIMITS.assembling);
+            prop_assert!(server.slots.len() <= LIMITS.slots);
+            prop_assert!(server.outbox.len() <= LIMITS.slots);
+            let held: usize = server.slots.iter().map(|slot| match &slot.state {
+                State::Assembling { assembly, .. } => assembly.total(),
+                _ => 0,
+            }).sum();
+            prop_assert_eq!(held, server.assembling);
+        }
+    }
+}

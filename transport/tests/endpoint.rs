@@ -1,0 +1,157 @@
+//! The UDP driver on real sockets of the loopback interface.
+
+use conet_transport::endpoint::{CallFailed, Endpoint, EndpointConfig, EndpointEvent, Started};
+use conet_transport::session::handshake::{PrivateKey, PublicKey};
+use conet_transport::session::{CallError, CallRefused, DownReason};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const LONG: Duration = Duration::from_secs(20);
+
+fn key(n: u8) -> PrivateKey {
+    PrivateKey::new([n; 32])
+}
+
+fn start(n: u8, peers: Vec<(PublicKey, Option<SocketAddr>)>) -> Started {
+    let config = EndpointConfig { peers, ..EndpointConfig::new(key(n)) };
+    Endpoint::start(LOCAL, config).expect("starts")
+}
+
+/// Answers every call with its payload reversed.
+fn echo(endpoint: Endpoint, events: mpsc::Receiver<EndpointEvent>) -> Arc<AtomicU32> {
+    let executed = Arc::new(AtomicU32::new(0));
+    let count = executed.clone();
+    thread::spawn(move || {
+        for event in events {
+            if let EndpointEvent::Call { ticket, mut payload } = event {
+                count.fetch_add(1, Ordering::SeqCst);
+                payload.reverse();
+                endpoint.reply(ticket, payload).expect("somebody waits");
+            }
+        }
+    });
+    executed
+}
+
+fn pair() -> (Started, Started) {
+    let server = start(2, vec![(key(1).public(), None)]);
+    let address = server.endpoint.local_addr();
+    let client = start(1, vec![(key(2).public(), Some(address))]);
+    (client, server)
+}
+
+#[test]
+fn calls_of_every_size_and_many_callers() {
+    let (client, server) = pair();
+    let executed = echo(server.endpoint.clone(), server.events);
+    let sizes = [0, 1, 1343, 1344, 1345, 5000, 100_000, 1024 * 1024];
+    for size in sizes {
+        let payload: Vec<u8> = (0..size).map(|n| (n % 249) as u8).collect();
+        let expected: Vec<u8> = payload.iter().rev().copied().collect();
+        let reply = client.endpoint.call(key(2).public(), payload, LONG).expect("reply");
+        assert!(reply == expected, "{size} bytes");
+    }
+    let callers: Vec<_> = (0..4u8)
+        .map(|n| {
+            let endpoint = client.endpoint.clone();
+            thread::spawn(move || {
+                for call in 0..100u8 {
+                    let reply = endpoint.call(key(2).public(), vec![n, call], LONG);
+                    assert_eq!(reply, Ok(vec![call, n]));
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.join().expect("caller");
+    }
+    assert_eq!(executed.load(Ordering::SeqCst), 400 + 8);
+    let status = client.endpoint.status().expect("runs");
+    assert!(status.peers[0].up && status.peers[0].rtt.is_some());
+    assert_eq!(status.peers[0].counters.forged, 0);
+}
+
+#[test]
+fn errors_say_whether_a_call_may_have_run() {
+    let (client, server) = pair();
+    let nobody = client.endpoint.call(key(9).public(), vec![], LONG);
+    assert!(matches!(nobody, Err(CallFailed::Refused(CallRefused::Peer(_)))));
+    let long = client.endpoint.call(key(2).public(), vec![0; 1024 * 1024 + 1], LONG);
+    assert!(matches!(long, Err(CallFailed::Refused(CallRefused::NotTaken(_)))));
+    let slow = client.endpoint.begin(key(2).public(), vec![1], Duration::from_millis(300));
+    let ticket = loop {
+        match server.events.recv_timeout(LONG).expect("event") {
+            EndpointEvent::Call { ticket, .. } => break ticket,
+            EndpointEvent::PeerUp(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let failed = slow.wait().expect_err("nobody answered");
+    assert_eq!(failed, CallFailed::Ended(CallError::TimedOut));
+    assert!(failed.may_have_run());
+    assert_eq!(server.events.recv_timeout(LONG), Ok(EndpointEvent::Cancelled(ticket)));
+    server.endpoint.refuse(ticket).expect("still known");
+    let refused = client.endpoint.begin(key(2).public(), vec![2], LONG);
+    match server.events.recv_timeout(LONG).expect("event") {
+        EndpointEvent::Call { ticket, .. } => server.endpoint.refuse(ticket).expect("waits"),
+        other => panic!("{other:?}"),
+    }
+    let failed = refused.wait().expect_err("refused");
+    assert_eq!(failed, CallFailed::Ended(CallError::Refused));
+    assert!(!failed.may_have_run());
+}
+
+#[test]
+fn closing_tells_the_peer_and_ends_the_thread() {
+    let (client, server) = pair();
+    let endpoint = client.endpoint.clone();
+    let waiting = thread::spawn(move || endpoint.call(key(2).public(), vec![1], LONG));
+    loop {
+        if let EndpointEvent::Call { .. } = server.events.recv_timeout(LONG).expect("event") {
+            break;
+        }
+    }
+    client.endpoint.close();
+    assert!(client.thread.join());
+    assert_eq!(waiting.join().expect("caller"), Err(CallFailed::Closed));
+    let down = EndpointEvent::PeerDown(key(1).public(), DownReason::Closed);
+    assert_eq!(server.events.recv_timeout(LONG), Ok(down));
+    assert!(client.endpoint.status().is_err());
+    drop(server.endpoint);
+    assert!(server.thread.join(), "the last handle ends the thread");
+}
+
+#[test]
+fn peers_come_and_go_while_it_runs() {
+    let (client, server) = pair();
+    let executed = echo(server.endpoint.clone(), server.events);
+    let third = start(3, vec![]);
+    let call = || third.endpoint.call(key(2).public(), vec![7], Duration::from_secs(1));
+    assert!(matches!(call(), Err(CallFailed::Refused(CallRefused::Peer(_)))));
+    third.endpoint.add_peer(key(2).public(), Some(server.endpoint.local_addr())).expect("runs");
+    assert_eq!(call(), Err(CallFailed::Ended(CallError::Unreachable)), "server knows no third");
+    server.endpoint.add_peer(key(3).public(), None).expect("runs");
+    let reply = third.endpoint.call(key(2).public(), vec![7], LONG);
+    assert_eq!(reply, Ok(vec![7]));
+    server.endpoint.remove_peer(key(3).public()).expect("there");
+    assert!(server.endpoint.remove_peer(key(3).public()).is_err());
+    assert_eq!(client.endpoint.call(key(2).public(), vec![8], LONG), Ok(vec![8]));
+    assert_eq!(executed.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn an_idle_endpoint_sleeps() {
+    let (client, server) = pair();
+    let executed = echo(server.endpoint.clone(), server.events);
+    client.endpoint.call(key(2).public(), vec![1], LONG).expect("reply");
+    let before = client.endpoint.status().expect("runs").peers[0].counters.sent_packets;
+    let start = Instant::now();
+    thread::sleep(Duration::from_secs(3));
+    let after = client.endpoint.status().expect("runs").peers[0].counters.sent_packets;
+    assert!(after - before <= 8, "{} packets in {:?}", after - before, start.elapsed());
+    assert_eq!(executed.load(Ordering::SeqCst), 1);
+}
