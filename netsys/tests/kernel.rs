@@ -148,6 +148,8 @@ fn links_are_made_changed_and_deleted() {
     assert_eq!((link.mtu, link.mac, link.up), (1400, Some(mac), false));
     assert_eq!(link.kind.as_deref(), Some("veth"));
     assert_eq!(netlink.index(ifname("conet-a")).unwrap(), link.index);
+    let peer = netlink.link(ifname("conet-b")).unwrap().unwrap();
+    assert_eq!((link.other_end, peer.other_end), (Some(peer.index), Some(link.index)));
 
     netlink.add_bridge(ifname("conet-br")).unwrap();
     netlink.set_master(ifname("conet-a"), Some(ifname("conet-br"))).unwrap();
