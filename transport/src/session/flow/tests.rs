@@ -1,0 +1,132 @@
+use super::*;
+use core::time::Duration;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const PACKET: usize = 1000;
+const RTT: Duration = Duration::from_micros(100);
+
+fn what(n: usize) -> Tracked {
+    Tracked::Piece { direction: Direction::Call, slot: 0, sequence: 1, range: n..n + 1 }
+}
+
+fn flow_with(sent: u64) -> (Flow, Rtt, Instant) {
+    let now = Instant::from_start(Duration::from_secs(1));
+    let mut rtt = Rtt::default();
+    rtt.on_sample(RTT);
+    let mut flow = Flow::new(PACKET);
+    for number in 0..sent {
+        flow.on_sent(now, number, PACKET, what(usize::try_from(number).expect("small")));
+    }
+    (flow, rtt, now)
+}
+
+#[test]
+fn three_later_acknowledgements_lose_a_packet_once() {
+    let (mut flow, mut rtt, now) = flow_with(6);
+    // 0 and 1 are missing, 2 and 3 have arrived.
+    let ack = Ack { largest: 3, delay_us: 0, bitmap: [0b001, 0, 0, 0] };
+    let outcome = flow.on_ack(now + RTT / 2, &ack, &mut rtt);
+    assert_eq!(outcome.acked, [what(2), what(3)]);
+    assert_eq!(outcome.lost, [what(0)]);
+    assert_eq!(flow.in_flight, 3 * PACKET);
+    assert_eq!(flow.window, (INITIAL_PACKETS + 2) / 2 * PACKET);
+    // 1 is lost by time, and the window does not shrink twice for one event.
+    let window = flow.window;
+    let later = flow.deadline(&rtt).expect("in flight");
+    assert!(later < now + RTT * 3);
+    assert_eq!(flow.handle_timeout(later, &rtt), [what(1)]);
+    assert_eq!(flow.window, window);
+}
+
+#[test]
+fn silence_gives_up_two_packets_at_growing_pauses() {
+    let (mut flow, rtt, now) = flow_with(5);
+    let first = flow.deadline(&rtt).expect("in flight");
+    assert!(flow.handle_timeout(first - Duration::from_nanos(1), &rtt).is_empty());
+    assert_eq!(flow.handle_timeout(first, &rtt), [what(0), what(1)]);
+    let second = flow.deadline(&rtt).expect("in flight");
+    assert_eq!(second.since(first), first.since(now) * 2);
+    assert_eq!(flow.handle_timeout(second, &rtt), [what(2), what(3)]);
+    assert_eq!(flow.window, LEAST_PACKETS * PACKET);
+}
+
+#[test]
+fn the_window_is_capped() {
+    let (mut flow, mut rtt, now) = flow_with(0);
+    for number in 0..1000 {
+        assert!(flow.may_send());
+        flow.on_sent(now, number, PACKET, what(0));
+        flow.on_ack(now + RTT, &Ack { largest: number, ..Ack::default() }, &mut rtt);
+    }
+    assert_eq!(flow.window, MOST_PACKETS * PACKET);
+    assert_eq!(flow.in_flight, 0);
+    let mut in_flight = 0;
+    while flow.may_send() {
+        flow.on_sent(now, 2000 + in_flight, PACKET, what(0));
+        in_flight += 1;
+    }
+    assert_eq!(in_flight, MOST_PACKETS as u64);
+    assert_eq!(flow.restart().len(), MOST_PACKETS);
+    assert_eq!(flow.in_flight, 0);
+}
+
+#[test]
+fn an_ack_of_what_was_never_sent_changes_nothing() {
+    let (mut flow, mut rtt, now) = flow_with(2);
+    let outcome = flow.on_ack(now, &Ack { largest: u64::MAX, ..Ack::default() }, &mut rtt);
+    assert!(outcome.acked.is_empty() && outcome.lost.is_empty());
+    assert_eq!(flow.in_flight, 2 * PACKET);
+}
+
+proptest! {
+    #[test]
+    fn acks_tell_of_the_newest_256_arrivals(numbers in prop::collection::vec(0u64..1000, 1..200)) {
+        let mut arrivals = Arrivals::default();
+        let mut seen = BTreeSet::new();
+        let mut largest = 0;
+        for number in numbers {
+            arrivals.on_tracked(Instant::START, number);
+            largest = largest.max(number);
+            if number + 256 >= largest {
+                seen.insert(number);
+            }
+            prop_assert!(arrivals.is_due());
+            let ack = arrivals.take(Instant::START);
+            prop_assert!(!arrivals.is_due());
+            for number in 0..1000u64 {
+                let expected = seen.contains(&number) && number + 256 >= largest;
+                prop_assert_eq!(ack.covers(number), expected, "{}", number);
+            }
+        }
+    }
+
+    #[test]
+    fn every_packet_ends_once(fates in prop::collection::vec((0u8..4, 1u64..400), 1..300)) {
+        let (mut flow, mut rtt, mut now) = flow_with(0);
+        let mut arrivals = Arrivals::default();
+        let (mut sent, mut ended) = (0usize, BTreeSet::new());
+        for (fate, pause) in fates {
+            now = now + Duration::from_micros(pause);
+            let mut outcome = Outcome::default();
+            match fate {
+                0 | 1 if flow.may_send() => {
+                    let number = sent as u64 * 2;
+                    flow.on_sent(now, number, PACKET, what(sent));
+                    sent += 1;
+                    if fate == 0 {
+                        arrivals.on_tracked(now, number);
+                    }
+                }
+                2 if arrivals.is_due() => outcome = flow.on_ack(now, &arrivals.take(now), &mut rtt),
+                _ => outcome.lost = flow.handle_timeout(now, &rtt),
+            }
+            for what in outcome.acked.into_iter().chain(outcome.lost) {
+                let Tracked::Piece { range, .. } = what else { unreachable!() };
+                prop_assert!(ended.insert(range.start), "{} ended twice", range.start);
+            }
+            prop_assert_eq!(flow.in_flight, flow.sent.len() * PACKET);
+        }
+        prop_assert_eq!(ended.len() + flow.sent.len(), sent);
+    }
+}

@@ -1,0 +1,64 @@
+//! Sizes and times that bound a session.
+
+use core::time::Duration;
+
+/// Bounds of one session; both ends need not agree, but a peer that allows less
+/// refuses what goes beyond.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Longest datagram, bytes of UDP payload; at least [`Limits::LEAST_DATAGRAM`].
+    pub datagram: usize,
+    /// Calls in flight per direction, 1..=65,536.
+    pub slots: usize,
+    /// Calls that wait for a slot.
+    pub queued: usize,
+    /// Longest payload of a call or reply, bytes; below 4 GiB.
+    pub payload: usize,
+    /// Bytes of calls that have arrived in part, per peer. Pieces beyond are dropped
+    /// and come again.
+    pub assembling: usize,
+    /// Silence after which a peer is asked whether it is there.
+    pub keepalive: Duration,
+    /// Silence after which a peer counts as gone.
+    pub dead_after: Duration,
+    /// Age at which the side that began a session renews its keys (WireGuard
+    /// §6.1: 120 s).
+    pub rekey_after: Duration,
+    /// First pause between two attempts to connect; it doubles up to `dead_after`.
+    pub handshake_retry: Duration,
+}
+
+impl Limits {
+    /// Shortest permitted [`Limits::datagram`]: an IPv6 path's least MTU without
+    /// the IP and UDP headers (RFC 8200 §5).
+    pub const LEAST_DATAGRAM: usize = 1232;
+
+    /// The nearest limits that make sense.
+    #[must_use]
+    pub fn clamped(self) -> Self {
+        Self {
+            datagram: self.datagram.clamp(Self::LEAST_DATAGRAM, 65_507),
+            slots: self.slots.clamp(1, 1 << 16),
+            payload: self.payload.min(u32::MAX as usize),
+            assembling: self.assembling.max(self.payload),
+            ..self
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // Ethernet's 1500 less IPv6, UDP and room for one layer of encapsulation.
+            datagram: 1400,
+            slots: 64,
+            queued: 1024,
+            payload: 1024 * 1024,
+            assembling: 8 * 1024 * 1024,
+            keepalive: Duration::from_secs(1),
+            dead_after: Duration::from_secs(5),
+            rekey_after: Duration::from_secs(120),
+            handshake_retry: Duration::from_millis(250),
+        }
+    }
+}

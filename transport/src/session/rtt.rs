@@ -1,0 +1,125 @@
+//! Round-trip time, and the timeouts that follow from it.
+//!
+//! RFC 9002 §5 with the constants of a LAN: 200 µs where it has 1 ms or more. Every
+//! retransmission has a number of its own, so samples are never ambiguous.
+
+use core::time::Duration;
+
+/// Least time before a call is sent again. Below it, the scheduler of a busy server
+/// costs more than the network loses.
+const RTO_MIN: Duration = Duration::from_micros(200);
+/// Most time between two transmissions of a call, and the pause after WORKING.
+pub(crate) const PROBE: Duration = Duration::from_secs(1);
+/// Timer granularity (RFC 9002 §6.1.2: `kGranularity`).
+const GRANULARITY: Duration = Duration::from_micros(100);
+/// Before the first sample.
+const INITIAL: Duration = Duration::from_millis(5);
+
+/// Estimator of one path's round-trip time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rtt {
+    smoothed: Option<Duration>,
+    variance: Duration,
+    latest: Duration,
+}
+
+impl Rtt {
+    /// A round trip took `sample`, the peer's own delay taken off.
+    pub(crate) fn on_sample(&mut self, sample: Duration) {
+        self.latest = sample;
+        match self.smoothed {
+            None => {
+                self.smoothed = Some(sample);
+                self.variance = sample / 2;
+            }
+            Some(smoothed) => {
+                let error = smoothed.abs_diff(sample);
+                self.variance = (self.variance * 3 + error) / 4;
+                self.smoothed = Some((smoothed * 7 + sample) / 8);
+            }
+        }
+    }
+
+    /// A round trip took `bound` at most, the peer's unknown delay included: a
+    /// sample only where it improves on what is known.
+    pub(crate) fn on_upper_bound(&mut self, bound: Duration) {
+        if self.smoothed.is_none_or(|smoothed| bound < smoothed) {
+            self.on_sample(bound);
+        }
+    }
+
+    pub(crate) const fn smoothed(&self) -> Option<Duration> {
+        self.smoothed
+    }
+
+    fn estimate(&self) -> Duration {
+        self.smoothed.unwrap_or(INITIAL)
+    }
+
+    /// When a call without an answer is sent again.
+    pub(crate) fn call_timeout(&self) -> Duration {
+        (self.estimate() * 4).clamp(RTO_MIN, PROBE)
+    }
+
+    /// When a tracked packet without an acknowledgement is sent again.
+    pub(crate) fn probe_timeout(&self) -> Duration {
+        let variance = if self.smoothed.is_some() { self.variance } else { INITIAL / 2 };
+        (self.estimate() + (variance * 4).max(GRANULARITY)).clamp(RTO_MIN, PROBE)
+    }
+
+    /// How long an unacknowledged packet below an acknowledged one may be late
+    /// (RFC 9002 §6.1.2: 9/8).
+    pub(crate) fn loss_delay(&self) -> Duration {
+        (self.estimate().max(self.latest) * 9 / 8).max(GRANULARITY)
+    }
+}
+
+/// The next of a row of growing pauses: half as long again, at most [`PROBE`].
+pub(crate) fn back_off(pause: Duration) -> Duration {
+    (pause * 3 / 2).min(PROBE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_stay_within_their_bounds() {
+        let mut rtt = Rtt::default();
+        assert_eq!(rtt.call_timeout(), INITIAL * 4);
+        for _ in 0..20 {
+            rtt.on_sample(Duration::from_micros(40));
+        }
+        assert_eq!(rtt.call_timeout(), RTO_MIN);
+        assert_eq!(rtt.probe_timeout(), RTO_MIN);
+        for _ in 0..50 {
+            rtt.on_sample(Duration::from_secs(3));
+        }
+        assert_eq!(rtt.call_timeout(), PROBE);
+        assert_eq!(rtt.probe_timeout(), PROBE);
+    }
+
+    #[test]
+    fn an_upper_bound_only_improves() {
+        let mut rtt = Rtt::default();
+        rtt.on_upper_bound(Duration::from_millis(50));
+        rtt.on_upper_bound(Duration::from_millis(900));
+        assert_eq!(rtt.smoothed(), Some(Duration::from_millis(50)));
+        rtt.on_upper_bound(Duration::from_millis(10));
+        assert_eq!(rtt.smoothed(), Some(Duration::from_millis(45)));
+    }
+
+    #[test]
+    fn pauses_grow_to_a_second() {
+        let mut pause = RTO_MIN;
+        let mut total = Duration::ZERO;
+        let mut steps = 0;
+        while pause < PROBE {
+            total += pause;
+            pause = back_off(pause);
+            steps += 1;
+        }
+        assert_eq!((steps, pause), (22, PROBE));
+        assert!(total < Duration::from_secs(3));
+    }
+}

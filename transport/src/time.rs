@@ -1,0 +1,74 @@
+//! Time as the cores see it: nanoseconds since a moment that the driver chose.
+//!
+//! No core reads a clock. The driver hands in a monotonic time with every input,
+//! and tests hand in whatever they like.
+
+use core::ops::{Add, Sub};
+use core::time::Duration;
+
+/// A point in monotonic time; nanoseconds since an arbitrary start.
+///
+/// Reaches 584 years; arithmetic saturates at both ends.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Instant {
+    nanos: u64,
+}
+
+impl Instant {
+    /// The start itself.
+    pub const START: Self = Self { nanos: 0 };
+
+    /// `since_start` after the start.
+    #[must_use]
+    pub fn from_start(since_start: Duration) -> Self {
+        Self { nanos: nanos(since_start) }
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub const fn since_start(self) -> Duration {
+        Duration::from_nanos(self.nanos)
+    }
+
+    /// Time from `earlier` to this, zero if that lies ahead.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.nanos.saturating_sub(earlier.nanos))
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Self;
+
+    fn add(self, later: Duration) -> Self {
+        Self { nanos: self.nanos.saturating_add(nanos(later)) }
+    }
+}
+
+impl Sub<Duration> for Instant {
+    type Output = Self;
+
+    fn sub(self, earlier: Duration) -> Self {
+        Self { nanos: self.nanos.saturating_sub(nanos(earlier)) }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saturates_at_both_ends() {
+        let late = Instant::START + Duration::MAX;
+        assert_eq!(late + Duration::from_secs(1), late);
+        assert_eq!(Instant::START - Duration::from_secs(1), Instant::START);
+        assert_eq!(Instant::START.since(late), Duration::ZERO);
+        let second = Duration::from_secs(1);
+        assert_eq!((Instant::START + second).since_start(), second);
+        assert_eq!(Instant::from_start(second).since(Instant::START), second);
+    }
+}

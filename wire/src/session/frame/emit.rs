@@ -1,0 +1,136 @@
+//! Writing frames into a packet buffer.
+//!
+//! [`Frame::emit`] writes all of a frame; [`Frame::emit_head`] writes the part in
+//! front of the data, for callers that gather the data from elsewhere (a
+//! program's memory) straight into the packet.
+
+use super::{
+    ACK, CALL, CANCEL, CHUNK, CLOSE, FRAME_HEADER, Frame, MUST_KNOW, PING, PONG, REPLY, SLOT_HEAD,
+    SlotHead, WORKING,
+};
+
+/// The buffer is too short for the frame, or the frame too long for its length
+/// field; the caller's fault.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("frame does not fit the packet")]
+pub struct NoRoom;
+
+/// Writes fields one after the other; every write is bounds-checked.
+struct Cursor<'b> {
+    buf: &'b mut [u8],
+    at: usize,
+}
+
+impl Cursor<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
+        let end = self.at.checked_add(bytes.len()).ok_or(NoRoom)?;
+        self.buf.get_mut(self.at..end).ok_or(NoRoom)?.copy_from_slice(bytes);
+        self.at = end;
+        Ok(())
+    }
+
+    fn slot_head(&mut self, head: SlotHead, tag: u16) -> Result<(), NoRoom> {
+        self.put(&head.slot.to_le_bytes())?;
+        self.put(&tag.to_le_bytes())?;
+        self.put(&head.total.to_le_bytes())?;
+        self.put(&head.sequence.to_le_bytes())
+    }
+}
+
+const fn bare(slot: u16, sequence: u64) -> SlotHead {
+    SlotHead { slot, sequence, total: 0 }
+}
+
+impl Frame<'_> {
+    const fn data(&self) -> &[u8] {
+        match self {
+            Self::Call { data, .. } | Self::Reply { data, .. } | Self::Chunk { data, .. } => data,
+            _ => &[],
+        }
+    }
+
+    const fn fixed(&self) -> usize {
+        match self {
+            Self::Call { .. } | Self::Reply { .. } | Self::Working { .. } | Self::Cancel { .. } => {
+                SLOT_HEAD
+            }
+            Self::Chunk { .. } => SLOT_HEAD + 8,
+            Self::Ack(_) => 48,
+            Self::Ping { .. } | Self::Pong { .. } | Self::Close { .. } => 8,
+        }
+    }
+
+    const fn type_and_flags(&self) -> [u8; 2] {
+        match self {
+            Self::Call { .. } => [CALL, MUST_KNOW],
+            Self::Reply { .. } => [REPLY, MUST_KNOW],
+            Self::Working { .. } => [WORKING, MUST_KNOW],
+            Self::Cancel { .. } => [CANCEL, MUST_KNOW],
+            Self::Chunk { .. } => [CHUNK, MUST_KNOW],
+            Self::Ack(_) => [ACK, MUST_KNOW],
+            Self::Ping { .. } => [PING, MUST_KNOW],
+            Self::Pong { .. } => [PONG, 0],
+            Self::Close { .. } => [CLOSE, MUST_KNOW],
+        }
+    }
+
+    /// Bytes that [`emit`](Self::emit) writes.
+    #[must_use]
+    pub const fn wire_len(&self) -> usize {
+        FRAME_HEADER + self.fixed() + self.data().len()
+    }
+
+    /// Writes the frame to the front of `buf` and says how long it is.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] if `buf` is too short; `buf` is then partly written.
+    pub fn emit(&self, buf: &mut [u8]) -> Result<usize, NoRoom> {
+        let data = self.data();
+        let head = self.emit_head(data.len(), buf)?;
+        let mut cursor = Cursor { buf, at: head };
+        cursor.put(data)?;
+        Ok(cursor.at)
+    }
+
+    /// Writes everything in front of the data, for `data_len` bytes that the caller
+    /// puts behind it, and says where they go. The frame's own `data` is not used.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRoom`] if the head does not fit `buf`, or `data_len` no length field.
+    pub fn emit_head(&self, data_len: usize, buf: &mut [u8]) -> Result<usize, NoRoom> {
+        let body = self.fixed().checked_add(data_len).ok_or(NoRoom)?;
+        let body = u32::try_from(body).map_err(|_| NoRoom)?;
+        let mut cursor = Cursor { buf, at: 0 };
+        cursor.put(&self.type_and_flags())?;
+        cursor.put(&[0; 2])?;
+        cursor.put(&body.to_le_bytes())?;
+        match *self {
+            Self::Call { head, .. } => cursor.slot_head(head, 0)?,
+            Self::Reply { head, status, .. } => cursor.slot_head(head, status.to_wire())?,
+            Self::Working { slot, sequence } | Self::Cancel { slot, sequence } => {
+                cursor.slot_head(bare(slot, sequence), 0)?;
+            }
+            Self::Chunk { head, direction, offset, .. } => {
+                cursor.slot_head(head, direction.to_wire())?;
+                cursor.put(&offset.to_le_bytes())?;
+                cursor.put(&[0; 4])?;
+            }
+            Self::Ack(ack) => {
+                cursor.put(&ack.largest.to_le_bytes())?;
+                cursor.put(&ack.delay_us.to_le_bytes())?;
+                cursor.put(&[0; 4])?;
+                for word in ack.bitmap {
+                    cursor.put(&word.to_le_bytes())?;
+                }
+            }
+            Self::Ping { token } | Self::Pong { token } => cursor.put(&token.to_le_bytes())?,
+            Self::Close { reason } => {
+                cursor.put(&reason.to_le_bytes())?;
+                cursor.put(&[0; 4])?;
+            }
+        }
+        Ok(cursor.at)
+    }
+}

@@ -1,0 +1,185 @@
+//! Reading frames out of an opened packet.
+
+use super::{
+    ACK, Ack, CALL, CANCEL, CHUNK, CLOSE, Direction, Frame, MUST_KNOW, PING, PONG, REPLY, SlotHead,
+    Status, WORKING,
+};
+
+/// Why a payload is not a row of frames; the peer's fault.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FrameError {
+    /// A frame ends behind the packet, or its body is shorter than its type needs.
+    #[error("frame is cut short")]
+    Truncated,
+    /// A frame of a type without data has bytes left over.
+    #[error("frame of type {0} is too long")]
+    TooLong(u8),
+    /// An unknown type that must not be skipped.
+    #[error("frame of unknown type {0} must not be skipped")]
+    Unknown(u8),
+    /// Bits set that must be zero.
+    #[error("reserved frame bits are set")]
+    ReservedBits,
+    /// A field has a value outside its range.
+    #[error("field of a frame of type {0} is out of range")]
+    Range(u8),
+    /// Data reaches behind the payload's total length.
+    #[error("data reaches behind the end of the payload")]
+    BehindEnd,
+}
+
+/// The frames of one packet, in order; ends after the first error.
+#[derive(Clone, Debug)]
+pub struct Frames<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Frames<'a> {
+    /// Over an opened packet's payload.
+    #[must_use]
+    pub const fn new(payload: &'a [u8]) -> Self {
+        Self { rest: payload }
+    }
+
+    fn step(&mut self) -> Result<Option<Frame<'a>>, FrameError> {
+        while !self.rest.is_empty() {
+            let mut reader = Reader { rest: self.rest };
+            let [kind, flags, zero @ ..] = reader.take::<4>()?;
+            if flags & !MUST_KNOW != 0 || zero != [0, 0] {
+                return Err(FrameError::ReservedBits);
+            }
+            let length = usize::try_from(reader.u32()?).map_err(|_| FrameError::Truncated)?;
+            let Some((body, rest)) = reader.rest.split_at_checked(length) else {
+                return Err(FrameError::Truncated);
+            };
+            self.rest = rest;
+            if let Some(frame) = parse_body(kind, body)? {
+                return Ok(Some(frame));
+            }
+            if flags & MUST_KNOW != 0 {
+                return Err(FrameError::Unknown(kind));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, FrameError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let step = self.step();
+        if step.is_err() {
+            self.rest = &[];
+        }
+        step.transpose()
+    }
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
+            return Err(FrameError::Truncated);
+        };
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    fn u16(&mut self) -> Result<u16, FrameError> {
+        self.take().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, FrameError> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, FrameError> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn slot_head(&mut self) -> Result<(SlotHead, u16), FrameError> {
+        let slot = self.u16()?;
+        let tag = self.u16()?;
+        let total = self.u32()?;
+        let sequence = self.u64()?;
+        Ok((SlotHead { slot, sequence, total }, tag))
+    }
+
+    fn zero_u32(&mut self) -> Result<(), FrameError> {
+        if self.u32()? == 0 { Ok(()) } else { Err(FrameError::ReservedBits) }
+    }
+
+    const fn end(&self, kind: u8) -> Result<(), FrameError> {
+        if self.rest.is_empty() { Ok(()) } else { Err(FrameError::TooLong(kind)) }
+    }
+}
+
+fn within(head: SlotHead, offset: u32, data: &[u8]) -> Result<(), FrameError> {
+    let length = u32::try_from(data.len()).map_err(|_| FrameError::BehindEnd)?;
+    match offset.checked_add(length) {
+        Some(end) if end <= head.total => Ok(()),
+        _ => Err(FrameError::BehindEnd),
+    }
+}
+
+/// The frame in `body`, or `None` for a type that is not known.
+fn parse_body(kind: u8, body: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
+    let mut r = Reader { rest: body };
+    let frame = match kind {
+        CALL => {
+            let (head, tag) = r.slot_head()?;
+            if tag != 0 {
+                return Err(FrameError::ReservedBits);
+            }
+            within(head, 0, r.rest)?;
+            return Ok(Some(Frame::Call { head, data: r.rest }));
+        }
+        REPLY => {
+            let (head, tag) = r.slot_head()?;
+            let status = Status::from_wire(tag).ok_or(FrameError::Range(kind))?;
+            within(head, 0, r.rest)?;
+            return Ok(Some(Frame::Reply { head, status, data: r.rest }));
+        }
+        CHUNK => {
+            let (head, tag) = r.slot_head()?;
+            let direction = Direction::from_wire(tag).ok_or(FrameError::Range(kind))?;
+            let offset = r.u32()?;
+            r.zero_u32()?;
+            within(head, offset, r.rest)?;
+            return Ok(Some(Frame::Chunk { head, direction, offset, data: r.rest }));
+        }
+        WORKING | CANCEL => {
+            let (head, tag) = r.slot_head()?;
+            if tag != 0 || head.total != 0 {
+                return Err(FrameError::ReservedBits);
+            }
+            let SlotHead { slot, sequence, .. } = head;
+            if kind == WORKING {
+                Frame::Working { slot, sequence }
+            } else {
+                Frame::Cancel { slot, sequence }
+            }
+        }
+        ACK => {
+            let largest = r.u64()?;
+            let delay_us = r.u32()?;
+            r.zero_u32()?;
+            let bitmap = [r.u64()?, r.u64()?, r.u64()?, r.u64()?];
+            Frame::Ack(Ack { largest, delay_us, bitmap })
+        }
+        PING => Frame::Ping { token: r.u64()? },
+        PONG => Frame::Pong { token: r.u64()? },
+        CLOSE => {
+            let reason = r.u32()?;
+            r.zero_u32()?;
+            Frame::Close { reason }
+        }
+        _ => return Ok(None),
+    };
+    r.end(kind)?;
+    Ok(Some(frame))
+}

@@ -1,0 +1,134 @@
+use super::*;
+use proptest::prelude::*;
+extern crate std;
+use std::vec::Vec;
+
+fn heads() -> impl Strategy<Value = SlotHead> {
+    (any::<u16>(), any::<u64>(), 4096u32..).prop_map(|(slot, sequence, total)| SlotHead {
+        slot,
+        sequence,
+        total,
+    })
+}
+
+/// A frame apart from its borrowed data.
+fn frames() -> impl Strategy<Value = Frame<'static>> {
+    let status = prop_oneof![Just(Status::Done), Just(Status::Cancelled), Just(Status::Refused)];
+    let direction = prop_oneof![Just(Direction::Call), Just(Direction::Reply)];
+    prop_oneof![
+        heads().prop_map(|head| Frame::Call { head, data: &[] }),
+        (heads(), status).prop_map(|(head, status)| Frame::Reply { head, status, data: &[] }),
+        (heads(), direction, 0u32..2000).prop_map(|(head, direction, offset)| Frame::Chunk {
+            head,
+            direction,
+            offset,
+            data: &[]
+        }),
+        (any::<u16>(), any::<u64>()).prop_map(|(slot, sequence)| Frame::Working { slot, sequence }),
+        (any::<u16>(), any::<u64>()).prop_map(|(slot, sequence)| Frame::Cancel { slot, sequence }),
+        (any::<u64>(), any::<u32>(), any::<[u64; 4]>())
+            .prop_map(|(largest, delay_us, bitmap)| Frame::Ack(Ack { largest, delay_us, bitmap })),
+        any::<u64>().prop_map(|token| Frame::Ping { token }),
+        any::<u64>().prop_map(|token| Frame::Pong { token }),
+        any::<u32>().prop_map(|reason| Frame::Close { reason }),
+    ]
+}
+
+fn with_data<'a>(frame: Frame<'static>, bytes: &'a [u8]) -> Frame<'a> {
+    match frame {
+        Frame::Call { head, .. } => Frame::Call { head, data: bytes },
+        Frame::Reply { head, status, .. } => Frame::Reply { head, status, data: bytes },
+        Frame::Chunk { head, direction, offset, .. } => {
+            Frame::Chunk { head, direction, offset, data: bytes }
+        }
+        other => other,
+    }
+}
+
+proptest! {
+    #[test]
+    fn rows_of_frames_round_trip(
+        row in prop::collection::vec((frames(), prop::collection::vec(any::<u8>(), 0..2000)), 0..6),
+    ) {
+        let mut buf = Vec::new();
+        let row: Vec<_> = row.iter().map(|(frame, data)| with_data(*frame, data)).collect();
+        for frame in &row {
+            let at = buf.len();
+            buf.resize(at + frame.wire_len(), 0);
+            prop_assert_eq!(frame.emit(&mut buf[at..]), Ok(frame.wire_len()));
+        }
+        let parsed: Result<Vec<_>, _> = Frames::new(&buf).collect();
+        prop_assert_eq!(parsed, Ok(row));
+    }
+
+    #[test]
+    fn any_bytes_end_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut errors = 0;
+        for frame in Frames::new(&bytes) {
+            errors += usize::from(frame.is_err());
+        }
+        prop_assert!(errors <= 1);
+    }
+
+    #[test]
+    fn no_prefix_of_a_frame_is_a_frame(frame in frames(), cut in 0usize..80) {
+        let mut buf = [0u8; 128];
+        let length = frame.emit(&mut buf).expect("room");
+        let cut = cut.min(length - 1).max(1);
+        prop_assert_eq!(Frames::new(&buf[..cut]).next(), Some(Err(FrameError::Truncated)));
+        prop_assert_eq!(frame.emit(&mut buf[..length - 1]), Err(NoRoom));
+    }
+}
+
+#[test]
+fn call_golden_vector() {
+    let head = SlotHead { slot: 0x0201, sequence: 0x0e0d_0c0b_0a09_0807, total: 3 };
+    let frame = Frame::Call { head, data: b"abc" };
+    let mut buf = [0u8; 27];
+    assert_eq!(frame.emit(&mut buf), Ok(27));
+    let golden =
+        [1, 1, 0, 0, 19, 0, 0, 0, 1, 2, 0, 0, 3, 0, 0, 0, 7, 8, 9, 10, 11, 12, 13, 14, 97, 98, 99];
+    assert_eq!(buf, golden);
+    let mut gathered = [0u8; 27];
+    let at = Frame::Call { head, data: &[] }.emit_head(3, &mut gathered).expect("room");
+    gathered[at..].copy_from_slice(b"abc");
+    assert_eq!(gathered, golden);
+}
+
+#[test]
+fn unknown_frames_are_skipped_unless_they_must_be_known() {
+    let mut bytes = std::vec![200, 0, 0, 0, 2, 0, 0, 0, 9, 9];
+    let mut ping = [0u8; 16];
+    Frame::Ping { token: 5 }.emit(&mut ping).expect("room");
+    bytes.extend(ping);
+    assert_eq!(Frames::new(&bytes).next(), Some(Ok(Frame::Ping { token: 5 })));
+    bytes[1] = MUST_KNOW;
+    let mut frames = Frames::new(&bytes);
+    assert_eq!(frames.next(), Some(Err(FrameError::Unknown(200))));
+    assert_eq!(frames.next(), None, "nothing behind an error is believed");
+    bytes[1] = 2;
+    assert_eq!(Frames::new(&bytes).next(), Some(Err(FrameError::ReservedBits)));
+}
+
+#[test]
+fn data_behind_the_payload_is_refused() {
+    let head = SlotHead { slot: 0, sequence: 1, total: 10 };
+    let mut buf = [0u8; 64];
+    for (offset, data, good) in
+        [(0u32, 10usize, true), (1, 10, false), (u32::MAX, 1, false), (10, 0, true), (11, 0, false)]
+    {
+        let data = &[0u8; 10][..data];
+        let frame = Frame::Chunk { head, direction: Direction::Call, offset, data };
+        let length = frame.emit(&mut buf).expect("room");
+        let parsed = Frames::new(&buf[..length]).next().expect("one");
+        assert_eq!(parsed, if good { Ok(frame) } else { Err(FrameError::BehindEnd) });
+    }
+}
+
+#[test]
+fn ack_covers_largest_and_the_bits_below() {
+    let ack = Ack { largest: 300, delay_us: 0, bitmap: [1, 1 << 63, 0, 1 << 63] };
+    let covered: Vec<u64> = (0..400).filter(|&n| ack.covers(n)).collect();
+    assert_eq!(covered, [44, 172, 299, 300]);
+    assert!(!Ack { largest: 3, ..ack }.covers(u64::MAX));
+}
