@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use conet_dataplane::DropReason;
 use conet_hostinject::{AttachError, GuestPort};
 use conet_netsys::{IfName, NETNS_DIR, Netlink, Netns, Veth};
+use conet_testkit::{Need, privileged};
 use conet_tunnel::Mode;
 use scene::{Capture, Scene, guest_address, guest_name, guest_spec, ifname, key, ping};
 
@@ -82,16 +83,19 @@ fn crossing(mode: Mode) {
 
 #[test]
 fn guests_reach_each_other_by_wireguard_and_the_lan_sees_nothing_of_it() {
+    privileged!(Need::Tun);
     crossing(Mode::WireGuard);
 }
 
 #[test]
 fn guests_reach_each_other_by_ipip_and_the_lan_sees_hosts_only() {
+    privileged!(Need::Tun);
     crossing(Mode::IpIp);
 }
 
 #[test]
 fn guests_of_one_host_reach_each_other_and_their_host() {
+    privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let (one, two) = (scene.guest(1, 1), scene.guest(1, 2));
     ping(one.netns(), guest_address(1, 2)).expect("neighbour");
@@ -107,6 +111,7 @@ fn guests_of_one_host_reach_each_other_and_their_host() {
 
 #[test]
 fn a_forbidden_source_is_refused_by_the_far_host_and_a_forged_one_by_its_own() {
+    privileged!(Need::Tun);
     for mode in [Mode::WireGuard, Mode::IpIp] {
         let scene = Scene::new(mode);
         let near = scene.guest(1, 1);
@@ -143,6 +148,7 @@ fn a_forbidden_source_is_refused_by_the_far_host_and_a_forged_one_by_its_own() {
 
 #[test]
 fn a_guest_is_taken_over_without_a_packet_lost() {
+    privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let one = scene.guest(1, 1);
     let two = scene.guest(2, 1);
@@ -180,6 +186,7 @@ fn a_guest_is_taken_over_without_a_packet_lost() {
 
 #[test]
 fn whatever_a_crash_left_is_mended_or_removed() {
+    privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let host = &scene.hosts[0];
     let spec = guest_spec(1, 1);
@@ -217,6 +224,7 @@ fn whatever_a_crash_left_is_mended_or_removed() {
 
 #[test]
 fn a_guest_that_cannot_be_made_leaves_nothing() {
+    privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let host = &scene.hosts[0];
     host.netlink().add_bridge(guest_spec(1, 1).host_link).unwrap();
@@ -237,6 +245,7 @@ fn a_guest_that_cannot_be_made_leaves_nothing() {
 
 #[test]
 fn guests_with_ipv6_reach_each_other_by_both_families() {
+    privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let attach = |h: u8| {
         let mut spec = guest_spec(h, 1);
@@ -259,6 +268,7 @@ fn guests_with_ipv6_reach_each_other_by_both_families() {
 
 #[test]
 fn nothing_remains_of_a_scene() {
+    privileged!(Need::Tun);
     let names = {
         let scene = Scene::new(Mode::IpIp);
         let guest = scene.guest(1, 1);

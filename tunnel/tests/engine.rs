@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 use conet_dataplane::{DropReason, MemoryPort};
+use conet_testkit::random::Random;
 use conet_tunnel::{
     Core, Destination, Engine, MemoryDatagram, MemoryNetwork, Mode, OwnAddresses, PeerConfig,
     PeerError, PrivateKey, PublicKey,
@@ -16,32 +17,20 @@ use conet_wire::ip::{Ecn, IPV4_HEADER, IpView, OuterV4};
 
 type Node = Engine<MemoryPort, MemoryNetwork>;
 
-/// xorshift64*; enough to shuffle a link.
-struct Random(u64);
+/// Randomness from `CONET_SEED`, or from the clock; printed, so that a failure
+/// can be repeated.
+fn random() -> Random {
+    let seed = std::env::var("CONET_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        u64::try_from(now.as_micros()).unwrap()
+    });
+    println!("CONET_SEED={seed}");
+    Random::new(seed)
+}
 
-impl Random {
-    /// From `CONET_SEED`, or from the clock; printed, so that a failure can be
-    /// repeated.
-    fn new() -> Self {
-        let seed = std::env::var("CONET_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or_else(|| {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos()) << 20 | 1
-        });
-        println!("CONET_SEED={seed}");
-        Self(seed.max(1))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
+fn below(random: &mut Random, bound: usize) -> usize {
+    usize::try_from(random.below(bound as u64)).unwrap()
 }
 
 fn key(n: u8) -> PrivateKey {
@@ -201,7 +190,7 @@ fn wireguard_shows_no_inner_byte_and_ipip_shows_a_proper_outer_header() {
 /// before it looks at any key. Every length, every type, known session or not.
 #[test]
 fn garbage_of_every_length_is_counted_and_panics_nothing() {
-    let mut random = Random::new();
+    let mut random = random();
     for mode in [Mode::WireGuard, Mode::IpIp] {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
@@ -214,7 +203,8 @@ fn garbage_of_every_length_is_counted_and_panics_nothing() {
         let mut given = 0;
         for len in lengths {
             for kind in 0..6 {
-                let mut bytes: Vec<u8> = (0..len).map(|_| random.next().to_le_bytes()[7]).collect();
+                let mut bytes = vec![0; len];
+                random.fill(&mut bytes);
                 match (mode, bytes.len()) {
                     (Mode::WireGuard, 8..) => {
                         bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
@@ -254,7 +244,7 @@ fn garbage_of_every_length_is_counted_and_panics_nothing() {
 
 #[test]
 fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
-    let mut random = Random::new();
+    let mut random = random();
     for mode in [Mode::WireGuard, Mode::IpIp] {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
@@ -265,7 +255,7 @@ fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
         let (mut lost, mut spoiled, mut repeated) = (0, 0, 0);
         for i in 0..3000u32 {
             let mut payload = i.to_be_bytes().to_vec();
-            payload.resize(4 + random.below(1300), 0xaa);
+            payload.resize(4 + below(&mut random, 1300), 0xaa);
             let packet = packet(1, 2, &payload);
             genuine.insert(packet.clone());
             give(&mut nodes[0], packet);
@@ -274,8 +264,8 @@ fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
                 on_the_way.push(datagram);
             }
             while on_the_way.len() > 8 {
-                let mut datagram = on_the_way.swap_remove(random.below(8));
-                match random.below(10) {
+                let mut datagram = on_the_way.swap_remove(below(&mut random, 8));
+                match below(&mut random, 10) {
                     0 => lost += 1,
                     1 => {
                         on_the_way.push(datagram.clone());
@@ -283,8 +273,8 @@ fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
                         nodes[1].network.incoming.push_back(datagram);
                     }
                     2 if mode == Mode::WireGuard => {
-                        let at = random.below(datagram.bytes.len());
-                        datagram.bytes[at] ^= 1 << random.below(8);
+                        let at = below(&mut random, datagram.bytes.len());
+                        datagram.bytes[at] ^= 1 << below(&mut random, 8);
                         spoiled += 1;
                         nodes[1].network.incoming.push_back(datagram);
                     }
