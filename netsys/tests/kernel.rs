@@ -13,6 +13,7 @@ use conet_netsys::{
     Fault, IfName, IpNet, Link, MacAddr, NetError, Netlink, Netns, NetnsName, Route, RouteScope,
     Sysctl, Veth,
 };
+use conet_testkit::privileged;
 
 /// A named namespace that is deleted on drop.
 struct Scratch {
@@ -70,6 +71,7 @@ fn names(netlink: &mut Netlink) -> Vec<String> {
 
 #[test]
 fn a_named_namespace_is_what_ip_netns_makes() {
+    privileged!();
     let scratch = Scratch::new();
     assert!(Netns::list().unwrap().contains(&scratch.name));
     assert!(Netns::exists(&scratch.name));
@@ -95,6 +97,7 @@ fn a_named_namespace_is_what_ip_netns_makes() {
 
 #[test]
 fn a_rest_without_a_namespace_is_told_from_one_and_deleted() {
+    privileged!();
     // What a crash between creating the file and mounting leaves behind.
     drop(Scratch::new());
     let name = NetnsName::new(&format!("conet-t{}-rest", process::id())).unwrap();
@@ -107,6 +110,7 @@ fn a_rest_without_a_namespace_is_told_from_one_and_deleted() {
 
 #[test]
 fn entering_lasts_until_the_guard_drops() {
+    privileged!();
     let scratch = Scratch::new();
     let here = Netns::current().unwrap().id().unwrap();
     let inside = scratch.netns.id().unwrap();
@@ -134,6 +138,7 @@ fn entering_lasts_until_the_guard_drops() {
 
 #[test]
 fn links_are_made_changed_and_deleted() {
+    privileged!();
     let scratch = Scratch::new();
     let mut netlink = scratch.netlink();
     let mac: MacAddr = "02:00:0a:4d:01:02".parse().unwrap();
@@ -148,6 +153,8 @@ fn links_are_made_changed_and_deleted() {
     assert_eq!((link.mtu, link.mac, link.up), (1400, Some(mac), false));
     assert_eq!(link.kind.as_deref(), Some("veth"));
     assert_eq!(netlink.index(ifname("conet-a")).unwrap(), link.index);
+    let peer = netlink.link(ifname("conet-b")).unwrap().unwrap();
+    assert_eq!((link.other_end, peer.other_end), (Some(peer.index), Some(link.index)));
 
     netlink.add_bridge(ifname("conet-br")).unwrap();
     netlink.set_master(ifname("conet-a"), Some(ifname("conet-br"))).unwrap();
@@ -183,6 +190,7 @@ fn links_are_made_changed_and_deleted() {
 
 #[test]
 fn addresses_and_routes_carry_a_connection_between_two_namespaces() {
+    privileged!();
     let (left, right) = (Scratch::new(), Scratch::new());
     let (mut l, mut r) = (left.netlink(), right.netlink());
     l.add_veth(&Veth { peer_netns: Some(&right.netns), ..veth("conet-a", "conet-b") }).unwrap();
@@ -246,6 +254,7 @@ fn addresses_and_routes_carry_a_connection_between_two_namespaces() {
 
 #[test]
 fn a_link_moves_and_a_permanent_neighbour_needs_no_arp() {
+    privileged!();
     let (left, right) = (Scratch::new(), Scratch::new());
     let (mut l, mut r) = (left.netlink(), right.netlink());
     l.add_veth(&veth("conet-a", "conet-b")).unwrap();
@@ -262,6 +271,7 @@ fn a_link_moves_and_a_permanent_neighbour_needs_no_arp() {
 
 #[test]
 fn switches_belong_to_their_namespace() {
+    privileged!();
     let scratch = Scratch::new();
     let before = Sysctl::Ipv4Forward.read().unwrap();
     scratch
@@ -293,6 +303,7 @@ fn switches_belong_to_their_namespace() {
 
 #[test]
 fn what_a_panicking_test_made_is_gone() {
+    privileged!();
     let mut name = None;
     let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
         let scratch = Scratch::new();

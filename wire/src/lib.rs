@@ -2,4 +2,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "control")]
+pub mod control;
+pub mod ip;
+#[cfg(feature = "control")]
+pub mod peer;
 pub mod session;

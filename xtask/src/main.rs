@@ -1,3 +1,49 @@
-//! Test, CI and bench runners of the workspace.
+//! Test and CI runners of the workspace: `cargo xtask test`, `cargo xtask ci`.
+//!
+//! What it is not: part of what is shipped. It needs the Rust toolchain; as
+//! root on Debian it installs the programs that the tests use.
 
-fn main() {}
+mod ci;
+mod leftovers;
+mod packages;
+mod test_run;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "usage: cargo xtask test [CARGO TEST ARGUMENTS…] | cargo xtask ci";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let outcome = match args.next().as_deref() {
+        Some("test") => test_run::run(&args.collect::<Vec<_>>()).map(|counts| counts.verdict()),
+        Some("ci") => ci::run(),
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The cargo that runs us, at the workspace's root.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace_root());
+    command
+}
+
+/// The directory of the workspace.
+fn workspace_root() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    root.pop();
+    root
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

@@ -1,0 +1,241 @@
+//! What can be typed. What it does is in `commands`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use conet_node::config::{DEFAULT_PATH, Mode};
+
+/// conet joins machines into one: guests share their host's address over
+/// WireGuard or IP-in-IP, and running processes move between machines.
+#[derive(Debug, Parser)]
+#[command(name = "conet", version, propagate_version = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// The daemon's control socket.
+    #[arg(long, global = true, env = "CONET_SOCKET", value_name = "PATH", hide_env_values = true)]
+    pub(crate) socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the main job, end to end, on this machine (needs root).
+    Demo {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Several conet hosts on this machine, to try things on (needs root).
+    Lab {
+        #[command(subcommand)]
+        command: LabCommand,
+    },
+    /// Print a new private key, as `wg genkey`.
+    Keygen,
+    /// Print the public key of the private key on standard input, as `wg pubkey`.
+    Pubkey {
+        /// The key that plain WireGuard knows this node by.
+        #[arg(long)]
+        wireguard: bool,
+    },
+    /// Run the node's daemon, in the foreground.
+    Up {
+        /// The configuration.
+        #[arg(short, long, env = "CONET_CONFIG", value_name = "FILE", default_value = DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Show what this node is.
+    Status {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the peers, as `wg show`.
+    Peers {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Start a program that may move; it has this command's pid.
+    Run {
+        /// Move it to this node as soon as it runs, and to no other.
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// List the processes that may move, and where they are.
+    Ps {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Move a process to a node, or `home`; returns when it runs there.
+    Migrate {
+        /// The process, as it is known at home.
+        pid: u32,
+        /// A peer's name, or `home`.
+        #[arg(value_name = "NODE|home")]
+        to: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Tell why a process may not move, came home or ended.
+    Why {
+        /// The process, as it is known at home.
+        pid: u32,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// End the node's daemon; programs run on.
+    Down,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Make a lab: hosts conet-h1, conet-h2, … on one LAN, each with its daemon.
+    Up {
+        /// Hosts.
+        #[arg(long, value_name = "N", default_value_t = 2)]
+        hosts: u8,
+        /// Guests of each host.
+        #[arg(long, value_name = "M", default_value_t = 1)]
+        guests: u8,
+        /// How packets between hosts travel.
+        #[arg(long, value_enum, default_value_t = ModeName::Wireguard)]
+        mode: ModeName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove the lab, also after a crash.
+    Down {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the lab's hosts and guests.
+    Status {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Run a program on a lab host; it has this command's pid.
+    Exec {
+        /// The host, as in conet-h1.
+        host: String,
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// End a lab host's daemon and start it anew.
+    Restart {
+        /// The host, as in conet-h1.
+        host: String,
+    },
+    /// Keep a lab host's namespaces; what `lab up` runs.
+    #[command(hide = true)]
+    Hold,
+    /// Become a lab host's daemon; what `lab up` runs.
+    #[command(hide = true)]
+    Daemon {
+        /// The host.
+        host: String,
+    },
+}
+
+/// How a command answers.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Output {
+    /// Answer with one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A tunnel's mode, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeName {
+    /// Encrypted, over UDP.
+    Wireguard,
+    /// In the clear, IP protocol 4.
+    Ipip,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Wireguard => Self::WireGuard,
+            ModeName::Ipip => Self::IpIp,
+        }
+    }
+}
+
+/// Reads the command line. What is not one is told in one line.
+pub(crate) fn parse() -> Result<Cli, CommandLine> {
+    Cli::try_parse().map_err(|error| {
+        if error.use_stderr() { CommandLine::Wrong(one_line(&error)) } else { CommandLine::Help(error) }
+    })
+}
+
+/// Why there is nothing to do.
+#[derive(Debug)]
+pub(crate) enum CommandLine {
+    /// Help or the version was asked for.
+    Help(clap::Error),
+    /// What is wrong, and what to type.
+    Wrong(String),
+}
+
+/// clap's message without its usage and hints, which take many lines.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said = said.join(" ");
+    // A bare `conet` prints the whole help: its first line says nothing wrong.
+    match said.strip_prefix("error: ") {
+        Some(said) => format!("{said}; see: conet --help"),
+        None => "no command; see: conet --help".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_take_one_line() {
+        for arguments in [
+            &["conet"][..],
+            &["conet", "stauts"],
+            &["conet", "migrate", "12"],
+            &["conet", "migrate", "x", "home"],
+            &["conet", "run"],
+            &["conet", "lab"],
+            &["conet", "lab", "up", "--mode", "fou"],
+        ] {
+            let line = one_line(&Cli::try_parse_from(arguments).unwrap_err());
+            assert!(!line.contains('\n') && line.contains("conet --help"), "{line}");
+        }
+        let line = one_line(&Cli::try_parse_from(["conet", "stauts"]).unwrap_err());
+        assert!(line.contains("'status'"), "{line}");
+    }
+
+    #[test]
+    fn a_programs_own_options_are_its_own() {
+        let cli = Cli::try_parse_from(["conet", "run", "--node", "b", "ls", "--json"]).unwrap();
+        let Command::Run { node, command } = cli.command else { panic!("{cli:?}") };
+        assert_eq!(node.as_deref(), Some("b"));
+        assert_eq!(command, ["ls", "--json"]);
+        let cli = Cli::try_parse_from(["conet", "lab", "exec", "conet-h1", "--", "a", "--", "b"]);
+        let Command::Lab { command: LabCommand::Exec { command, .. } } = cli.unwrap().command
+        else { panic!() };
+        assert_eq!(command, ["a", "--", "b"]);
+    }
+}

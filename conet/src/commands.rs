@@ -1,0 +1,46 @@
+//! What each command does.
+
+mod keys;
+mod lab;
+mod node;
+mod process;
+
+use std::io;
+
+use anyhow::Result;
+use conet_node::client::{Client, socket_path};
+
+use crate::cli::{Cli, Command};
+
+/// Carries out a command.
+pub(crate) fn run(cli: Cli) -> Result<()> {
+    let socket = cli.socket.unwrap_or_else(socket_path);
+    let connect = || Client::connect(&socket);
+    match cli.command {
+        Command::Demo { output } => lab::demo(output),
+        Command::Lab { command } => lab::run(command),
+        Command::Keygen => keys::keygen(),
+        Command::Pubkey { wireguard } => keys::pubkey(wireguard),
+        Command::Up { config } => node::up(&config),
+        Command::Status { output } => node::status(&mut connect()?, output),
+        Command::Peers { output } => node::peers(&mut connect()?, output),
+        Command::Run { node, command } => process::run(&mut connect()?, node, &command),
+        Command::Ps { output } => process::ps(&mut connect()?, output),
+        Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),
+        Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
+        Command::Down => node::down(&mut connect()?),
+    }
+}
+
+/// The status that a failed command ends with: that of a shell where a program
+/// could not be started, else 1.
+pub(crate) fn exit_status(error: &anyhow::Error) -> u8 {
+    let source = match error.downcast_ref::<conet_lab::LabError>() {
+        Some(conet_lab::LabError::Program { source, .. }) => source,
+        _ => match error.downcast_ref::<process::ExecError>() {
+            Some(error) => &error.source,
+            None => return 1,
+        },
+    };
+    if source.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+}

@@ -1,0 +1,292 @@
+//! `conet demo`: the main job, end to end, on one machine, with figures.
+//!
+//! ```text
+//! for each mode:  lab up ─► steps, each with figures ─► lab down
+//! ```
+//!
+//! A step that fails does not end the demonstration: the others still say what
+//! works. A Ctrl-C does, and so does a lab that does not come up. Whatever
+//! happens, the lab is removed ([`Raised`] does so when dropped).
+//!
+//! What a step does is in the modules below, by subject; each step is a function
+//! from the raised lab to its figures.
+
+mod network;
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use conet_node::config::Mode;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::measure::MeasureError;
+use crate::{LabError, LabState, Options, Watch, down, up};
+
+/// One figure that a step found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figure {
+    /// What it is, as in `rtt_p50`.
+    pub name: &'static str,
+    /// The number, or what was seen.
+    pub value: Value,
+    /// Its unit, or empty where it has none.
+    pub unit: &'static str,
+}
+
+impl Figure {
+    fn new(name: &'static str, value: impl Into<Value>, unit: &'static str) -> Self {
+        Self { name, value: value.into(), unit }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// Its name, with the mode where it has one.
+    pub name: String,
+    /// Why it failed, and what to do; none where it succeeded.
+    pub error: Option<String>,
+    /// What it found.
+    pub figures: Vec<Figure>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Step {
+    /// Whether it succeeded.
+    #[must_use]
+    pub fn ok(&self) -> bool {
+        self.error.is_none()
+    }
+
+    /// As the report has it: `name`, `ok`, `seconds`, `figures` by name and unit,
+    /// and `error` where there was one.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut figures = Map::new();
+        for figure in &self.figures {
+            let unit = if figure.unit.is_empty() { String::new() } else { format!("_{}", figure.unit) };
+            figures.insert(format!("{}{unit}", figure.name), figure.value.clone());
+        }
+        let mut step = json!({
+            "name": self.name,
+            "ok": self.ok(),
+            "seconds": self.seconds,
+            "figures": figures,
+        });
+        if let Some(error) = &self.error {
+            step["error"] = Value::from(error.as_str());
+        }
+        step
+    }
+}
+
+/// Why a step failed; each text ends with what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The lab.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// A measurement.
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    /// Something is on the LAN that must not be.
+    #[error("the LAN carried {what} ({count} frames); this is a bug, report it")]
+    OnTheLan {
+        /// What it is.
+        what: String,
+        /// In how many frames.
+        count: u64,
+    },
+    /// The capture does not show what it must, so it proves nothing.
+    #[error("the capture shows no {what}, so it proves nothing; try again on an idle machine")]
+    NothingSeen {
+        /// What was to be seen.
+        what: &'static str,
+    },
+}
+
+/// What a step gives.
+pub type Figures = Result<Vec<Figure>, StepError>;
+
+/// A lab that is up, until this is dropped.
+#[derive(Debug)]
+pub struct Raised {
+    /// The lab.
+    pub state: LabState,
+    /// How its packets travel.
+    pub mode: Mode,
+    lowered: bool,
+}
+
+impl Raised {
+    fn lower(&mut self) -> Figures {
+        self.lowered = true;
+        let removed = down()?;
+        Ok(vec![Figure::new("processes", removed.processes, "")])
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if !self.lowered {
+            // On the way out because of another failure: that one is told.
+            drop(self.lower());
+        }
+    }
+}
+
+/// All steps.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// In the order in which they ran.
+    pub steps: Vec<Step>,
+    /// How long all took.
+    pub seconds: f64,
+    /// Whether somebody asked to stop.
+    pub interrupted: bool,
+}
+
+#[derive(Serialize)]
+struct ReportJson {
+    ok: bool,
+    interrupted: bool,
+    seconds: f64,
+    steps: Vec<Value>,
+}
+
+impl Report {
+    /// Whether every step ran and succeeded.
+    #[must_use]
+    pub fn ok(&self) -> bool {
+        !self.interrupted && !self.steps.is_empty() && self.steps.iter().all(Step::ok)
+    }
+
+    /// The report as one JSON object, with `steps` in it.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: all keys are strings.
+    pub fn to_json(&self) -> serde_json::Result<Value> {
+        serde_json::to_value(ReportJson {
+            ok: self.ok(),
+            interrupted: self.interrupted,
+            seconds: self.seconds,
+            steps: self.steps.iter().map(Step::to_json).collect(),
+        })
+    }
+}
+
+/// Runs the demonstration. `told` hears of each step as it ends.
+#[must_use]
+pub fn demo(watch: Watch<'_>, told: &mut dyn FnMut(&Step)) -> Report {
+    let started = Instant::now();
+    let mut run = Run { watch, told, report: Report::default() };
+    for mode in [Mode::WireGuard, Mode::IpIp] {
+        run.mode(mode);
+    }
+    let mut report = run.report;
+    report.interrupted = watch.interrupted.load(Ordering::Relaxed);
+    report.seconds = started.elapsed().as_secs_f64();
+    report
+}
+
+/// The demonstration under way.
+struct Run<'a> {
+    watch: Watch<'a>,
+    told: &'a mut dyn FnMut(&Step),
+    report: Report,
+}
+
+impl Run<'_> {
+    /// All that is shown in one mode.
+    fn mode(&mut self, mode: Mode) {
+        let mut raised = None;
+        let watch = self.watch;
+        self.step(&format!("lab up ({mode})"), || {
+            let state = up(&Options { hosts: 2, guests: 1, mode }, watch)?;
+            let hosts = state.hosts.len();
+            raised = Some(Raised { state, mode, lowered: false });
+            Ok(vec![Figure::new("hosts", hosts, "")])
+        });
+        let Some(mut raised) = raised else { return };
+        self.step(&format!("ping ({mode})"), || network::ping(&raised));
+        self.step(&format!("tcp there ({mode})"), || network::tcp(&raised, 1, 2));
+        self.step(&format!("tcp back ({mode})"), || network::tcp(&raised, 2, 1));
+        self.step(&format!("lan capture ({mode})"), || network::capture(&raised));
+        // Also after a Ctrl-C, when the steps before were left out.
+        self.always(&format!("lab down ({mode})"), || raised.lower());
+    }
+
+    /// Runs a step, unless somebody asked to stop.
+    fn step(&mut self, name: &str, work: impl FnOnce() -> Figures) {
+        if !self.watch.interrupted.load(Ordering::Relaxed) {
+            self.always(name, work);
+        }
+    }
+
+    fn always(&mut self, name: &str, work: impl FnOnce() -> Figures) {
+        (self.watch.progress)(name);
+        let started = Instant::now();
+        let outcome = work();
+        let seconds = started.elapsed().as_secs_f64();
+        let (figures, error) = match outcome {
+            Ok(figures) => (figures, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        let step = Step { name: name.to_owned(), error, figures, seconds };
+        (self.told)(&step);
+        self.report.steps.push(step);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn step(error: Option<&str>) -> Step {
+        Step {
+            name: "ping (ipip)".to_owned(),
+            error: error.map(str::to_owned),
+            figures: vec![Figure::new("rtt_p50", 12.5, "us"), Figure::new("frames", 3, "")],
+            seconds: 0.5,
+        }
+    }
+
+    #[test]
+    fn a_step_names_its_figures_with_their_units() {
+        assert_eq!(
+            step(None).to_json(),
+            json!({
+                "name": "ping (ipip)",
+                "ok": true,
+                "seconds": 0.5,
+                "figures": { "rtt_p50_us": 12.5, "frames": 3 },
+            })
+        );
+        assert_eq!(step(Some("x; y")).to_json()["error"], "x; y");
+    }
+
+    #[test]
+    fn a_report_is_good_only_whole() {
+        let good = Report { steps: vec![step(None)], ..Report::default() };
+        assert!(good.ok());
+        assert!(!Report::default().ok());
+        assert!(!Report { interrupted: true, ..good.clone() }.ok());
+        assert!(!Report { steps: vec![step(None), step(Some("x"))], ..good.clone() }.ok());
+        assert_eq!(good.to_json().unwrap()["steps"][0]["name"], "ping (ipip)");
+    }
+
+    #[test]
+    fn an_interrupted_run_makes_nothing() {
+        let interrupted = AtomicBool::new(true);
+        let watch = Watch { progress: &|_| {}, interrupted: &interrupted };
+        let report = demo(watch, &mut |_| {});
+        assert!(report.steps.is_empty() && report.interrupted && !report.ok());
+    }
+}

@@ -1,0 +1,307 @@
+//! `conet.toml`: `wg.conf` in spirit, and refused whole where a part is wrong.
+//!
+//! ```toml
+//! [node]
+//! private_key_file = "node.key"     # or private_key = "…", then this file is the secret
+//! address = "192.0.2.1"             # the host's own address, for tunnels and sessions
+//! overlay = "10.77.1.0/24"          # the addresses of this node's guests
+//! # name = "…"                      the host's name where absent
+//! # port = 47700                    UDP for sessions, TCP for the links of processes
+//! # wireguard_port = 51820
+//! # mode = "wireguard"              or "ipip": how peers are reached that do not say
+//! # state_dir = "/run/conet"
+//! # socket = "…"                    state_dir/control.sock where absent
+//! # guests_from = ["a"]             whose processes may run here
+//! # host_for_us = ["a"]             who may run ours
+//! # allow_root = false              whether processes of uid 0 may leave
+//! # guest_uid_base = 1879048192     first host uid for processes of others
+//! # clock_offset = "-90s"           a lab host's clock against the machine's
+//!
+//! [[peer]]
+//! name = "a"
+//! public_key = "…"                  # or wireguard_key: a peer that only tunnels
+//! endpoint = "192.0.2.2:47700"
+//! # wireguard_endpoint = "…"        endpoint's address, port 51820, where absent
+//! # mode = "ipip"
+//! # persistent_keepalive = 25       seconds
+//! allowed_ips = ["10.77.2.0/24"]
+//!
+//! [[guest]]
+//! name = "web"
+//! kind = "netns"
+//! address = "10.77.1.2"
+//! ```
+//!
+//! A `[[peer]]` may tunnel and nothing else. To run processes is granted apart,
+//! in each direction, by name.
+//!
+//! What it is not: it opens nothing but the two files and keeps no state.
+//!
+//! Invariants of a [`Config`]: names and keys are unique; a prefix has one
+//! peer, and none lies in the node's own overlay; grants name peers that have
+//! an identity; guests have distinct addresses in the overlay; the private key
+//! was readable by its owner alone.
+
+mod check;
+mod error;
+mod parse;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+
+pub use error::{ConfigError, Problem, Suggestion, TomlMessage};
+
+use crate::identity::{Identity, PublicKey, X25519Public};
+
+/// Where `conet up` looks where it is not told.
+pub const DEFAULT_PATH: &str = "/etc/conet/conet.toml";
+/// UDP port of sessions and TCP port of process links where none is given.
+pub const DEFAULT_PORT: u16 = 47_700;
+/// WireGuard's own port (its documentation's example port).
+pub const DEFAULT_WIREGUARD_PORT: u16 = 51_820;
+/// First uid for processes of other nodes where none is given: above what
+/// distributions hand out (subordinate uids end below 2^29 in shadow's
+/// defaults, systemd's dynamic and container uids below 0x7000_0000), and
+/// below 2^31, from where on some programs take a uid for negative.
+pub const DEFAULT_GUEST_UID_BASE: u32 = 0x7000_0000;
+/// Where the daemon keeps its state where it is not told.
+pub const DEFAULT_STATE_DIR: &str = "/run/conet";
+/// The control socket's name in the state directory.
+pub const SOCKET_NAME: &str = "control.sock";
+
+/// A whole `conet.toml`, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[node]`.
+    pub node: NodeConfig,
+    /// Each `[[peer]]`, in the file's order.
+    pub peers: Vec<PeerConfig>,
+    /// Each `[[guest]]`, in the file's order.
+    pub guests: Vec<GuestConfig>,
+}
+
+/// `[node]`: this host.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// This node's name: 1 to 63 of letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// Its keys.
+    pub identity: Identity,
+    /// The host's own address, which tunnels and sessions use.
+    pub address: IpAddr,
+    /// UDP port of sessions, TCP port of process links.
+    pub port: u16,
+    /// UDP port of WireGuard.
+    pub wireguard_port: u16,
+    /// The addresses of this node's guests. The first is the gateway.
+    pub overlay: Ipv4Net,
+    /// Directory for what must survive a restart.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Whether processes of uid 0 may leave this node.
+    pub allow_root: bool,
+    /// First uid of this host that processes of other nodes run under.
+    pub guest_uid_base: u32,
+    /// Added to the machine's clock to make this host's.
+    pub clock_offset: ClockOffset,
+}
+
+impl NodeConfig {
+    /// The address in the overlay that guests have as their gateway, the first one.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.overlay.network()).saturating_add(1))
+    }
+}
+
+/// How packets to a peer travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Encrypted, over UDP.
+    WireGuard,
+    /// In the clear, IP protocol 4 (RFC 2003), for trusted networks.
+    IpIp,
+}
+
+impl Mode {
+    /// As the configuration spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WireGuard => "wireguard",
+            Self::IpIp => "ipip",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that names no mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a mode; write wireguard or ipip")]
+pub struct UnknownMode;
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMode> {
+        match text {
+            "wireguard" => Ok(Self::WireGuard),
+            "ipip" => Ok(Self::IpIp),
+            _ => Err(UnknownMode),
+        }
+    }
+}
+
+/// By which key a peer is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerKey {
+    /// A conet node.
+    Node(PublicKey),
+    /// Plain WireGuard: it gets tunnelling only.
+    WireGuard(X25519Public),
+}
+
+impl PeerKey {
+    /// The key that WireGuard and the session handshake know the peer by.
+    #[must_use]
+    pub fn x25519(self) -> X25519Public {
+        match self {
+            Self::Node(key) => key.x25519(),
+            Self::WireGuard(key) => key,
+        }
+    }
+
+    /// The peer's identity, if it is a conet node.
+    #[must_use]
+    pub fn identity(self) -> Option<PublicKey> {
+        match self {
+            Self::Node(key) => Some(key),
+            Self::WireGuard(_) => None,
+        }
+    }
+}
+
+/// What a peer may do beside tunnelling; both off by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Its processes may run here (`guests_from`).
+    pub guests_from: bool,
+    /// It may run ours (`host_for_us`).
+    pub host_for_us: bool,
+}
+
+/// `[[peer]]`: another host.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// Its name here.
+    pub name: String,
+    /// Its key.
+    pub key: PeerKey,
+    /// Where its sessions are, if it can be called.
+    pub endpoint: Option<SocketAddr>,
+    /// Where its WireGuard is, if it can be called.
+    pub wireguard_endpoint: Option<SocketAddr>,
+    /// Inner addresses that are routed to it and that it may use as sources.
+    pub allowed_ips: Vec<IpNet>,
+    /// How packets to it travel.
+    pub mode: Mode,
+    /// Interval of WireGuard's keepalive, if it keeps one.
+    pub persistent_keepalive: Option<Duration>,
+    /// What it may do beside tunnelling.
+    pub grants: Grants,
+}
+
+/// How a guest is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestKind {
+    /// A network namespace, made by the daemon where it is not there.
+    Netns,
+}
+
+impl GuestKind {
+    /// As the configuration spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Netns => "netns",
+        }
+    }
+}
+
+/// `[[guest]]`: a machine on this host with an address in the overlay.
+#[derive(Debug, Clone)]
+pub struct GuestConfig {
+    /// Its name, for a namespace guest also that of the namespace.
+    pub name: String,
+    /// How it is run.
+    pub kind: GuestKind,
+    /// Its address in the node's overlay.
+    pub address: Ipv4Addr,
+}
+
+/// A host's clock against its machine's, in nanoseconds; positive is ahead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClockOffset {
+    /// Added to the machine's clock.
+    pub nanoseconds: i64,
+}
+
+/// A text that is no clock offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an offset; write a signed number with ns, us, ms, s, m, h or d, as in -90s")]
+pub struct InvalidOffset;
+
+impl FromStr for ClockOffset {
+    type Err = InvalidOffset;
+
+    fn from_str(text: &str) -> Result<Self, InvalidOffset> {
+        let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or(InvalidOffset)?;
+        let (number, unit) = text.split_at(split);
+        let number: i64 = number.parse().map_err(|_| InvalidOffset)?;
+        let unit: i64 = match unit {
+            "ns" => 1,
+            "us" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            "d" => 86_400_000_000_000,
+            _ => return Err(InvalidOffset),
+        };
+        let nanoseconds = number.checked_mul(unit).ok_or(InvalidOffset)?;
+        Ok(Self { nanoseconds })
+    }
+}
+
+impl Config {
+    /// Reads and checks a file, and the private key's file that it names.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], with the file, the line, the key and the remedy.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+        parse::config(reader::Source { file, text: &text })
+    }
+
+    /// The peer of a name.
+    #[must_use]
+    pub fn peer(&self, name: &str) -> Option<&PeerConfig> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+}

@@ -1,0 +1,190 @@
+//! What the keys of `conet.toml` mean for each other: names, keys, prefixes and
+//! addresses are unique, and grants name somebody.
+
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::error::{ConfigError, Problem, Suggestion};
+use super::reader::{Located, Section};
+use super::{Config, Grants, PeerKey};
+
+/// A host's or guest's name: what a file name, a host name and a namespace can
+/// all bear.
+pub(super) fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    name.len() <= 63
+        && name.bytes().all(allowed)
+        && name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
+}
+
+/// The section's `name`. `home` is none: `conet migrate PID home` means the
+/// process's own node.
+pub(super) fn name(
+    section: &mut Section<'_>,
+    expected: &'static str,
+) -> Result<Option<Located<String>>, ConfigError> {
+    match section.string("name", expected)? {
+        Some(name) if !is_name(&name.value) || name.value == "home" => {
+            let expected = if name.value == "home" {
+                "another name: `home` is where a process comes from"
+            } else {
+                expected
+            };
+            let problem = Problem::Value { value: name.value, expected };
+            Err(section.wrong(name.line, "name", problem))
+        }
+        name => Ok(name),
+    }
+}
+
+/// A name that nothing else in the file bears.
+pub(super) fn new_name(
+    section: &Section<'_>,
+    name: Located<String>,
+    config: &Config,
+) -> Result<String, ConfigError> {
+    let other = if config.node.name == name.value {
+        Some("this node")
+    } else if config.peers.iter().any(|peer| peer.name == name.value) {
+        Some("a peer")
+    } else if config.guests.iter().any(|guest| guest.name == name.value) {
+        Some("a guest")
+    } else {
+        None
+    };
+    match other {
+        Some(other) => {
+            let problem = Problem::DuplicateName { name: name.value, other };
+            Err(section.wrong(name.line, "name", problem))
+        }
+        None => Ok(name.value),
+    }
+}
+
+/// A key that neither this node nor another peer has.
+pub(super) fn new_key(
+    section: &Section<'_>,
+    key: Located<PeerKey>,
+    spelled: &str,
+    config: &Config,
+) -> Result<PeerKey, ConfigError> {
+    let own = config.node.identity.public().x25519();
+    if key.value.x25519() == own {
+        return Err(section.wrong(key.line, spelled, Problem::OwnKey));
+    }
+    match config.peers.iter().find(|peer| peer.key.x25519() == key.value.x25519()) {
+        Some(peer) => {
+            let problem = Problem::DuplicateKey { other: peer.name.clone() };
+            Err(section.wrong(key.line, spelled, problem))
+        }
+        None => Ok(key.value),
+    }
+}
+
+/// Prefixes of a peer, each of which no other peer has and none of which takes
+/// addresses of our own guests. A wider prefix beside a narrower one is fine:
+/// the longest match decides.
+pub(super) fn prefixes(
+    section: &Section<'_>,
+    prefixes: Vec<Located<IpNet>>,
+    config: &Config,
+) -> Result<Vec<IpNet>, ConfigError> {
+    let mut checked = Vec::with_capacity(prefixes.len());
+    for Located { value, line } in prefixes {
+        let prefix = value.trunc();
+        let overlay = config.node.overlay;
+        if IpNet::V4(overlay).contains(&prefix) {
+            let problem = Problem::OwnPrefix { prefix, overlay };
+            return Err(section.wrong(line, "allowed_ips", problem));
+        }
+        if let Some(peer) = config.peers.iter().find(|peer| peer.allowed_ips.contains(&prefix)) {
+            let problem = Problem::DuplicatePrefix { prefix, other: peer.name.clone() };
+            return Err(section.wrong(line, "allowed_ips", problem));
+        }
+        if !checked.contains(&prefix) {
+            checked.push(prefix);
+        }
+    }
+    Ok(checked)
+}
+
+/// The grants of the peer that a list names.
+pub(super) fn granted<'a>(
+    section: &Section<'_>,
+    name: &Located<String>,
+    key: &str,
+    config: &'a mut Config,
+) -> Result<&'a mut Grants, ConfigError> {
+    let Some(index) = config.peers.iter().position(|peer| peer.name == name.value) else {
+        let known = config.peers.iter().map(|peer| peer.name.as_str());
+        let suggestion = Suggestion::of(&name.value, known);
+        let problem = Problem::UnknownPeer { name: name.value.clone(), suggestion };
+        return Err(section.wrong(name.line, key, problem));
+    };
+    let peer = &mut config.peers[index];
+    if peer.key.identity().is_none() {
+        let problem = Problem::NotANode { name: name.value.clone() };
+        return Err(section.wrong(name.line, key, problem));
+    }
+    Ok(&mut peer.grants)
+}
+
+/// The guests' prefix: as a network, with room for a gateway and a guest.
+pub(super) fn overlay(
+    section: &Section<'_>,
+    overlay: Located<Ipv4Net>,
+) -> Result<Ipv4Net, ConfigError> {
+    let Located { value, line } = overlay;
+    if value.addr() != value.network() || value.prefix_len() > 30 || value.prefix_len() < 8 {
+        let expected = "a network of /8 to /30 without host bits, as in \"10.77.1.0/24\"";
+        let problem = Problem::Value { value: value.to_string(), expected };
+        return Err(section.wrong(line, "overlay", problem));
+    }
+    Ok(value)
+}
+
+/// An address that a guest can have: of the overlay, but not the network's, the
+/// gateway's, the broadcast's or another guest's.
+pub(super) fn guest_address(
+    section: &Section<'_>,
+    address: Located<Ipv4Addr>,
+    config: &Config,
+) -> Result<Ipv4Addr, ConfigError> {
+    let Located { value: address, line } = address;
+    let overlay = config.node.overlay;
+    let reserved = [overlay.network(), config.node.gateway(), overlay.broadcast()];
+    let remedy = if !overlay.contains(&address) {
+        Some("take one of the overlay's")
+    } else if reserved.contains(&address) {
+        Some("the first and the last are the network's, the second is the gateway's")
+    } else {
+        None
+    };
+    if let Some(remedy) = remedy {
+        let problem = Problem::GuestAddress { address, overlay, remedy };
+        return Err(section.wrong(line, "address", problem));
+    }
+    match config.guests.iter().find(|guest| guest.address == address) {
+        Some(guest) => {
+            let problem = Problem::DuplicateAddress { address, other: guest.name.clone() };
+            Err(section.wrong(line, "address", problem))
+        }
+        None => Ok(address),
+    }
+}
+
+/// A first uid above the system's and users' own, with 2^16 uids above it.
+pub(super) fn guest_uid_base(
+    section: &Section<'_>,
+    base: Option<Located<u32>>,
+    expected: &'static str,
+) -> Result<Option<u32>, ConfigError> {
+    match base {
+        Some(Located { value, line }) if !(65_536..=u32::MAX - 65_536).contains(&value) => {
+            let problem = Problem::Value { value: value.to_string(), expected };
+            Err(section.wrong(line, "guest_uid_base", problem))
+        }
+        base => Ok(base.map(|base| base.value)),
+    }
+}

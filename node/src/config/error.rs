@@ -1,0 +1,208 @@
+//! What can be wrong with a `conet.toml`: each problem with its place and remedy.
+
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net};
+use thiserror::Error;
+
+use crate::identity::KeyError;
+
+/// A `conet.toml` that cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read ({source}): write one, or name it with -c", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file was read and is wrong.
+    #[error("{}:{line}: {key}: {problem}", file.display())]
+    Wrong {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1, of the key or of the section that lacks it.
+        line: usize,
+        /// The key, with its section: `node.port`.
+        key: String,
+        /// What is wrong, and the remedy.
+        problem: Box<Problem>,
+    },
+}
+
+/// What is wrong with a key; the text ends with the remedy.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The text is not TOML.
+    #[error("not valid TOML: {0}")]
+    Syntax(#[source] TomlMessage),
+    /// A key that conet does not know.
+    #[error("unknown key; {0}")]
+    UnknownKey(Suggestion),
+    /// A section that conet does not know.
+    #[error("unknown section; {0}")]
+    UnknownSection(Suggestion),
+    /// A key that must be there is not.
+    #[error("missing; {remedy}")]
+    Missing {
+        /// What to add.
+        remedy: &'static str,
+    },
+    /// Two keys of which there may be one.
+    #[error("given together with {other}; keep one of the two")]
+    Both {
+        /// The other key.
+        other: &'static str,
+    },
+    /// A value of another type.
+    #[error("is {found}; write {expected}")]
+    Type {
+        /// The TOML type found.
+        found: &'static str,
+        /// What a right value looks like.
+        expected: &'static str,
+    },
+    /// A value of the right type that means nothing here.
+    #[error("`{value}` is not valid; write {expected}")]
+    Value {
+        /// The value.
+        value: String,
+        /// What a right value looks like.
+        expected: &'static str,
+    },
+    /// A key text that is none.
+    #[error("{0}")]
+    Key(#[from] KeyError),
+    /// A secret that others than its owner can read.
+    #[error("{} has mode {mode:04o}, so others can read the private key; run: chmod 600 {}", file.display(), file.display())]
+    Exposed {
+        /// The file with the secret.
+        file: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The private key's file cannot be read.
+    #[error("{} cannot be read ({source}); make one: (umask 077; conet keygen > {})", file.display(), file.display())]
+    KeyFile {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two sections of one name.
+    #[error("`{name}` is already the name of {other}; give each its own")]
+    DuplicateName {
+        /// The name.
+        name: String,
+        /// What bears it already: `a peer`, `this node`, `a guest`.
+        other: &'static str,
+    },
+    /// Two peers of one key.
+    #[error("the key is already that of peer `{other}`; each peer has its own")]
+    DuplicateKey {
+        /// The peer that has it.
+        other: String,
+    },
+    /// A peer that has this node's own key.
+    #[error("the key is this node's own; give the peer's")]
+    OwnKey,
+    /// A grant to a peer that is not in the file.
+    #[error("no [[peer]] is named `{name}`; {suggestion}")]
+    UnknownPeer {
+        /// The name.
+        name: String,
+        /// A name that is there.
+        suggestion: Suggestion,
+    },
+    /// A grant to a peer without an identity.
+    #[error(
+        "peer `{name}` has only a wireguard_key, which grants tunnelling alone; give its public_key"
+    )]
+    NotANode {
+        /// The peer's name.
+        name: String,
+    },
+    /// The same prefix for two peers.
+    #[error("{prefix} is already routed to peer `{other}`; a prefix belongs to one peer")]
+    DuplicatePrefix {
+        /// The prefix.
+        prefix: IpNet,
+        /// The peer that has it.
+        other: String,
+    },
+    /// A prefix that would take this node's own addresses away.
+    #[error("{prefix} lies in this node's own overlay {overlay}; name the peer's own prefix")]
+    OwnPrefix {
+        /// The prefix.
+        prefix: IpNet,
+        /// This node's overlay.
+        overlay: Ipv4Net,
+    },
+    /// A guest outside the overlay, or at an address of it that no guest can have.
+    #[error("{address} is not a guest's address in overlay {overlay}; {remedy}")]
+    GuestAddress {
+        /// The address.
+        address: Ipv4Addr,
+        /// This node's overlay.
+        overlay: Ipv4Net,
+        /// Which addresses are.
+        remedy: &'static str,
+    },
+    /// Two guests at one address.
+    #[error("{address} is already the address of guest `{other}`; give each its own")]
+    DuplicateAddress {
+        /// The address.
+        address: Ipv4Addr,
+        /// The guest that has it.
+        other: String,
+    },
+    /// Two services of this node on one UDP port.
+    #[error("{port} is already the port for sessions; give WireGuard another")]
+    SamePort {
+        /// The port.
+        port: u16,
+    },
+    /// The host has no name to take.
+    #[error("missing, and the host's own name is no valid one; add name = \"…\"")]
+    NoHostName,
+}
+
+/// What the TOML reader says.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct TomlMessage(pub(super) String);
+
+/// A nearby name, or the names that there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suggestion {
+    near: Option<String>,
+    known: Vec<String>,
+}
+
+impl Suggestion {
+    /// What somebody may have meant who wrote `name`.
+    pub(super) fn of<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let known: Vec<String> = known.into_iter().map(str::to_owned).collect();
+        let distance = |other: &&String| strsim::damerau_levenshtein(name, other);
+        // Two slips in a short word, more in a long one.
+        let near = known.iter().min_by_key(distance);
+        let near = near.filter(|other| distance(other) <= 2.max(name.len() / 3)).cloned();
+        Self { near, known }
+    }
+}
+
+impl fmt::Display for Suggestion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.near {
+            Some(near) => write!(f, "did you mean `{near}`?"),
+            None if self.known.is_empty() => f.write_str("there is none"),
+            None => write!(f, "known are: {}", self.known.join(", ")),
+        }
+    }
+}

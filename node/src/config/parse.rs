@@ -1,0 +1,351 @@
+//! The keys of `conet.toml`: what each means, which must be there, and the
+//! defaults of the others.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::Spanned;
+use toml::de::DeValue;
+use zeroize::Zeroizing;
+
+use super::check;
+use super::error::{ConfigError, Problem, Suggestion};
+use super::reader::{Located, Section, Source};
+use super::{
+    ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_PORT, DEFAULT_STATE_DIR,
+    DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, GuestKind, Mode, NodeConfig, PeerConfig, PeerKey,
+    SOCKET_NAME,
+};
+use crate::identity::{Identity, KeyError};
+
+const SECTIONS: &[&str] = &["node", "peer", "guest"];
+const NODE_KEYS: &[&str] = &[
+    "name",
+    "private_key",
+    "private_key_file",
+    "address",
+    "port",
+    "wireguard_port",
+    "overlay",
+    "mode",
+    "state_dir",
+    "socket",
+    "guests_from",
+    "host_for_us",
+    "allow_root",
+    "guest_uid_base",
+    "clock_offset",
+];
+const PEER_KEYS: &[&str] = &[
+    "name",
+    "public_key",
+    "wireguard_key",
+    "endpoint",
+    "wireguard_endpoint",
+    "allowed_ips",
+    "mode",
+    "persistent_keepalive",
+];
+const GUEST_KEYS: &[&str] = &["name", "kind", "address"];
+
+const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
+const A_PORT: &str = "a port from 1 to 65535";
+const AN_ENDPOINT: &str = "an address and port, as in \"192.0.2.2:47700\"";
+const A_MODE: &str = "\"wireguard\" or \"ipip\"";
+const PEER_NAMES: &str = "a list of names of peers, as in [\"a\", \"b\"]";
+
+/// The whole file.
+pub(super) fn config(source: Source<'_>) -> Result<Config, ConfigError> {
+    let mut node = None;
+    let mut peers = Vec::new();
+    let mut guests = Vec::new();
+    for (key, value) in source.table()?.into_inner() {
+        let line = source.line(key.span());
+        match key.get_ref().as_ref() {
+            "node" => node = Some(Section::new(source, "node", value, NODE_KEYS)?),
+            "peer" => peers = sections(source, "peer", value, PEER_KEYS)?,
+            "guest" => guests = sections(source, "guest", value, GUEST_KEYS)?,
+            other => {
+                let suggestion = Suggestion::of(other, SECTIONS.iter().copied());
+                return Err(source.wrong(line, other, Problem::UnknownSection(suggestion)));
+            }
+        }
+    }
+    let Some(mut section) = node else {
+        let remedy = "add a [node] section with private_key_file, address and overlay";
+        return Err(source.wrong(1, "node", Problem::Missing { remedy }));
+    };
+    let (node, default_mode) = read_node(&mut section)?;
+    let mut config = Config { node, peers: Vec::new(), guests: Vec::new() };
+    for mut section in peers {
+        let peer = read_peer(&mut section, default_mode, &config)?;
+        config.peers.push(peer);
+    }
+    grant(&mut section, &mut config)?;
+    for mut section in guests {
+        let guest = read_guest(&mut section, &config)?;
+        config.guests.push(guest);
+    }
+    Ok(config)
+}
+
+/// The tables of `[[name]]`.
+fn sections<'a>(
+    source: Source<'a>,
+    name: &'static str,
+    value: Spanned<DeValue<'a>>,
+    known: &[&str],
+) -> Result<Vec<Section<'a>>, ConfigError> {
+    let line = source.line(value.span());
+    match value.into_inner() {
+        DeValue::Array(tables) => {
+            tables.into_iter().map(|table| Section::new(source, name, table, known)).collect()
+        }
+        _ => {
+            let expected =
+                "each one as a section of its own, with two brackets: [[peer]], [[guest]]";
+            let problem = Problem::Type { found: "not a list of sections", expected };
+            Err(source.wrong(line, name, problem))
+        }
+    }
+}
+
+fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigError> {
+    let name = match check::name(section, A_NAME)? {
+        Some(name) => name.value,
+        None => {
+            host_name().ok_or_else(|| section.wrong(section.line, "name", Problem::NoHostName))?
+        }
+    };
+    let identity = read_identity(section)?;
+    let an_address = "this host's address, as in \"192.0.2.1\"";
+    let address = section.parsed::<IpAddr>("address", an_address)?.ok_or_else(|| {
+        section.missing("address", "add this host's own address, as in address = \"192.0.2.1\"")
+    })?;
+    let overlay = section.parsed("overlay", "an IPv4 prefix, as in \"10.77.1.0/24\"")?;
+    let overlay = overlay.ok_or_else(|| {
+        section.missing("overlay", "add the guests' prefix, as in overlay = \"10.77.1.0/24\"")
+    })?;
+    let overlay = check::overlay(section, overlay)?;
+    let port = port(section, "port")?.map_or(DEFAULT_PORT, |port| port.value);
+    let wireguard_port = port_for_wireguard(section, port)?;
+    let mode = section.parsed("mode", A_MODE)?.map_or(Mode::WireGuard, |mode| mode.value);
+    let a_path = "a path, as in \"/run/conet\"";
+    let state_dir = section.string("state_dir", a_path)?;
+    let state_dir = PathBuf::from(state_dir.map_or(DEFAULT_STATE_DIR.into(), |dir| dir.value));
+    let socket = section.string("socket", a_path)?;
+    let socket = socket.map_or_else(|| state_dir.join(SOCKET_NAME), |path| path.value.into());
+    let a_uid = "a uid from 65536 to 4294901759";
+    let guest_uid_base = section.integer("guest_uid_base", a_uid)?;
+    let guest_uid_base = check::guest_uid_base(section, guest_uid_base, a_uid)?;
+    let an_offset = "a signed number with ns, us, ms, s, m, h or d, as in \"-90s\"";
+    let clock_offset = section.parsed::<ClockOffset>("clock_offset", an_offset)?;
+    let node = NodeConfig {
+        name,
+        identity,
+        address: address.value,
+        port,
+        wireguard_port,
+        overlay,
+        state_dir,
+        socket,
+        allow_root: section.boolean("allow_root")?.unwrap_or(false),
+        guest_uid_base: guest_uid_base.unwrap_or(DEFAULT_GUEST_UID_BASE),
+        clock_offset: clock_offset.map(|offset| offset.value).unwrap_or_default(),
+    };
+    Ok((node, mode))
+}
+
+fn host_name() -> Option<String> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_str().ok()?;
+    check::is_name(name).then(|| name.to_owned())
+}
+
+fn port(section: &mut Section<'_>, key: &str) -> Result<Option<Located<u16>>, ConfigError> {
+    let port = section.integer::<u16>(key, A_PORT)?;
+    match port {
+        Some(Located { value: 0, line }) => {
+            let problem = Problem::Value { value: "0".to_owned(), expected: A_PORT };
+            Err(section.wrong(line, key, problem))
+        }
+        port => Ok(port),
+    }
+}
+
+fn port_for_wireguard(section: &mut Section<'_>, sessions: u16) -> Result<u16, ConfigError> {
+    match port(section, "wireguard_port")? {
+        Some(port) if port.value == sessions => {
+            Err(section.wrong(port.line, "wireguard_port", Problem::SamePort { port: sessions }))
+        }
+        Some(port) => Ok(port.value),
+        None if sessions == DEFAULT_WIREGUARD_PORT => {
+            let problem = Problem::SamePort { port: sessions };
+            Err(section.wrong(section.line, "wireguard_port", problem))
+        }
+        None => Ok(DEFAULT_WIREGUARD_PORT),
+    }
+}
+
+/// The private key, from the file itself or from the one it names; whichever
+/// holds it must be readable by its owner alone.
+fn read_identity(section: &mut Section<'_>) -> Result<Identity, ConfigError> {
+    let a_key = "a key, as `conet keygen` prints it";
+    let inline = section.string("private_key", a_key)?;
+    let named = section.string("private_key_file", "a path, as in \"node.key\"")?;
+    match (inline, named) {
+        (Some(key), None) => {
+            let text = Zeroizing::new(key.value);
+            let file = section.source.file.to_owned();
+            let mode = std::fs::metadata(&file).map_or(0, |data| data.permissions().mode());
+            let mode = mode & 0o7777;
+            if is_exposed(mode) {
+                return Err(section.wrong(
+                    key.line,
+                    "private_key",
+                    Problem::Exposed { file, mode },
+                ));
+            }
+            text.parse().map_err(|error: KeyError| section.wrong(key.line, "private_key", error))
+        }
+        (None, Some(path)) => {
+            let key = "private_key_file";
+            let file = beside(section.source.file, &path.value);
+            let (text, mode) = match read_key_file(&file) {
+                Ok(read) => read,
+                Err(source) => {
+                    let problem = Problem::KeyFile { file, source };
+                    return Err(section.wrong(path.line, key, problem));
+                }
+            };
+            if is_exposed(mode) {
+                return Err(section.wrong(path.line, key, Problem::Exposed { file, mode }));
+            }
+            text.parse().map_err(|error: KeyError| section.wrong(path.line, key, error))
+        }
+        (Some(_), Some(path)) => {
+            let problem = Problem::Both { other: "private_key" };
+            Err(section.wrong(path.line, "private_key_file", problem))
+        }
+        (None, None) => Err(section.missing(
+            "private_key_file",
+            "make a key with (umask 077; conet keygen > node.key), and add \
+             private_key_file = \"node.key\"",
+        )),
+    }
+}
+
+/// A path in the file is relative to the file.
+fn beside(file: &Path, path: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(path)
+}
+
+/// A key file's text and permission bits.
+fn read_key_file(path: &Path) -> std::io::Result<(Zeroizing<String>, u32)> {
+    let file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode() & 0o7777;
+    // A key has 44 characters; somebody's disk image is not read to its end.
+    let mut text = Zeroizing::new(String::with_capacity(256));
+    file.take(256).read_to_string(&mut text)?;
+    Ok((text, mode))
+}
+
+/// Whether a file of these permission bits is open to its group or others.
+fn is_exposed(mode: u32) -> bool {
+    mode & 0o077 != 0
+}
+
+fn read_peer(
+    section: &mut Section<'_>,
+    default_mode: Mode,
+    config: &Config,
+) -> Result<PeerConfig, ConfigError> {
+    let name = check::name(section, A_NAME)?
+        .ok_or_else(|| section.missing("name", "add a name, as in name = \"a\""))?;
+    let name = check::new_name(section, name, config)?;
+    let key = read_peer_key(section, config)?;
+    let endpoint = section.parsed::<SocketAddr>("endpoint", AN_ENDPOINT)?.map(|at| at.value);
+    let wireguard_endpoint = section.parsed("wireguard_endpoint", AN_ENDPOINT)?;
+    let wireguard_endpoint = wireguard_endpoint
+        .map(|at: Located<SocketAddr>| at.value)
+        .or_else(|| endpoint.map(|at| SocketAddr::new(at.ip(), DEFAULT_WIREGUARD_PORT)));
+    let prefixes = "a list of prefixes, as in [\"10.77.2.0/24\"]";
+    let prefixes = section.list::<IpNet>("allowed_ips", prefixes)?;
+    let allowed_ips = check::prefixes(section, prefixes, config)?;
+    let mode = section.parsed("mode", A_MODE)?.map_or(default_mode, |mode| mode.value);
+    let seconds = "seconds from 0 (off) to 65535";
+    let keepalive = section.integer::<u16>("persistent_keepalive", seconds)?;
+    Ok(PeerConfig {
+        name,
+        key,
+        endpoint,
+        wireguard_endpoint,
+        allowed_ips,
+        mode,
+        persistent_keepalive: keepalive
+            .filter(|keepalive| keepalive.value > 0)
+            .map(|keepalive| Duration::from_secs(keepalive.value.into())),
+        grants: Grants::default(),
+    })
+}
+
+fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, ConfigError> {
+    let node = section.string("public_key", "a key, as `conet pubkey` prints it")?;
+    let plain = section.string("wireguard_key", "a key, as `wg pubkey` prints it")?;
+    let (line, name, key) = match (node, plain) {
+        (Some(text), None) => (text.line, "public_key", text.value.parse().map(PeerKey::Node)),
+        (None, Some(text)) => {
+            (text.line, "wireguard_key", text.value.parse().map(PeerKey::WireGuard))
+        }
+        (Some(_), Some(text)) => {
+            let problem = Problem::Both { other: "public_key" };
+            return Err(section.wrong(text.line, "wireguard_key", problem));
+        }
+        (None, None) => {
+            return Err(section.missing(
+                "public_key",
+                "add the key that `conet pubkey` prints there (or wireguard_key, for a peer \
+                 that only tunnels)",
+            ));
+        }
+    };
+    let key = key.map_err(|error| section.wrong(line, name, error))?;
+    check::new_key(section, Located { value: key, line }, name, config)
+}
+
+/// Carries `guests_from` and `host_for_us` over to the peers that they name.
+fn grant(node: &mut Section<'_>, config: &mut Config) -> Result<(), ConfigError> {
+    for peer in node.list("guests_from", PEER_NAMES)? {
+        check::granted(node, &peer, "guests_from", config)?.guests_from = true;
+    }
+    for peer in node.list("host_for_us", PEER_NAMES)? {
+        check::granted(node, &peer, "host_for_us", config)?.host_for_us = true;
+    }
+    Ok(())
+}
+
+fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig, ConfigError> {
+    let name = check::name(section, A_NAME)?
+        .ok_or_else(|| section.missing("name", "add a name, as in name = \"web\""))?;
+    let name = check::new_name(section, name, config)?;
+    let a_kind = "\"netns\"";
+    let kind = match section.string("kind", a_kind)? {
+        Some(kind) if kind.value == "netns" => GuestKind::Netns,
+        Some(kind) => {
+            let problem = Problem::Value { value: kind.value, expected: a_kind };
+            return Err(section.wrong(kind.line, "kind", problem));
+        }
+        None => return Err(section.missing("kind", "add kind = \"netns\"")),
+    };
+    let address = section.parsed("address", "an IPv4 address, as in \"10.77.1.2\"")?;
+    let address = address.ok_or_else(|| {
+        section.missing("address", "add an address of the overlay, as in address = \"10.77.1.2\"")
+    })?;
+    let address = check::guest_address(section, address, config)?;
+    Ok(GuestConfig { name, kind, address })
+}

@@ -1,0 +1,191 @@
+//! What a tunnel is told: its keys, its device, its peers.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use boringtun::x25519;
+use conet_netsys::{IfName, IpNet};
+
+/// MTU of the device unless told otherwise: 1500 less the 80 bytes of WireGuard
+/// over IPv6, as `wg-quick(8)` chooses; it also suits IP-in-IP, so a peer's mode
+/// can change at run time.
+pub const DEFAULT_MTU: u16 = 1420;
+/// MTU of the path to a peer unless told otherwise: Ethernet's.
+pub const DEFAULT_PATH_MTU: u16 = 1500;
+/// UDP port for WireGuard unless told otherwise: the one in its documentation.
+pub const DEFAULT_PORT: u16 = 51820;
+
+/// How packets travel to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Encrypted, over UDP.
+    #[default]
+    WireGuard,
+    /// Bare, as protocol 4 (RFC 2003) or 41 (RFC 4213).
+    IpIp,
+}
+
+impl Mode {
+    /// The name in configuration and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::WireGuard => "wireguard",
+            Mode::IpIp => "ipip",
+        }
+    }
+
+    /// Bytes that the mode adds to a packet, over an outer IPv6 or IPv4 header.
+    pub fn overhead(self, outer_v6: bool) -> u16 {
+        let outer = if outer_v6 { 40 } else { 20 };
+        match self {
+            // UDP 8; WireGuard's header 16 and tag 16.
+            Mode::WireGuard => outer + 8 + 32,
+            Mode::IpIp => outer,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// An X25519 public key: who a peer is. Shown as base64, as `wg` does.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublicKey(pub [u8; 32]);
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&BASE64_STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An X25519 private key; wiped from memory when dropped, never shown.
+#[derive(Clone)]
+pub struct PrivateKey(pub(crate) x25519::StaticSecret);
+
+impl PrivateKey {
+    /// A key from its 32 bytes; clamping happens when it is used (RFC 7748 §5).
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(x25519::StaticSecret::from(bytes))
+    }
+
+    /// The public key that belongs to it.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(x25519::PublicKey::from(&self.0).to_bytes())
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+/// A peer.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// Secret shared with it beforehand, mixed into each handshake.
+    pub preshared_key: Option<[u8; 32]>,
+    /// How packets travel to it.
+    pub mode: Mode,
+    /// Where it is. WireGuard learns it from the peer when absent, and follows
+    /// the peer when it moves; IP-in-IP needs it, uses its address and ignores
+    /// its port.
+    pub endpoint: Option<SocketAddr>,
+    /// Inner addresses that it may use as sources, and that are routed to it.
+    pub allowed: Vec<IpNet>,
+    /// Seconds between empty packets that keep a NAT open; none when absent.
+    pub keepalive: Option<u16>,
+    /// Largest outer packet on the way to it, in bytes.
+    pub path_mtu: u16,
+}
+
+impl PeerConfig {
+    /// A peer with the defaults: WireGuard, no keepalive, Ethernet's MTU.
+    pub fn new(public_key: PublicKey, endpoint: Option<SocketAddr>, allowed: Vec<IpNet>) -> Self {
+        Self {
+            public_key,
+            preshared_key: None,
+            mode: Mode::WireGuard,
+            endpoint,
+            allowed,
+            keepalive: None,
+            path_mtu: DEFAULT_PATH_MTU,
+        }
+    }
+}
+
+/// A tunnel.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of the TUN device to be made.
+    pub device: IfName,
+    /// Who we are.
+    pub private_key: PrivateKey,
+    /// Where WireGuard listens. An unspecified IPv6 address serves IPv4 too.
+    pub listen: SocketAddr,
+    /// Addresses of the device, which is also where ICMP errors come from.
+    pub addresses: Vec<IpNet>,
+    /// MTU of the device; [`DEFAULT_MTU`] suits every mode.
+    pub mtu: u16,
+    /// Let the kernel hand over and take TCP in large pieces (TUN offloads).
+    pub offload: bool,
+    /// The peers at the start.
+    pub peers: Vec<PeerConfig>,
+}
+
+/// Why a peer cannot be as asked; the caller's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// No such peer.
+    #[error("there is no peer {0}")]
+    Unknown(PublicKey),
+    /// The key is in use.
+    #[error("there is already a peer {0}")]
+    Duplicate(PublicKey),
+    /// The key is our own.
+    #[error("peer {0} bears our own key; give it its own public key")]
+    Ourselves(PublicKey),
+    /// Two peers would own the same prefix.
+    #[error("{prefix} belongs to peer {owner} already; a prefix has one owner")]
+    PrefixTaken {
+        /// The prefix.
+        prefix: IpNet,
+        /// Who has it.
+        owner: PublicKey,
+    },
+    /// Packets to the peer's endpoint would be routed into the tunnel.
+    #[error("{prefix} contains the endpoint {endpoint} of a peer: its packets would loop")]
+    EndpointInside {
+        /// The prefix.
+        prefix: IpNet,
+        /// The endpoint inside it.
+        endpoint: IpAddr,
+    },
+    /// IP-in-IP needs to know the peer by an IPv4 address.
+    #[error("peer {0} in ipip mode needs an IPv4 endpoint")]
+    NeedsIpv4Endpoint(PublicKey),
+    /// In ipip mode a peer is known by its address alone.
+    #[error("{endpoint} is the endpoint of peer {owner} already; in ipip mode each needs its own")]
+    EndpointTaken {
+        /// The address.
+        endpoint: IpAddr,
+        /// Who has it.
+        owner: PublicKey,
+    },
+    /// More peers than session numbers have room for (2^24).
+    #[error("too many peers")]
+    TooMany,
+}

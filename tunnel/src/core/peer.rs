@@ -1,0 +1,144 @@
+//! One peer: who, where, how, and what went to and from it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use boringtun::noise::Tunn;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::x25519;
+use conet_dataplane::{DropCounts, DropReason};
+use conet_netsys::IpNet;
+
+use super::routes::Slot;
+use crate::{Mode, PeerConfig, PrivateKey, PublicKey};
+
+/// What one batch of the outbox holds, in bytes; no link carries more.
+const MAX_PATH_MTU: u16 = 65_000;
+
+pub(crate) struct Peer {
+    pub(crate) key: PublicKey,
+    pub(crate) mode: Mode,
+    /// Where the configuration says it is; the only place in ipip mode.
+    pub(crate) configured: Option<SocketAddr>,
+    /// Where it is: configured, or learned from its last authentic datagram.
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) allowed: Vec<IpNet>,
+    pub(crate) path_mtu: u16,
+    /// The WireGuard session, kept in ipip mode too so that a change back costs
+    /// nothing.
+    pub(crate) tunn: Tunn,
+    pub(crate) rx: Traffic,
+    pub(crate) tx: Traffic,
+    pub(crate) drops: DropCounts,
+}
+
+/// Packets and their inner bytes in one direction.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Traffic {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) fn count(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(
+        config: &PeerConfig,
+        private: &PrivateKey,
+        slot: Slot,
+        limiter: Arc<RateLimiter>,
+    ) -> Self {
+        let tunn = Tunn::new(
+            private.0.clone(),
+            x25519::PublicKey::from(config.public_key.0),
+            config.preshared_key,
+            config.keepalive,
+            slot,
+            Some(limiter),
+        );
+        Self {
+            key: config.public_key,
+            mode: config.mode,
+            configured: config.endpoint,
+            endpoint: config.endpoint,
+            allowed: config.allowed.iter().map(IpNet::trunc).collect(),
+            path_mtu: config.path_mtu.min(MAX_PATH_MTU),
+            tunn,
+            rx: Traffic::default(),
+            tx: Traffic::default(),
+            drops: DropCounts::default(),
+        }
+    }
+
+    /// The address that stands for this peer in ipip mode.
+    pub(crate) fn ipip_endpoint(&self) -> Option<Ipv4Addr> {
+        match self.configured?.ip().to_canonical() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// Largest inner packet that fits the path, in bytes.
+    pub(crate) fn inner_mtu(&self) -> u16 {
+        let outer_v6 = self.mode == Mode::WireGuard
+            && self.endpoint.is_some_and(|e| e.ip().to_canonical().is_ipv6());
+        self.path_mtu.saturating_sub(self.mode.overhead(outer_v6))
+    }
+
+    pub(crate) fn snapshot(&self) -> PeerSnapshot {
+        PeerSnapshot {
+            public_key: self.key,
+            mode: self.mode,
+            endpoint: match self.mode {
+                Mode::WireGuard => self.endpoint,
+                Mode::IpIp => self.configured,
+            },
+            allowed: self.allowed.clone(),
+            last_handshake: self.tunn.time_since_last_handshake(),
+            rx_packets: self.rx.packets,
+            rx_bytes: self.rx.bytes,
+            tx_packets: self.tx.packets,
+            tx_bytes: self.tx.bytes,
+            drops: self.drops,
+        }
+    }
+}
+
+/// What is known about a peer at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PeerSnapshot {
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// How packets travel to it.
+    pub mode: Mode,
+    /// Where it is.
+    pub endpoint: Option<SocketAddr>,
+    /// Its inner prefixes.
+    pub allowed: Vec<IpNet>,
+    /// Time since the last WireGuard handshake; `None` without a session.
+    pub last_handshake: Option<Duration>,
+    /// Inner packets received from it and forwarded.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Inner packets sent to it, or queued until the handshake is done.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Packets from or to it that were dropped.
+    pub drops: DropCounts,
+}
+
+impl PeerSnapshot {
+    /// How often `reason` made a packet of this peer be dropped.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason]
+    }
+}

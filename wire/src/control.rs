@@ -1,0 +1,469 @@
+//! What the command line and the daemon say to each other.
+//!
+//! Newline-delimited JSON over a unix stream socket. A client sends one
+//! [`Request`] a line; the daemon answers each with any number of
+//! [`Response::Progress`] lines and then one other [`Response`].
+//!
+//! ```text
+//! → {"request":"migrate","pid":4711,"to":"conet-h2"}
+//! ← {"response":"progress","phase":"copy","detail":"21 MB"}
+//! ← {"response":"moved","pid":4711,"node":"conet-h2","freeze_us":1900,"total_us":80000}
+//! ```
+//!
+//! What it is not: it carries no secret and no authority. Who asks is what the
+//! kernel says of the socket's other end (`SO_PEERCRED`, `man 7 unix`).
+//!
+//! A request is at most [`MAX_REQUEST`] bytes; whatever the bytes are, the
+//! answer is a request or an error, never a panic. Fields that a request does
+//! not have are refused, fields that a response gains later are ignored by
+//! older clients.
+
+extern crate alloc;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Longest request line in bytes, without its newline. The longest names and
+/// numbers that a request can hold fit many times.
+pub const MAX_REQUEST: usize = 4096;
+
+/// Longest response line in bytes that a client takes: a listing of some ten
+/// thousand processes.
+pub const MAX_RESPONSE: usize = 16 << 20;
+
+/// What is asked of a daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What this node is: [`Response::Status`].
+    Status {},
+    /// Whom it knows: [`Response::Peers`].
+    Peers {},
+    /// `pid` is a program that may move from now on: [`Response::Registered`].
+    /// Asked by the process itself, which then becomes the program by `execve`.
+    Register {
+        /// The process, as the daemon's pid namespace counts.
+        pid: u32,
+        /// Move it to this node, and to no other, once it runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
+    },
+    /// The processes that the caller may see: [`Response::Processes`].
+    Ps {},
+    /// Move a process: progress, then [`Response::Moved`].
+    Migrate {
+        /// The process at home.
+        pid: u32,
+        /// The peer's name, or `home`.
+        to: String,
+    },
+    /// Why a process may not move: [`Response::Why`].
+    Why {
+        /// The process at home.
+        pid: u32,
+    },
+    /// End the daemon, and leave moved processes running: [`Response::Done`].
+    Shutdown {},
+}
+
+/// Why a line is no request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RequestError {
+    /// Longer than [`MAX_REQUEST`].
+    #[error("a request has at most {MAX_REQUEST} bytes")]
+    TooLong,
+    /// Not a JSON object that is one of the requests.
+    #[error("not a request; send one JSON object a line, as in {{\"request\":\"status\"}}")]
+    Malformed,
+}
+
+impl Request {
+    /// Reads a line, with or without its newline.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`], for whatever bytes are not a request.
+    pub fn parse(line: &[u8]) -> Result<Self, RequestError> {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        if line.len() > MAX_REQUEST {
+            return Err(RequestError::TooLong);
+        }
+        serde_json::from_slice(line).map_err(|_| RequestError::Malformed)
+    }
+
+    /// The line for it, newline included.
+    #[must_use]
+    pub fn to_line(&self) -> Vec<u8> {
+        line_of(self)
+    }
+}
+
+/// What a daemon answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Peers`].
+    Peers {
+        /// In the configuration's order.
+        peers: Vec<Peer>,
+    },
+    /// To [`Request::Register`].
+    Registered {
+        /// The process.
+        pid: u32,
+        /// This node's name.
+        node: String,
+    },
+    /// To [`Request::Ps`].
+    Processes {
+        /// By pid.
+        processes: Vec<Process>,
+    },
+    /// One step of what was asked is done, or begins.
+    Progress(Progress),
+    /// To [`Request::Migrate`]: the process runs there.
+    Moved(Moved),
+    /// To [`Request::Why`].
+    Why(Why),
+    /// To [`Request::Shutdown`].
+    Done {},
+    /// To any request that could not be carried out.
+    Error(Failure),
+}
+
+/// Why a line is no response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("not a response that this version knows; use the conet of the daemon's version")]
+pub struct ResponseError;
+
+impl Response {
+    /// Reads a line, with or without its newline.
+    ///
+    /// # Errors
+    ///
+    /// [`ResponseError`].
+    pub fn parse(line: &[u8]) -> Result<Self, ResponseError> {
+        serde_json::from_slice(line).map_err(|_| ResponseError)
+    }
+
+    /// The line for it, newline included.
+    #[must_use]
+    pub fn to_line(&self) -> Vec<u8> {
+        line_of(self)
+    }
+}
+
+/// A node, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub name: String,
+    /// Version of conet that the daemon is.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// The node's Ed25519 public key, base64.
+    pub public_key: String,
+    /// The host's own address.
+    pub address: String,
+    /// UDP port of sessions, TCP port of process links.
+    pub port: u16,
+    /// UDP port of WireGuard.
+    pub wireguard_port: u16,
+    /// The guests' prefix.
+    pub overlay: String,
+    /// The tunnel's device.
+    pub device: String,
+    /// Peers in the configuration.
+    pub peers: u32,
+    /// Peers that have answered on their session.
+    pub peers_up: u32,
+    /// The node's guests.
+    pub guests: Vec<Guest>,
+}
+
+/// A guest of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// How it is run: `netns`.
+    pub kind: String,
+    /// Its overlay address.
+    pub address: String,
+}
+
+/// A peer, as the daemon sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its Ed25519 public key, base64; none for a peer that only tunnels.
+    pub public_key: Option<String>,
+    /// Its X25519 public key, base64: what `wg show` would print.
+    pub wireguard_key: String,
+    /// How packets to it travel: `wireguard` or `ipip`.
+    pub mode: String,
+    /// Where its sessions are.
+    pub endpoint: Option<String>,
+    /// Where its packets go.
+    pub tunnel_endpoint: Option<String>,
+    /// Inner addresses that are routed to it.
+    pub allowed_ips: Vec<String>,
+    /// Whether it has answered on its session, and not fallen silent since.
+    pub up: bool,
+    /// Version of conet that it said it is.
+    pub version: Option<String>,
+    /// Smoothed round trip of its session in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Seconds since the last WireGuard handshake.
+    pub latest_handshake_s: Option<u64>,
+    /// Inner bytes received from it.
+    pub rx_bytes: u64,
+    /// Inner bytes sent to it.
+    pub tx_bytes: u64,
+    /// Whether its processes may run here.
+    pub guests_from: bool,
+    /// Whether it may run ours.
+    pub host_for_us: bool,
+}
+
+/// Where a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// On its own node, native.
+    Home,
+    /// On its way.
+    Moving,
+    /// On another node; the pid at home is its deputy.
+    Away,
+    /// It has ended; kept for a while for its reason.
+    Ended,
+}
+
+/// A process that may move, as its home sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// At home.
+    pub pid: u32,
+    /// Its owner's uid.
+    pub uid: u32,
+    /// Its command's name.
+    pub command: String,
+    /// Where it is.
+    pub place: Place,
+    /// The node it runs on.
+    pub node: String,
+    /// The remote's pid as that host's machine counts, while away.
+    pub remote_pid: Option<u32>,
+    /// Moves that were completed, out and home.
+    pub hops_done: u64,
+    /// Times that it was brought home because of what it did.
+    pub sent_home: u64,
+    /// Calls that ran at home for it while it was away.
+    pub calls_forwarded: u64,
+    /// How long the last move held it, in microseconds.
+    pub freeze_us: Option<u64>,
+    /// The latest thing worth telling: why it was brought home, or ended.
+    pub reason: Option<Reason>,
+}
+
+/// Why a process stays, came home or ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Short and stable: `threads`, `shared-memory`, `privileged`.
+    pub code: String,
+    /// A sentence for people.
+    pub sentence: String,
+    /// Whether it may pass by itself.
+    pub passing: bool,
+}
+
+/// What is being done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Short and stable.
+    pub phase: String,
+    /// For people.
+    pub detail: String,
+}
+
+/// A completed move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// At home.
+    pub pid: u32,
+    /// The node it runs on now.
+    pub node: String,
+    /// The remote's pid as that host's machine counts; none at home.
+    pub remote_pid: Option<u32>,
+    /// How long the process was held, in microseconds.
+    pub freeze_us: u64,
+    /// From request to answer, in microseconds.
+    pub total_us: u64,
+}
+
+/// Whether a process may move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// At home.
+    pub pid: u32,
+    /// Its command's name.
+    pub command: String,
+    /// Whether it may move now.
+    pub movable: bool,
+    /// What keeps it; also what ended it.
+    pub reasons: Vec<Reason>,
+}
+
+/// A request that could not be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[error("{message}; {remedy}")]
+pub struct Failure {
+    /// Short and stable: `denied`, `no-such-process`, `no-such-peer`.
+    pub code: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Failure {
+    /// A failure of these texts.
+    #[must_use]
+    pub fn new(
+        code: impl Into<String>,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { code: code.into(), message: message.into(), remedy: remedy.into() }
+    }
+}
+
+fn line_of(value: &impl Serialize) -> Vec<u8> {
+    // These types have string keys and no failing serializer: it cannot fail.
+    // Were that ever wrong, an empty line is refused by the other side.
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// Takes any bytes as a request and, where they are one, checks that its line
+/// reads back as the same request. What the fuzz target `control_request` and
+/// the replay of its corpus call.
+///
+/// # Panics
+///
+/// Where a request does not survive its own line.
+pub fn fuzz_request(bytes: &[u8]) {
+    if let Ok(request) = Request::parse(bytes) {
+        assert_eq!(Request::parse(&request.to_line()), Ok(request));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::borrow::ToOwned;
+    use std::vec;
+    use std::{fs, println};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn requests_have_these_lines() {
+        let table: [(Request, &str); 7] = [
+            (Request::Status {}, r#"{"request":"status"}"#),
+            (Request::Peers {}, r#"{"request":"peers"}"#),
+            (Request::Register { pid: 7, node: None }, r#"{"request":"register","pid":7}"#),
+            (Request::Ps {}, r#"{"request":"ps"}"#),
+            (
+                Request::Migrate { pid: 7, to: "home".into() },
+                r#"{"request":"migrate","pid":7,"to":"home"}"#,
+            ),
+            (Request::Why { pid: 7 }, r#"{"request":"why","pid":7}"#),
+            (Request::Shutdown {}, r#"{"request":"shutdown"}"#),
+        ];
+        for (request, line) in table {
+            assert_eq!(request.to_line(), [line.as_bytes(), b"\n"].concat());
+            assert_eq!(Request::parse(line.as_bytes()), Ok(request));
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        for line in [
+            "",
+            "{}",
+            "null",
+            r#"{"request":"format"}"#,
+            r#"{"request":"status","pid":1}"#,
+            r#"{"request":"why"}"#,
+            r#"{"request":"why","pid":-1}"#,
+            r#"{"request":"why","pid":4294967296}"#,
+            r#"{"request":"why","pid":1,"pid":2}"#,
+            r#"{"request":"why","pid":1} x"#,
+        ] {
+            assert_eq!(Request::parse(line.as_bytes()), Err(RequestError::Malformed), "{line}");
+        }
+        let deep = "[".repeat(MAX_REQUEST);
+        assert_eq!(Request::parse(deep.as_bytes()), Err(RequestError::Malformed));
+        let long = vec![b' '; MAX_REQUEST + 1];
+        assert_eq!(Request::parse(&long), Err(RequestError::TooLong));
+    }
+
+    #[test]
+    fn responses_go_round() {
+        let moved = Moved {
+            pid: 7,
+            node: "b".to_owned(),
+            remote_pid: Some(9),
+            freeze_us: 1900,
+            total_us: 80_000,
+        };
+        for response in [
+            Response::Moved(moved),
+            Response::Done {},
+            Response::Processes { processes: vec![] },
+            Response::Error(Failure::new("denied", "not yours", "ask root")),
+        ] {
+            assert_eq!(Response::parse(&response.to_line()), Ok(response));
+        }
+    }
+
+    #[test]
+    fn the_corpus_is_answered() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/control_request");
+        let mut replayed = 0;
+        for entry in fs::read_dir(corpus).unwrap() {
+            fuzz_request(&fs::read(entry.unwrap().path()).unwrap());
+            replayed += 1;
+        }
+        println!("replayed {replayed} inputs");
+        assert!(replayed >= 16, "the corpus in {corpus} is not there");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fuzz_request(&bytes);
+        }
+
+        #[test]
+        fn any_migration_goes_round(pid: u32, to in "\\PC{0,80}") {
+            let request = Request::Migrate { pid, to };
+            prop_assert_eq!(Request::parse(&request.to_line()), Ok(request));
+        }
+    }
+}
