@@ -28,6 +28,8 @@ mod sys;
 mod vdso;
 
 pub use channel::{ChannelError, LinkSecret};
+pub use conet_deputy_core::boot::{Status, phase};
+pub use sys::processor::{Processor, processor};
 pub use procfs_view::{ProcessView, view};
 
 mod procfs_view {

@@ -138,6 +138,8 @@ pub struct Returned {
     pub pages: u64,
     /// Pages of them that differed from what was at home.
     pub changed: u64,
+    /// Calls that ran at home while it was away.
+    pub calls: u64,
 }
 
 /// Moves a process out over a link whose other end is a host role that is starting.
@@ -493,6 +495,7 @@ pub fn bring_home(pid: Pid, mut ring: impl FnMut()) -> Result<Returned, MoveErro
                     total: begin.elapsed(),
                     pages: status.pages,
                     changed: status.changed,
+                    calls: status.calls,
                 });
             }
             phase::LOST => return Err(MoveError::Lost(fault_name(status.fault))),

@@ -13,5 +13,7 @@ pub mod image;
 pub mod ip;
 pub mod link;
 #[cfg(feature = "control")]
+pub mod moving;
+#[cfg(feature = "control")]
 pub mod peer;
 pub mod session;

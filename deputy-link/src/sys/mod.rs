@@ -2,5 +2,6 @@
 
 #![allow(unsafe_code, reason = "ptrace and descriptor passing are raw system calls")]
 
+pub(crate) mod processor;
 pub(crate) mod ptrace;
 pub(crate) mod spawn;
