@@ -1,0 +1,329 @@
+//! A second node on this machine, and programs to move to it.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
+use conet_deputy_link::locks::Policy;
+use conet_deputy_link::{LinkSecret, Status, mover, phase};
+use conet_transport::session::protect::{Cipher, Key, link_keys};
+use rustix::process::Pid;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub const POLICY: Policy = Policy { allow_root: true, is_deputy: true };
+pub const GUEST_UID: u32 = 0x7000_0001;
+
+/// The other node: it hosts one process at a time.
+pub struct Node {
+    directory: tempfile::TempDir,
+    listener: TcpListener,
+    generation: u8,
+}
+
+/// A process that is away.
+pub struct Away {
+    pub warden: Warden,
+    pub hosted: Hosted,
+    pub moved: mover::Moved,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self { directory, listener, generation: 0 }
+    }
+
+    pub fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
+        self.generation += 1;
+        let cipher = Cipher::preferred();
+        let keys = || link_keys(&Key::new([self.generation; 32]), b"test");
+        let (home, remote) = (keys(), keys());
+        (
+            LinkSecret { cipher, seal: home.home_to_remote, open: home.remote_to_home },
+            LinkSecret { cipher, seal: remote.remote_to_home, open: remote.home_to_remote },
+        )
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    /// Hosts the next link that comes.
+    pub fn host(
+        &self,
+        pid: u32,
+        secret: LinkSecret,
+    ) -> thread::JoinHandle<Result<Hosted, HostError>> {
+        let socket: PathBuf = self.directory.path().join("warden");
+        let listener = self.listener.try_clone().unwrap();
+        thread::spawn(move || {
+            let (link, _) = listener.accept().unwrap();
+            let pid = i32::try_from(pid).unwrap();
+            hosting::start(
+                link,
+                &Hosting { pid, secret: &secret, uid: GUEST_UID, clock_skew: 0, socket: &socket },
+            )
+        })
+    }
+
+    /// Moves a process here.
+    pub fn take(&mut self, pid: u32) -> Result<Away, mover::MoveError> {
+        self.take_through(pid, self.address())
+    }
+
+    /// Moves a process here over a link that begins at `address`.
+    pub fn take_through(
+        &mut self,
+        pid: u32,
+        address: SocketAddr,
+    ) -> Result<Away, mover::MoveError> {
+        let (home, remote) = self.secrets();
+        let host = self.host(pid, remote);
+        let stream = TcpStream::connect(address).unwrap();
+        let moved = mover::move_out(as_pid(pid), stream, home, POLICY);
+        let hosted = host.join().unwrap();
+        let moved = moved?;
+        let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();
+        Ok(Away { warden, hosted: hosted.unwrap(), moved })
+    }
+}
+
+impl Away {
+    pub fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
+        mover::bring_home(as_pid(pid), || {
+            // A program that has ended by itself has no warden any more.
+            self.warden.ring().ok();
+        })
+    }
+}
+
+pub fn as_pid(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
+
+/// A program that does not outlive its test.
+pub struct Program(Option<Child>);
+
+impl std::ops::Deref for Program {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl std::ops::DerefMut for Program {
+    fn deref_mut(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+}
+
+impl Program {
+    /// Waits for its end.
+    pub fn finish(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+pub fn start(program: &str, args: &[&str]) -> Program {
+    Program(Some(Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap()))
+}
+
+pub fn unmoved(program: &str, args: &[&str]) -> Output {
+    Command::new(program).args(args).output().unwrap()
+}
+
+/// The interpreter itself, where `python3` is a script that starts it.
+pub fn python() -> String {
+    let output = unmoved("python3", &["-c", "import sys; print(sys.executable)"]);
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Compiles a program of `tests/programs`.
+pub fn compiled(name: &str, flags: &[&str]) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let source = format!("{}/tests/programs/{name}.c", env!("CARGO_MANIFEST_DIR"));
+    let program = directory.path().join(name);
+    let status = Command::new("cc")
+        .args(["-O1", "-w", "-o"])
+        .arg(&program)
+        .arg(source)
+        .args(flags)
+        .status()
+        .unwrap();
+    assert!(status.success(), "cc {name}");
+    let path = program.to_str().unwrap().to_owned();
+    (directory, path)
+}
+
+/// Waits until `what` holds, for ten seconds at most.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{what}: not within 10 s");
+        thread::sleep(Duration::from_millis(1));
+    }
+    begin.elapsed()
+}
+
+pub fn status_of(pid: u32) -> Option<Status> {
+    mover::status(as_pid(pid)).ok()
+}
+
+/// Waits until a program has come home by itself; its last status.
+pub fn wait_home(pid: u32) -> Status {
+    let mut last = None;
+    wait_until("coming home", || {
+        last = status_of(pid);
+        last.is_none_or(|s| matches!(s.phase, phase::HOME | phase::FINISHING))
+    });
+    last.unwrap_or_default()
+}
+
+/// Whether the machine has such a process, and it is no zombie.
+pub fn exists(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+}
+
+/// Moves a program `count` times to and fro; its output and status must be those of
+/// an unmoved run. Gives the number of stays that were completed.
+pub fn hops(program: &str, args: &[&str], count: u32, pause: Duration) -> u32 {
+    let expected = unmoved(program, args);
+    let child = start(program, args);
+    let pid = child.id();
+    let mut node = Node::new();
+    thread::sleep(pause);
+    let mut done = 0;
+    for _ in 0..count {
+        let away = match node.take(pid) {
+            Ok(away) => away,
+            Err(mover::MoveError::Gone) => break,
+            // It became another program, or ends, or is at home with threads.
+            Err(mover::MoveError::Locked(_)) => {
+                thread::sleep(pause);
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        thread::sleep(pause);
+        match away.bring_home(pid) {
+            Ok(_) => done += 1,
+            Err(mover::MoveError::Gone) => break,
+            // By itself, for a reason, and became another program.
+            Err(mover::MoveError::Process(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        thread::sleep(pause);
+    }
+    let output = child.finish();
+    assert_eq!(output.status, expected.status);
+    assert!(
+        output.stdout == expected.stdout,
+        "the output differs:\n{}\nunmoved:\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&expected.stdout)
+    );
+    done
+}
+
+/// Somebody on the path between the two halves.
+pub struct Relay {
+    pub address: SocketAddr,
+    /// Bytes that passed from the remote half to home.
+    pub passed: Arc<AtomicUsize>,
+    forge: Arc<AtomicBool>,
+    seen: Arc<std::sync::Mutex<Vec<u8>>>,
+}
+
+/// What the relay does when told to interfere, towards home.
+#[derive(Clone, Copy, Debug)]
+pub enum Forgery {
+    /// Sends the last record once more.
+    Replay,
+    /// Changes one bit of the next record.
+    Alter,
+    /// Sends a record of its own.
+    Insert,
+}
+
+impl Relay {
+    /// Relays one connection to `target`.
+    pub fn start(target: SocketAddr, forgery: Forgery) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (passed, forge) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let relay = Self {
+            address,
+            passed: Arc::clone(&passed),
+            forge: Arc::clone(&forge),
+            seen: Arc::clone(&seen),
+        };
+        thread::spawn(move || {
+            let (mut home, _) = listener.accept().unwrap();
+            let mut remote = TcpStream::connect(target).unwrap();
+            let (mut from_home, mut to_remote) =
+                (home.try_clone().unwrap(), remote.try_clone().unwrap());
+            let outward = Arc::clone(&seen);
+            thread::spawn(move || {
+                let mut buffer = vec![0; 65536];
+                while let Ok(n @ 1..) = from_home.read(&mut buffer) {
+                    outward.lock().unwrap().extend_from_slice(&buffer[..n]);
+                    if to_remote.write_all(&buffer[..n]).is_err() {
+                        return;
+                    }
+                }
+                to_remote.shutdown(std::net::Shutdown::Write).ok();
+            });
+            let mut last = Vec::new();
+            let mut buffer = vec![0; 65536];
+            while let Ok(n @ 1..) = remote.read(&mut buffer) {
+                seen.lock().unwrap().extend_from_slice(&buffer[..n]);
+                let mut out = buffer[..n].to_vec();
+                if forge.swap(false, Ordering::SeqCst) {
+                    match forgery {
+                        Forgery::Replay => out.splice(0..0, last.clone()).for_each(drop),
+                        Forgery::Alter => out[n - 1] ^= 1,
+                        Forgery::Insert => {
+                            let mut forged = vec![60u8, 0, 0, 0];
+                            forged.extend_from_slice(&[3; 60]);
+                            out.splice(0..0, forged).for_each(drop);
+                        }
+                    }
+                }
+                if home.write_all(&out).is_err() {
+                    return;
+                }
+                last = buffer[..n].to_vec();
+                passed.fetch_add(n, Ordering::SeqCst);
+            }
+            home.shutdown(std::net::Shutdown::Write).ok();
+        });
+        relay
+    }
+
+    pub fn interfere(&self) {
+        self.forge.store(true, Ordering::SeqCst);
+    }
+
+    /// Everything that passed, in either direction.
+    pub fn capture(&self) -> Vec<u8> {
+        self.seen.lock().unwrap().clone()
+    }
+}
