@@ -60,7 +60,12 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
         /// The program and its arguments.
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
         command: Vec<OsString>,
     },
     /// List the processes that may move, and where they are.
@@ -120,7 +125,12 @@ pub(crate) enum LabCommand {
         /// The host, as in conet-h1.
         host: String,
         /// The program and its arguments.
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
         command: Vec<OsString>,
     },
     /// End a lab host's daemon and start it anew.
@@ -168,7 +178,11 @@ impl From<ModeName> for Mode {
 /// Reads the command line. What is not one is told in one line.
 pub(crate) fn parse() -> Result<Cli, CommandLine> {
     Cli::try_parse().map_err(|error| {
-        if error.use_stderr() { CommandLine::Wrong(one_line(&error)) } else { CommandLine::Help(error) }
+        if error.use_stderr() {
+            CommandLine::Wrong(one_line(&error))
+        } else {
+            CommandLine::Help(error)
+        }
     })
 }
 
@@ -235,7 +249,9 @@ mod tests {
         assert_eq!(command, ["ls", "--json"]);
         let cli = Cli::try_parse_from(["conet", "lab", "exec", "conet-h1", "--", "a", "--", "b"]);
         let Command::Lab { command: LabCommand::Exec { command, .. } } = cli.unwrap().command
-        else { panic!() };
+        else {
+            panic!()
+        };
         assert_eq!(command, ["a", "--", "b"]);
     }
 }

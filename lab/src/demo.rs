@@ -67,7 +67,8 @@ impl Step {
     pub fn to_json(&self) -> Value {
         let mut figures = Map::new();
         for figure in &self.figures {
-            let unit = if figure.unit.is_empty() { String::new() } else { format!("_{}", figure.unit) };
+            let unit =
+                if figure.unit.is_empty() { String::new() } else { format!("_{}", figure.unit) };
             figures.insert(format!("{}{unit}", figure.name), figure.value.clone());
         }
         let mut step = json!({

@@ -20,9 +20,9 @@ use conet_wire::control::{Request, Response, Status};
 
 use crate::holder::{Plan, READY};
 use crate::names::{HostId, LAN, MAX_GUESTS, MAX_HOSTS};
-use conet_node::procfs::ProcessRef;
 use crate::state::{HostState, LabLock, LabState};
 use crate::{LabError, down, plan};
+use conet_node::procfs::ProcessRef;
 
 /// The running program, whichever name it has in whichever mount namespace.
 const SELF: &str = "/proc/self/exe";

@@ -157,11 +157,8 @@ pub(crate) fn session_key(peer: &PeerConfig) -> Option<PublicKey> {
 pub(crate) fn endpoint_config(config: &Config) -> EndpointConfig {
     let secret = config.node.identity.x25519_secret();
     let mut endpoint = EndpointConfig::new(PrivateKey::new(*secret));
-    endpoint.peers = config
-        .peers
-        .iter()
-        .filter_map(|peer| Some((session_key(peer)?, peer.endpoint)))
-        .collect();
+    endpoint.peers =
+        config.peers.iter().filter_map(|peer| Some((session_key(peer)?, peer.endpoint))).collect();
     endpoint
 }
 

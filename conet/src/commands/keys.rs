@@ -24,9 +24,9 @@ pub(super) fn pubkey(wireguard: bool) -> Result<()> {
         .take(MAX_INPUT)
         .read_to_string(&mut text)
         .context("no key on standard input; give the one that `conet keygen` printed")?;
-    let identity: Identity = text.parse().map_err(|error| {
-        anyhow::anyhow!("standard input is not a private key: {error}")
-    })?;
+    let identity: Identity = text
+        .parse()
+        .map_err(|error| anyhow::anyhow!("standard input is not a private key: {error}"))?;
     let public = identity.public();
     let shown = if wireguard { public.x25519().to_string() } else { public.to_string() };
     table::line(&shown)?;

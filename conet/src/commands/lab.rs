@@ -48,7 +48,8 @@ fn become_other(result: Result<Infallible, conet_lab::LabError>) -> Result<()> {
 fn on_signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&flag)).context("cannot watch for signals")?;
+        signal_hook::flag::register(signal, Arc::clone(&flag))
+            .context("cannot watch for signals")?;
     }
     Ok(flag)
 }

@@ -49,7 +49,13 @@ fn print_status(status: &Status) -> Result<()> {
         ("version", status.version.clone()),
         ("daemon", format!("pid {}, up {}", status.pid, seconds(status.uptime_s))),
         ("public key", status.public_key.clone()),
-        ("address", format!("{} (sessions {}, WireGuard {})", status.address, status.port, status.wireguard_port)),
+        (
+            "address",
+            format!(
+                "{} (sessions {}, WireGuard {})",
+                status.address, status.port, status.wireguard_port
+            ),
+        ),
         ("overlay", format!("{} on {}", status.overlay, status.device)),
         ("peers", format!("{} of {} up", status.peers_up, status.peers)),
     ];

@@ -51,8 +51,18 @@ pub(super) fn ps(client: &mut Client, output: Output) -> Result<()> {
     if output.json {
         return Ok(table::json(&json!({ "processes": processes }))?);
     }
-    let headings =
-        ["PID", "UID", "PLACE", "NODE", "REMOTE", "HOPS", "SENT HOME", "CALLS", "FREEZE", "COMMAND"];
+    let headings = [
+        "PID",
+        "UID",
+        "PLACE",
+        "NODE",
+        "REMOTE",
+        "HOPS",
+        "SENT HOME",
+        "CALLS",
+        "FREEZE",
+        "COMMAND",
+    ];
     let mut rows = table::table(&headings);
     for process in &processes {
         rows.add_row(row(process));

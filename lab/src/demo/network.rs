@@ -7,12 +7,12 @@ use conet_netsys::{Netns, NetnsName};
 use conet_node::config::Mode;
 
 use super::{Figure, Figures, Raised, StepError};
+use crate::LabError;
 use crate::measure::capture::{Capture, Captured};
 use crate::measure::ping::{Echo, ping as echo};
 use crate::measure::tcp::{Amount, End, throughput};
 use crate::names::{HostId, LAN};
 use crate::up::host_ids;
-use crate::LabError;
 
 /// Echoes per measurement: enough for a 99th percentile of several samples.
 const ECHOES: u32 = 500;
@@ -80,12 +80,8 @@ pub(super) fn tcp(lab: &Raised, from: usize, to: usize) -> Figures {
 pub(super) fn capture(lab: &Raised) -> Figures {
     let (one, two) = (Guest::first_of(lab, 1)?, Guest::first_of(lab, 2)?);
     let watching = Capture::start(LAN)?;
-    let request = Echo {
-        target: two.address,
-        count: 5,
-        payload: PATTERN,
-        limit: Duration::from_secs(1),
-    };
+    let request =
+        Echo { target: two.address, count: 5, payload: PATTERN, limit: Duration::from_secs(1) };
     echo(&one.netns, &request)?;
     let sent = throughput(one.end(), two.end(), Amount::Bytes(WATCHED_BYTES), PATTERN)?;
     let captured = watching.stop()?;

@@ -53,8 +53,8 @@ fn attach_one(config: &Config, guest: &GuestConfig) -> Result<GuestPort, GuestEr
     let wrong = |source| GuestError::Name { name: guest.name.clone(), source };
     let name = NetnsName::new(&guest.name).map_err(wrong)?;
     let gateway = IpAddr::V4(config.node.gateway());
-    let spec = GuestSpec::new(name, IpAddr::V4(guest.address), gateway, DEFAULT_MTU)
-        .map_err(wrong)?;
+    let spec =
+        GuestSpec::new(name, IpAddr::V4(guest.address), gateway, DEFAULT_MTU).map_err(wrong)?;
     GuestPort::attach(spec)
         .map_err(|source| GuestError::Attach { name: guest.name.clone(), source })
 }

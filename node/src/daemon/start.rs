@@ -127,12 +127,8 @@ pub fn run<P: Processes>(
     forward(sessions.events, sender.clone(), Arc::clone(&waker))?;
     let tunnel = Tunnel::start(tunnel_config(&config)?).map_err(DaemonError::Tunnel)?;
     let ports = guests::attach(&config)?;
-    let control = ControlServer::bind(
-        &config.node.socket,
-        poll.registry(),
-        CONTROL,
-        Arc::clone(&waker),
-    );
+    let control =
+        ControlServer::bind(&config.node.socket, poll.registry(), CONTROL, Arc::clone(&waker));
     let control = match control {
         Ok(control) => control,
         Err(source) => {
@@ -179,11 +175,7 @@ fn lock(state_dir: &Path) -> Result<File, DaemonError> {
         let path = path.to_owned();
         move |source| DaemonError::State { path, source }
     };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(state_dir)
-        .map_err(state(state_dir))?;
+    DirBuilder::new().recursive(true).mode(0o755).create(state_dir).map_err(state(state_dir))?;
     let path = state_dir.join(LOCK);
     let file = OpenOptions::new()
         .create(true)
