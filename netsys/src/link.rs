@@ -55,6 +55,9 @@ pub struct Link {
     pub kind: Option<Box<str>>,
     /// Index of the bridge or bond that this link belongs to.
     pub master: Option<u32>,
+    /// Index of the link below, or of the other end of a veth pair; it counts in
+    /// the namespace of that link (IFLA_LINK).
+    pub other_end: Option<u32>,
 }
 
 impl Netlink {
@@ -245,6 +248,7 @@ fn read(message: &LinkMessage) -> Option<Link> {
         mac: None,
         kind: None,
         master: None,
+        other_end: None,
     };
     let mut name = None;
     for attribute in &message.attributes {
@@ -255,6 +259,7 @@ fn read(message: &LinkMessage) -> Option<Link> {
                 link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
             }
             LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::Link(index) => link.other_end = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string().into()),

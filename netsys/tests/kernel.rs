@@ -5,14 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint's exception for tests leaves out their helpers")]
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, panic, process};
 
 use conet_netsys::{
-    Fault, IfName, IpNet, Link, MacAddr, NetError, Netlink, Netns, NetnsName, Route, RouteScope,
-    Sysctl, Veth,
+    Fault, IfName, IpNet, Link, MacAddr, NetError, Netlink, Netns, NetnsName, Route, RouteKind,
+    RouteScope, Sysctl, Veth,
 };
+use conet_testkit::privileged;
 
 /// A named namespace that is deleted on drop.
 struct Scratch {
@@ -70,6 +72,7 @@ fn names(netlink: &mut Netlink) -> Vec<String> {
 
 #[test]
 fn a_named_namespace_is_what_ip_netns_makes() {
+    privileged!();
     let scratch = Scratch::new();
     assert!(Netns::list().unwrap().contains(&scratch.name));
     assert!(Netns::exists(&scratch.name));
@@ -95,6 +98,7 @@ fn a_named_namespace_is_what_ip_netns_makes() {
 
 #[test]
 fn a_rest_without_a_namespace_is_told_from_one_and_deleted() {
+    privileged!();
     // What a crash between creating the file and mounting leaves behind.
     drop(Scratch::new());
     let name = NetnsName::new(&format!("conet-t{}-rest", process::id())).unwrap();
@@ -107,6 +111,7 @@ fn a_rest_without_a_namespace_is_told_from_one_and_deleted() {
 
 #[test]
 fn entering_lasts_until_the_guard_drops() {
+    privileged!();
     let scratch = Scratch::new();
     let here = Netns::current().unwrap().id().unwrap();
     let inside = scratch.netns.id().unwrap();
@@ -134,6 +139,7 @@ fn entering_lasts_until_the_guard_drops() {
 
 #[test]
 fn links_are_made_changed_and_deleted() {
+    privileged!();
     let scratch = Scratch::new();
     let mut netlink = scratch.netlink();
     let mac: MacAddr = "02:00:0a:4d:01:02".parse().unwrap();
@@ -148,6 +154,8 @@ fn links_are_made_changed_and_deleted() {
     assert_eq!((link.mtu, link.mac, link.up), (1400, Some(mac), false));
     assert_eq!(link.kind.as_deref(), Some("veth"));
     assert_eq!(netlink.index(ifname("conet-a")).unwrap(), link.index);
+    let peer = netlink.link(ifname("conet-b")).unwrap().unwrap();
+    assert_eq!((link.other_end, peer.other_end), (Some(peer.index), Some(link.index)));
 
     netlink.add_bridge(ifname("conet-br")).unwrap();
     netlink.set_master(ifname("conet-a"), Some(ifname("conet-br"))).unwrap();
@@ -183,6 +191,7 @@ fn links_are_made_changed_and_deleted() {
 
 #[test]
 fn addresses_and_routes_carry_a_connection_between_two_namespaces() {
+    privileged!();
     let (left, right) = (Scratch::new(), Scratch::new());
     let (mut l, mut r) = (left.netlink(), right.netlink());
     l.add_veth(&Veth { peer_netns: Some(&right.netns), ..veth("conet-a", "conet-b") }).unwrap();
@@ -240,12 +249,27 @@ fn addresses_and_routes_carry_a_connection_between_two_namespaces() {
     // gateway may lie behind another.
     assert_eq!(error.fault(), Fault::Caller, "{error}");
 
+    // Refused unless a better route is there.
+    let refused = Route::unreachable(net("10.9.11.0/24"), 4000);
+    l.add_route(&refused).unwrap();
+    l.replace_route(&refused).unwrap();
+    assert!(l.routes().unwrap().iter().any(|r| r.destination == refused.destination
+        && r.kind == RouteKind::Unreachable
+        && r.metric == Some(4000)));
+    let connect = || TcpStream::connect((addr("10.9.11.1"), 9)).unwrap_err();
+    assert_eq!(left.netns.run(connect).unwrap().kind(), ErrorKind::HostUnreachable);
+    let six = Route::unreachable(net("fd0b::/64"), 4000);
+    l.replace_route(&six).unwrap();
+    assert!(l.delete_route(&six).unwrap() && l.delete_route(&refused).unwrap());
+    assert!(!l.delete_route(&refused).unwrap());
+
     assert!(l.delete_address(ifname("conet-a"), net("10.9.8.1/24")).unwrap());
     assert!(!l.delete_address(ifname("conet-a"), net("10.9.8.1/24")).unwrap());
 }
 
 #[test]
 fn a_link_moves_and_a_permanent_neighbour_needs_no_arp() {
+    privileged!();
     let (left, right) = (Scratch::new(), Scratch::new());
     let (mut l, mut r) = (left.netlink(), right.netlink());
     l.add_veth(&veth("conet-a", "conet-b")).unwrap();
@@ -262,6 +286,7 @@ fn a_link_moves_and_a_permanent_neighbour_needs_no_arp() {
 
 #[test]
 fn switches_belong_to_their_namespace() {
+    privileged!();
     let scratch = Scratch::new();
     let before = Sysctl::Ipv4Forward.read().unwrap();
     scratch
@@ -293,6 +318,7 @@ fn switches_belong_to_their_namespace() {
 
 #[test]
 fn what_a_panicking_test_made_is_gone() {
+    privileged!();
     let mut name = None;
     let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
         let scratch = Scratch::new();

@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod identity;
+pub mod moving;
 pub mod peers;
 pub mod processes;
 pub mod procfs;

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 use conet_dataplane::{DropReason, MemoryPort};
+use conet_testkit::random::Random;
 use conet_tunnel::{
     Core, Destination, Engine, MemoryDatagram, MemoryNetwork, Mode, OwnAddresses, PeerConfig,
     PeerError, PrivateKey, PublicKey,
@@ -16,32 +17,20 @@ use conet_wire::ip::{Ecn, IPV4_HEADER, IpView, OuterV4};
 
 type Node = Engine<MemoryPort, MemoryNetwork>;
 
-/// xorshift64*; enough to shuffle a link.
-struct Random(u64);
+/// Randomness from `CONET_SEED`, or from the clock; printed, so that a failure
+/// can be repeated.
+fn random() -> Random {
+    let seed = std::env::var("CONET_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        u64::try_from(now.as_micros()).unwrap()
+    });
+    println!("CONET_SEED={seed}");
+    Random::new(seed)
+}
 
-impl Random {
-    /// From `CONET_SEED`, or from the clock; printed, so that a failure can be
-    /// repeated.
-    fn new() -> Self {
-        let seed = std::env::var("CONET_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or_else(|| {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos()) << 20 | 1
-        });
-        println!("CONET_SEED={seed}");
-        Self(seed.max(1))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
+fn below(random: &mut Random, bound: usize) -> usize {
+    usize::try_from(random.below(bound as u64)).unwrap()
 }
 
 fn key(n: u8) -> PrivateKey {
@@ -201,7 +190,7 @@ fn wireguard_shows_no_inner_byte_and_ipip_shows_a_proper_outer_header() {
 /// before it looks at any key. Every length, every type, known session or not.
 #[test]
 fn garbage_of_every_length_is_counted_and_panics_nothing() {
-    let mut random = Random::new();
+    let mut random = random();
     for mode in [Mode::WireGuard, Mode::IpIp] {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
@@ -214,7 +203,8 @@ fn garbage_of_every_length_is_counted_and_panics_nothing() {
         let mut given = 0;
         for len in lengths {
             for kind in 0..6 {
-                let mut bytes: Vec<u8> = (0..len).map(|_| random.next().to_le_bytes()[7]).collect();
+                let mut bytes = vec![0; len];
+                random.fill(&mut bytes);
                 match (mode, bytes.len()) {
                     (Mode::WireGuard, 8..) => {
                         bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
@@ -254,7 +244,7 @@ fn garbage_of_every_length_is_counted_and_panics_nothing() {
 
 #[test]
 fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
-    let mut random = Random::new();
+    let mut random = random();
     for mode in [Mode::WireGuard, Mode::IpIp] {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
@@ -265,7 +255,7 @@ fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
         let (mut lost, mut spoiled, mut repeated) = (0, 0, 0);
         for i in 0..3000u32 {
             let mut payload = i.to_be_bytes().to_vec();
-            payload.resize(4 + random.below(1300), 0xaa);
+            payload.resize(4 + below(&mut random, 1300), 0xaa);
             let packet = packet(1, 2, &payload);
             genuine.insert(packet.clone());
             give(&mut nodes[0], packet);
@@ -274,8 +264,8 @@ fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
                 on_the_way.push(datagram);
             }
             while on_the_way.len() > 8 {
-                let mut datagram = on_the_way.swap_remove(random.below(8));
-                match random.below(10) {
+                let mut datagram = on_the_way.swap_remove(below(&mut random, 8));
+                match below(&mut random, 10) {
                     0 => lost += 1,
                     1 => {
                         on_the_way.push(datagram.clone());
@@ -283,8 +273,8 @@ fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
                         nodes[1].network.incoming.push_back(datagram);
                     }
                     2 if mode == Mode::WireGuard => {
-                        let at = random.below(datagram.bytes.len());
-                        datagram.bytes[at] ^= 1 << random.below(8);
+                        let at = below(&mut random, datagram.bytes.len());
+                        datagram.bytes[at] ^= 1 << below(&mut random, 8);
                         spoiled += 1;
                         nodes[1].network.incoming.push_back(datagram);
                     }
@@ -514,6 +504,50 @@ fn a_stranger_gets_no_answer_and_a_flood_of_handshakes_gets_cookies() {
     let mut nodes = [a, b];
     settle(&mut nodes);
     assert_eq!(taken(&mut nodes[1]), [packet(1, 2, b"friend")]);
+}
+
+/// The last counter of a session would overflow boringtun's window.
+#[test]
+fn a_counter_beyond_the_last_is_a_replay_before_any_key_is_tried() {
+    let mut nodes = pair(Mode::WireGuard);
+    give(&mut nodes[0], packet(1, 2, b"open the session"));
+    settle(&mut nodes);
+    give(&mut nodes[0], packet(1, 2, b"a model"));
+    nodes[0].step_device().unwrap();
+    let (_, mut datagram) = sent(&mut nodes[0], 1).pop().unwrap();
+    datagram.bytes[8..16].fill(0xff);
+    nodes[1].network.incoming.push_back(datagram);
+    nodes[1].step_network().unwrap();
+    let drops = drops_of(&nodes[1], 1);
+    assert_eq!((drops[DropReason::Replay], drops[DropReason::BadTag]), (1, 0));
+}
+
+#[test]
+fn a_handshake_answered_by_a_cookie_moves_no_endpoint() {
+    let [mut a, mut b] = pair(Mode::WireGuard);
+    let mut stranger = node(3);
+    stranger.core.add_peer(&peer(2, Mode::WireGuard)).unwrap();
+    give(&mut stranger, packet(3, 2, b"flood"));
+    stranger.step_device().unwrap();
+    let (_, init) = sent(&mut stranger, 3).pop().unwrap();
+    for _ in 0..300 {
+        b.network.incoming.push_back(init.clone());
+    }
+    give(&mut b, packet(2, 1, b"our own initiation"));
+    b.step_device().unwrap();
+    let (_, init) = sent(&mut b, 2).pop().unwrap();
+    b.step_network().unwrap();
+    sent(&mut b, 2);
+    a.network.incoming.push_back(init);
+    a.step_network().unwrap();
+    let (_, mut response) = sent(&mut a, 1).pop().unwrap();
+    response.from = Some(SocketAddr::from(([192, 0, 2, 200], 4444)));
+    b.network.incoming.push_back(response);
+    b.step_network().unwrap();
+    let [(to, cookie)]: [_; 1] = sent(&mut b, 2).try_into().unwrap();
+    assert_eq!((to, cookie.bytes[0]), (200, 3));
+    assert_eq!(drops_of(&b, 1)[DropReason::RateLimited], 1);
+    assert_eq!(b.core.peers()[0].endpoint, Some(address(1)));
 }
 
 #[test]

@@ -1,0 +1,146 @@
+//! Writes the first corpus of each target with the real encoders, and mutations of
+//! it: `cargo run -p conet-fuzz-targets --example seed_corpus`.
+//!
+//! The same run gives the same files. What a fuzzing run finds is added by hand,
+//! minimised.
+
+use conet_testkit::random::Random;
+use conet_wire::session::frame::{Ack, Direction, Frame, SlotHead, Status};
+use conet_wire::session::handshake::{INITIATION, Initiation, RESPONSE, Response};
+use conet_wire::session::{Header, PacketKind};
+use std::io;
+use std::path::Path;
+
+fn main() -> io::Result<()> {
+    write("session_packet", &session_packets())
+}
+
+/// Each seed, and two mutations of each.
+fn write(target: &str, seeds: &[(&str, Vec<u8>)]) -> io::Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus").join(target);
+    std::fs::create_dir_all(&dir)?;
+    let mut random = Random::new(1);
+    for (name, bytes) in seeds {
+        std::fs::write(dir.join(name), bytes)?;
+        for mutation in 0..2 {
+            let mut bytes = bytes.clone();
+            for _ in 0..=random.below(4) {
+                let at = usize::try_from(random.below(bytes.len() as u64)).unwrap_or(0);
+                let [byte, ..] = random.number().to_le_bytes();
+                if let Some(to) = bytes.get_mut(at) {
+                    *to = byte;
+                }
+            }
+            std::fs::write(dir.join(format!("{name}-mutated-{mutation}")), bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn step(kind: u8, bytes: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes();
+    [&[kind], &length[..], bytes].concat()
+}
+
+fn pass(millis: u16) -> Vec<u8> {
+    [&[4], &millis.to_le_bytes()[..]].concat()
+}
+
+fn frames(frames: &[Frame<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for frame in frames {
+        let at = bytes.len();
+        bytes.resize(at + frame.wire_len(), 0);
+        if let Some(room) = bytes.get_mut(at..) {
+            frame.emit(room).ok();
+        }
+    }
+    bytes
+}
+
+fn head(slot: u16, sequence: u64, total: u32) -> SlotHead {
+    SlotHead { slot, sequence, total }
+}
+
+/// What somebody sends who has no keys.
+fn stranger() -> Vec<u8> {
+    let data = Header { kind: PacketKind::Data, flags: 0, session: 0, number: 9 }.emit();
+    let mut initiation = Initiation::emit_clear(1).to_vec();
+    initiation.resize(INITIATION, 0x55);
+    let mut response = Response::emit_clear(3).to_vec();
+    response.resize(RESPONSE, 0x55);
+    let data = [&data[..], &[0; 40]].concat();
+    [step(0, &initiation), step(1, &response), step(1, &data)].concat()
+}
+
+fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
+    let call = Frame::Call { head: head(0, 1, 5), data: b"hello" };
+    let reply = Frame::Reply { head: head(0, 1, 3), status: Status::Done, data: b"yes" };
+    let chunk = |sequence, offset, data| Frame::Chunk {
+        head: head(1, sequence, 200),
+        direction: Direction::Call,
+        offset,
+        data,
+    };
+    let back = |offset, data| Frame::Chunk {
+        head: head(0, 1, 200),
+        direction: Direction::Reply,
+        offset,
+        data,
+    };
+    let ack = Frame::Ack(Ack { largest: 6, delay_us: 10, bitmap: [0b111, 0, 0, 0] });
+    let (ping, pong) = (Frame::Ping { token: 1 }, Frame::Pong { token: 0 });
+    let working = Frame::Working { slot: 0, sequence: 1 };
+    let cancel = |sequence| Frame::Cancel { slot: 0, sequence };
+    let close = Frame::Close { reason: 0 };
+    let sealed = |row: &[Frame<'_>]| step(2, &frames(row));
+    let tracked = |row: &[Frame<'_>]| step(3, &frames(row));
+    vec![
+        ("stranger", stranger()),
+        (
+            "call-answered",
+            [sealed(&[call]), step(9, b"answer"), sealed(&[call]), pass(50)].concat(),
+        ),
+        (
+            "call-waits",
+            [sealed(&[call]), sealed(&[call]), pass(3000), step(9, b"late"), sealed(&[ack])]
+                .concat(),
+        ),
+        (
+            "call-cancelled",
+            [sealed(&[cancel(1), call]), sealed(&[cancel(2)]), step(9, b"")].concat(),
+        ),
+        (
+            "call-in-pieces",
+            [
+                tracked(&[chunk(1, 128, &[3; 72])]),
+                tracked(&[chunk(1, 0, &[1; 128])]),
+                step(9, &[8; 6000]),
+                pass(100),
+                sealed(&[ack]),
+            ]
+            .concat(),
+        ),
+        (
+            "piece-replaced",
+            [
+                tracked(&[chunk(1, 0, &[1; 64])]),
+                tracked(&[chunk(2, 0, &[1; 64])]),
+                tracked(&[chunk(1, 64, &[1; 64])]),
+            ]
+            .concat(),
+        ),
+        ("reply-to-ours", [sealed(&[reply]), sealed(&[reply]), sealed(&[working])].concat()),
+        (
+            "reply-in-pieces",
+            [tracked(&[back(128, &[3; 72])]), pass(10), tracked(&[back(0, &[1; 128])])].concat(),
+        ),
+        (
+            "acknowledgements",
+            [sealed(&[ack, ping, pong]), pass(20), sealed(&[ack]), pass(2000)].concat(),
+        ),
+        ("silence", [sealed(&[ping]), pass(6000), sealed(&[call])].concat()),
+        ("farewell", [sealed(&[call, close, call]), sealed(&[ping])].concat()),
+        ("frames-alone", frames(&[call, reply, ack, ping, working, cancel(7), close])),
+    ]
+}
