@@ -163,7 +163,13 @@ impl Movers {
     }
 
     /// Starts a move; its thread answers.
-    fn begin(&mut self, pid: u32, to: Option<String>, answer: Option<Responder>, why: Option<Reason>) {
+    fn begin(
+        &mut self,
+        pid: u32,
+        to: Option<String>,
+        answer: Option<Responder>,
+        why: Option<Reason>,
+    ) {
         let allow_root = self.node.config().node.allow_root;
         let Some(program) = self.programs.get_mut(&pid) else { return };
         let job = work::Job {
@@ -222,7 +228,8 @@ impl Movers {
         self.programs.retain(|_, p| p.ended_at.is_none_or(|at| now - at < KEEP_ENDED));
         let ended = self.programs.values().filter(|p| p.ended_at.is_some()).count();
         if ended > MAX_ENDED {
-            let oldest = self.programs.iter().filter_map(|(pid, p)| Some((p.ended_at?, *pid))).min();
+            let oldest =
+                self.programs.iter().filter_map(|(pid, p)| Some((p.ended_at?, *pid))).min();
             if let Some((_, pid)) = oldest {
                 self.programs.remove(&pid);
             }
@@ -234,9 +241,10 @@ impl Movers {
 
     /// The other half of a program of ours has ended at the peer.
     fn on_ended(&mut self, peer: &PeerConfig, ticket: Ticket, status: Option<u32>) {
-        let program = self.programs.values_mut().find(|program| {
-            program.record.stay.as_ref() == Some(&(peer.name.clone(), ticket))
-        });
+        let program = self
+            .programs
+            .values_mut()
+            .find(|program| program.record.stay.as_ref() == Some(&(peer.name.clone(), ticket)));
         let Some(program) = program else { return };
         if program.record.place == Place::Away {
             program.lose(&peer.name, status);

@@ -296,9 +296,8 @@ fn begin(
     directory: &Path,
 ) {
     let mut ticket = [0; 16];
-    let read = stream
-        .set_read_timeout(Some(TICKET_LIMIT))
-        .and_then(|()| stream.read_exact(&mut ticket));
+    let read =
+        stream.set_read_timeout(Some(TICKET_LIMIT)).and_then(|()| stream.read_exact(&mut ticket));
     let ticket = Ticket(ticket);
     let guest = read.ok().and_then(|()| lock(admitted).remove(&ticket));
     let Some(Admitted { stay, secret, .. }) = guest else {

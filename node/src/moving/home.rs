@@ -239,7 +239,8 @@ impl Program {
     /// also where it waits in a call and does not notice.
     pub(super) fn lose(&mut self, node: &str, status: Option<u32>) {
         let Some(pid) = work::as_pid(self.record.process.pid) else { return };
-        let serving = mover::status(pid).is_ok_and(|s| matches!(s.phase, phase::SERVING | phase::LOST));
+        let serving =
+            mover::status(pid).is_ok_and(|s| matches!(s.phase, phase::SERVING | phase::LOST));
         if !serving {
             return;
         }

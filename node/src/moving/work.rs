@@ -149,11 +149,7 @@ pub(super) fn tell(node: NodeHandle<Event>, peer: String, ask: Ask) {
 }
 
 pub(super) fn reason_of(lock: &Lock) -> Reason {
-    Reason {
-        code: lock.code().to_owned(),
-        sentence: lock.to_string(),
-        passing: lock.is_passing(),
-    }
+    Reason { code: lock.code().to_owned(), sentence: lock.to_string(), passing: lock.is_passing() }
 }
 
 /// Starts a job.
@@ -220,7 +216,9 @@ fn failure(pid: u32, error: &MoveError) -> Failure {
         }
         MoveError::Gone => ("ended", "its output and status are as if it had not moved".to_owned()),
         MoveError::Refused { .. } => ("refused", "see conet doctor on the other node".to_owned()),
-        MoveError::Channel(_) => ("link", "see conet peers, and the log of the other node".to_owned()),
+        MoveError::Channel(_) => {
+            ("link", "see conet peers, and the log of the other node".to_owned())
+        }
         MoveError::Process(_) => ("failed", "see the daemon's log".to_owned()),
         MoveError::Late => ("late", "try again".to_owned()),
         MoveError::Lost(_) => ("lost", format!("see conet ps for process {pid}")),
@@ -275,7 +273,8 @@ fn move_out(
         seal: keys.home_to_remote,
         open: keys.remote_to_home,
     };
-    let policy = Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
+    let policy =
+        Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
     let moved =
         mover::move_out(pid, stream, secret, policy).map_err(|error| failure(job.pid, &error))?;
     let remote_pid = where_is(node, to, job.ticket);
