@@ -29,8 +29,8 @@ mod vdso;
 
 pub use channel::{ChannelError, LinkSecret};
 pub use conet_deputy_core::boot::{Status, phase};
-pub use sys::processor::{Processor, processor};
 pub use procfs_view::{ProcessView, view};
+pub use sys::processor::{Processor, processor};
 
 mod procfs_view {
     use crate::procfs;
