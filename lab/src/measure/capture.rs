@@ -1,7 +1,7 @@
 //! What a link carries, as an eavesdropper on it sees it.
 //!
 //! A packet socket on the LAN's bridge in promiscuous mode takes every frame
-//! that the bridge forwards. Frames are kept up to [`MAX_BYTES`]; what came
+//! that the bridge forwards. Frames are kept up to 256 MiB; what came
 //! after is counted, so a capture that is not whole says so.
 
 use std::collections::BTreeMap;
