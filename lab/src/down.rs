@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use conet_netsys::{Netlink, Netns};
 use conet_node::procfs::ProcessRef;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 
 use crate::LabError;
 use crate::names::is_lab_name;
@@ -88,6 +88,7 @@ fn end_processes(mut ids: NamespaceIds) -> Result<usize, LabError> {
         // Whether it went by itself or not, the next step ends what is left.
         let _gone = daemon.wait_gone(POLITE_LIMIT);
     }
+    reap(&daemons.iter().copied().collect());
     let mut holders: BTreeSet<_> = hosts.map(|host| host.holder).collect();
     holders.retain(|holder| holder.is_alive());
     // Holders of a lab whose state is lost still bear a host's name.
@@ -110,11 +111,23 @@ fn end_processes(mut ids: NamespaceIds) -> Result<usize, LabError> {
                 return Err(LabError::StillRunning { pid: process.pid });
             }
         }
+        reap(&found);
         ended.extend(found);
     }
     match process::inside(&ids).first() {
         Some(process) => Err(LabError::StillRunning { pid: process.pid }),
         None => Ok(ended.len()),
+    }
+}
+
+/// Takes the exit status of those that the caller itself had started, as the
+/// demonstration does: they would stay zombies, with a lab's name, until it ends.
+fn reap(processes: &BTreeSet<ProcessRef>) {
+    for process in processes {
+        if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
+            // ECHILD: somebody else's child, and theirs to wait for.
+            waitpid(Some(pid), WaitOptions::NOHANG).ok();
+        }
     }
 }
 

@@ -62,7 +62,7 @@ pub(crate) struct PlannedFile {
     pub text: String,
 }
 
-/// Reads the plan from standard input, carries it out, says [`READY`] on
+/// Reads the plan from standard input, carries it out, says `ready` on
 /// standard output, and keeps the namespaces until it is killed.
 ///
 /// # Errors

@@ -8,12 +8,11 @@
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use conet_netsys::{Netlink, Netns};
+use conet_netsys::{IfName, Netlink, Netns};
 use conet_node::client::{Client, ClientError};
 use conet_node::config::Mode;
 use conet_wire::control::{Request, Response, Status};
@@ -77,7 +76,8 @@ pub fn up(options: &Options, watch: Watch<'_>) -> Result<LabState, LabError> {
     in_range("--hosts", options.hosts, 1, MAX_HOSTS)?;
     in_range("--guests", options.guests, 0, MAX_GUESTS)?;
     let lock = LabLock::take()?;
-    if LabState::load().is_ok() || Path::new("/sys/class/net").join(LAN).exists() {
+    // /sys may show another namespace's links; netlink shows ours.
+    if LabState::load().is_ok() || Netlink::open()?.link(IfName::new(LAN)?)?.is_some() {
         return Err(LabError::AlreadyUp);
     }
     match build(options, watch) {

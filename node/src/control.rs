@@ -9,8 +9,8 @@
 //! All sockets are non-blocking and belong to the control thread. A connection
 //! has one request under way; the next is read when it is answered, so a client
 //! that only sends is held back by the kernel's buffer. Memory per connection is
-//! bounded by one request and [`MAX_OUTPUT`]; connections by [`MAX_CONNECTIONS`]
-//! and, per user, by [`MAX_PER_USER`], so that one user cannot lock others out.
+//! bounded by one request and `MAX_OUTPUT`; connections by `MAX_CONNECTIONS`
+//! and, per user, by `MAX_PER_USER`, so that one user cannot lock others out.
 //!
 //! What it is not: it does not know what a request means.
 //!

@@ -19,8 +19,6 @@
 //! Invariant: a process is acted on only for a [`Caller`] that may act for its
 //! owner, and never for a peer that lacks the grant.
 
-mod at_home;
-
 use std::time::Instant;
 
 use conet_wire::control::{Failure, Process};
@@ -29,8 +27,6 @@ use crate::caller::Caller;
 use crate::config::PeerConfig;
 use crate::control::Responder;
 use crate::peers::PeerResponder;
-
-pub use at_home::AtHome;
 
 /// The processes of this node that may move, and those of others that run here.
 pub trait Processes {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,10 @@ impl ProcessRef {
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
         let stat = Stat::of(pid)?;
-        (!stat.ended).then_some(Self { pid, started: stat.started })
+        // A leader that has exited is a zombie while other threads of it still hold
+        // its files and locks: it has ended when all have.
+        let running = !stat.ended || !has_ended(pid);
+        running.then_some(Self { pid, started: stat.started })
     }
 
     /// Whether it still runs.
@@ -55,6 +59,15 @@ impl ProcessRef {
         }
         true
     }
+}
+
+/// Whether all threads of a process have ended: then its descriptor polls readable
+/// (`man 2 pidfd_open`, kernel 5.3). True where there is no such process.
+fn has_ended(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
+    let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+    let mut waited = [PollFd::new(&descriptor, PollFlags::IN)];
+    poll(&mut waited, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// What `/proc/PID/stat` and `/proc/PID/status` say.

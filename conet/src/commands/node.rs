@@ -1,5 +1,6 @@
 //! `conet up`, `down`, `status` and `peers`.
 
+use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::Result;
@@ -21,7 +22,11 @@ const LOG_VARIABLE: &str = "CONET_LOG";
 pub(super) fn up(config: &Path) -> Result<()> {
     let config = Config::load(config)?;
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     daemon::run(config, Movers::new)?;
     Ok(())
 }

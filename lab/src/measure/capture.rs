@@ -1,12 +1,13 @@
 //! What a link carries, as an eavesdropper on it sees it.
 //!
 //! A packet socket on the LAN's bridge in promiscuous mode takes every frame
-//! that the bridge forwards. Frames are kept up to [`MAX_BYTES`]; what came
+//! that the bridge forwards. Frames are kept up to 256 MiB; what came
 //! after is counted, so a capture that is not whole says so.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -17,6 +18,9 @@ use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
 use pnet_packet::ip::{IpNextHeaderProtocol, IpNextHeaderProtocols};
 use pnet_packet::ipv4::Ipv4Packet;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use socket2::{Domain, Protocol, Socket, Type};
+
 use super::MeasureError;
 
 /// Most bytes of frames that a capture keeps.
@@ -24,6 +28,11 @@ const MAX_BYTES: usize = 256 << 20;
 /// Largest frame: a batch that the sender's kernel has not split yet
 /// (64 KiB with its headers).
 const MAX_FRAME: usize = 80 * 1024;
+/// Bytes that may wait in the kernel. Its default, some 200 KiB, lost part of a
+/// 2 MiB transfer in the clear, whose frames are not batched.
+const QUEUE: usize = 64 << 20;
+/// Every protocol (`linux/if_ether.h`).
+const ETH_P_ALL: u16 = 0x0003;
 /// How long the taking thread waits before it looks whether to stop.
 const TICK: Duration = Duration::from_millis(20);
 /// How long after the last frame it is taken that no more come.
@@ -57,6 +66,7 @@ impl Capture {
             .find(|interface| interface.name == link)
             .ok_or_else(|| MeasureError::NoLink { link: link.to_owned() })?;
         let config = Config {
+            socket_fd: Some(socket()?),
             read_timeout: Some(TICK),
             read_buffer_size: MAX_FRAME,
             promiscuous: true,
@@ -93,6 +103,17 @@ impl Drop for Capture {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// A packet socket with room for a burst. The channel that is made on it owns it.
+fn socket() -> Result<i32, MeasureError> {
+    let all = Protocol::from(i32::from(ETH_P_ALL.to_be()));
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(all))
+        .map_err(MeasureError::socket("open a packet socket"))?;
+    set_socket_recv_buffer_size_force(&socket, QUEUE)
+        .map_err(io::Error::from)
+        .map_err(MeasureError::socket("give the packet socket room"))?;
+    Ok(socket.into_raw_fd())
 }
 
 fn take(mut receiver: Box<dyn DataLinkReceiver>, stop: &AtomicBool) -> io::Result<Captured> {

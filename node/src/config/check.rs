@@ -1,13 +1,13 @@
 //! What the keys of `conet.toml` mean for each other: names, keys, prefixes and
 //! addresses are unique, and grants name somebody.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::error::{ConfigError, Problem, Suggestion};
 use super::reader::{Located, Section};
-use super::{Config, Grants, PeerKey};
+use super::{Config, Grants, Mode, PeerConfig, PeerKey};
 
 /// A host's or guest's name: what a file name, a host name and a namespace can
 /// all bear.
@@ -60,6 +60,60 @@ pub(super) fn new_name(
         }
         None => Ok(name.value),
     }
+}
+
+/// A guest's name, which its link on the host bears too (IFNAMSIZ less its NUL,
+/// `man 7 netdevice`).
+pub(super) fn link_name(
+    section: &Section<'_>,
+    name: Located<String>,
+) -> Result<Located<String>, ConfigError> {
+    if name.value.len() <= 15 {
+        return Ok(name);
+    }
+    let problem = Problem::LongName { name: name.value };
+    Err(section.wrong(name.line, "name", problem))
+}
+
+/// Where a peer's packets go: not into a tunnel, and in `ipip` mode to an IPv4
+/// address by which it alone is known.
+pub(super) fn endpoints(
+    section: &Section<'_>,
+    peer: &PeerConfig,
+    config: &Config,
+) -> Result<(), ConfigError> {
+    let all = || config.peers.iter().chain([peer]);
+    for (from, to) in all().map(|other| (peer, other)).chain(all().map(|other| (other, peer))) {
+        for endpoint in addresses(to) {
+            if let Some(prefix) = from.allowed_ips.iter().find(|net| net.contains(&endpoint)) {
+                let problem = Problem::Loop { prefix: *prefix, endpoint, peer: to.name.clone() };
+                return Err(section.wrong(section.line, "allowed_ips", problem));
+            }
+        }
+    }
+    if peer.mode != Mode::IpIp {
+        return Ok(());
+    }
+    let Some(endpoint) = tunnel_address(peer).filter(IpAddr::is_ipv4) else {
+        return Err(section.wrong(section.line, "endpoint", Problem::NeedsEndpoint));
+    };
+    let same =
+        |other: &&PeerConfig| other.mode == Mode::IpIp && tunnel_address(other) == Some(endpoint);
+    match config.peers.iter().find(same) {
+        Some(other) => {
+            let problem = Problem::SameEndpoint { endpoint, other: other.name.clone() };
+            Err(section.wrong(section.line, "endpoint", problem))
+        }
+        None => Ok(()),
+    }
+}
+
+fn addresses(peer: &PeerConfig) -> impl Iterator<Item = IpAddr> {
+    peer.endpoint.into_iter().chain(peer.wireguard_endpoint).map(|at| at.ip())
+}
+
+fn tunnel_address(peer: &PeerConfig) -> Option<IpAddr> {
+    peer.endpoint.or(peer.wireguard_endpoint).map(|at| at.ip())
 }
 
 /// A key that neither this node nor another peer has.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -160,6 +160,37 @@ pub enum Problem {
         /// The address.
         address: Ipv4Addr,
         /// The guest that has it.
+        other: String,
+    },
+    /// A guest's name that its link cannot bear.
+    #[error("`{name}` is longer than 15 bytes, the most for a link; give a shorter name")]
+    LongName {
+        /// The name.
+        name: String,
+    },
+    /// Packets to a peer would be routed into the tunnel that they carry.
+    #[error(
+        "{prefix} contains the endpoint {endpoint} of peer `{peer}`, whose packets would loop; leave it out"
+    )]
+    Loop {
+        /// The prefix.
+        prefix: IpNet,
+        /// The address inside it.
+        endpoint: IpAddr,
+        /// Whose it is.
+        peer: String,
+    },
+    /// An IP-in-IP peer without an IPv4 address to send to.
+    #[error(
+        "missing or not IPv4; mode ipip needs the peer's address, as in endpoint = \"192.0.2.2:47700\""
+    )]
+    NeedsEndpoint,
+    /// Two IP-in-IP peers at one address.
+    #[error("{endpoint} is already the address of peer `{other}`; in mode ipip each needs its own")]
+    SameEndpoint {
+        /// The address.
+        endpoint: IpAddr,
+        /// The peer that has it.
         other: String,
     },
     /// Two services of this node on one UDP port.

@@ -280,7 +280,7 @@ fn read_peer(
     let mode = section.parsed("mode", A_MODE)?.map_or(default_mode, |mode| mode.value);
     let seconds = "seconds from 0 (off) to 65535";
     let keepalive = section.integer::<u16>("persistent_keepalive", seconds)?;
-    Ok(PeerConfig {
+    let peer = PeerConfig {
         name,
         key,
         endpoint,
@@ -291,7 +291,9 @@ fn read_peer(
             .filter(|keepalive| keepalive.value > 0)
             .map(|keepalive| Duration::from_secs(keepalive.value.into())),
         grants: Grants::default(),
-    })
+    };
+    check::endpoints(section, &peer, config)?;
+    Ok(peer)
 }
 
 fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, ConfigError> {
@@ -332,6 +334,7 @@ fn grant(node: &mut Section<'_>, config: &mut Config) -> Result<(), ConfigError>
 fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig, ConfigError> {
     let name = check::name(section, A_NAME)?
         .ok_or_else(|| section.missing("name", "add a name, as in name = \"web\""))?;
+    let name = check::link_name(section, name)?;
     let name = check::new_name(section, name, config)?;
     let a_kind = "\"netns\"";
     let kind = match section.string("kind", a_kind)? {

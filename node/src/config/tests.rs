@@ -107,6 +107,7 @@ public_key = "/FHNjmIYoaONpH7QAjDwWAgW7RO6MwOsXeuRFUiQgCU="
 
 [[peer]]
 name = "four"
+mode = "wireguard"
 wireguard_key = "{OWN_PUBLIC}"
 
 [[guest]]
@@ -377,6 +378,40 @@ fn names_prefixes_and_addresses_belong_to_one() {
     refused(
         &format!("{NODE}{}{}", guest("web", "10.77.1.2"), guest("web", "10.77.1.3")),
         "conet.toml:11: guest.name: `web` is already the name of a guest; give each its own",
+    );
+}
+
+#[test]
+fn packets_to_peers_do_not_loop_and_ipip_peers_are_told_apart() {
+    refused(
+        &with("").replace("10.77.2.0/24", "192.0.2.0/24"),
+        "conet.toml:7: peer.allowed_ips: 192.0.2.0/24 contains the endpoint 192.0.2.2 of peer \
+         `two`, whose packets would loop; leave it out",
+    );
+    let ipip = with("mode = \"ipip\"");
+    refused(
+        &ipip.replace("endpoint = \"192.0.2.2:47700\"\n", ""),
+        "conet.toml:7: peer.endpoint: missing or not IPv4; mode ipip needs the peer's address, as \
+         in endpoint = \"192.0.2.2:47700\"",
+    );
+    let three = "[[peer]]\nname = \"three\"\nendpoint = \"192.0.2.2:1\"\n\
+                 wireguard_key = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"\n";
+    refused(
+        &format!("{ipip}{three}"),
+        "conet.toml:12: peer.endpoint: 192.0.2.2 is already the address of peer `two`; in mode \
+         ipip each needs its own",
+    );
+    assert!(Files::new(&format!("{}{three}", with(""))).load().is_ok());
+}
+
+#[test]
+fn a_guests_name_fits_its_link() {
+    refused(
+        &format!(
+            "{NODE}[[guest]]\nname = \"a-name-of-16-byte\"\nkind = \"netns\"\naddress = \"10.77.1.2\"\n"
+        ),
+        "conet.toml:7: guest.name: `a-name-of-16-byte` is longer than 15 bytes, the most for a \
+         link; give a shorter name",
     );
 }
 

@@ -37,7 +37,13 @@ pub enum GuestError {
 pub(super) fn attach(config: &Config) -> Result<Vec<GuestPort>, GuestError> {
     let mut ports = Vec::with_capacity(config.guests.len());
     for guest in &config.guests {
-        let port = attach_one(config, guest)?;
+        let port = match attach_one(config, guest) {
+            Ok(port) => port,
+            Err(error) => {
+                release(ports);
+                return Err(error);
+            }
+        };
         tracing::info!(
             guest = guest.name,
             address = %guest.address,

@@ -1,0 +1,267 @@
+//! Whole labs, by the built program, in the running kernel.
+//!
+//! One at a time: a machine has one lab, and `conet lab down` removes whatever
+//! lab there is. So a [`Lab`] removes only what its own `lab up` made: where a lab
+//! of somebody else's is up, `lab up` refuses, the test fails, and that lab stays.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use conet_netsys::{Netlink, Netns};
+use conet_testkit::Need;
+use conet_testkit::privileged::{Exclusive, exclusive};
+use serde_json::Value;
+
+const CONET: &str = env!("CARGO_BIN_EXE_conet");
+
+fn conet(arguments: &[&str]) -> Output {
+    Command::new(CONET).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn ok(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Asserts a failure that is told in one line, and gives the line.
+#[track_caller]
+fn failed(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "it succeeded");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    said
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// A lab that this test made; removed when dropped.
+struct Lab {
+    _alone: Exclusive,
+}
+
+impl Lab {
+    fn up(mode: &str) -> Self {
+        let alone = exclusive();
+        // Only a lab that came up is ours to remove.
+        ok(&conet(&["lab", "up", "--hosts", "2", "--guests", "1", "--mode", mode]));
+        Self { _alone: alone }
+    }
+
+    fn exec(host: &str, command: &[&str]) -> Output {
+        conet(&[&["lab", "exec", host, "--"], command].concat())
+    }
+
+    fn daemon(host: &str) -> i32 {
+        let status = json(&ok(&Self::exec(host, &[CONET, "status", "--json"])));
+        i32::try_from(status["pid"].as_i64().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let removed = conet(&["lab", "down"]);
+        if !std::thread::panicking() {
+            ok(&removed);
+            nothing_remains();
+        }
+    }
+}
+
+#[track_caller]
+fn nothing_remains() {
+    let links = Netlink::open().unwrap().links().unwrap();
+    let links: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+    assert!(!links.iter().any(|name| conet_lab::is_lab_name(name)), "{links:?}");
+    let namespaces = Netns::list().unwrap();
+    let left = namespaces.iter().find(|name| conet_lab::is_lab_name(name.as_str()));
+    assert!(left.is_none(), "{left:?}");
+    assert!(!std::path::Path::new(conet_lab::STATE_DIR).exists());
+    let error = failed(&conet(&["lab", "status"]));
+    assert_eq!(error.trim_end(), "conet: no lab is up; make one with: conet lab up");
+}
+
+fn in_guest(guest: &str, command: &[&str]) -> Output {
+    Command::new("ip").args(["netns", "exec", guest]).args(command).output().unwrap()
+}
+
+/// Names, addresses, ping and iperf3 both ways, and what the LAN carries.
+fn carries_packets(mode: &str, carrier: &str) {
+    let _lab = Lab::up(mode);
+    let status = json(&ok(&conet(&["lab", "status", "--json"])));
+    assert_eq!(status["mode"], mode);
+    for (index, number) in [(0, 1), (1, 2)] {
+        let host = &status["hosts"][index];
+        let name = format!("conet-h{number}");
+        assert_eq!(host["name"], name.as_str());
+        assert_eq!(host["address"], format!("192.0.2.{number}"));
+        assert_eq!(host["overlay"], format!("10.77.{number}.0/24"));
+        assert_eq!(host["peers_up"], 1);
+        assert_eq!(host["guests"][0]["name"], format!("{name}-g1"));
+        assert_eq!(host["guests"][0]["address"], format!("10.77.{number}.2"));
+        let read = Lab::exec(&name, &["sh", "-c", "uname -n; cat /tmp/marker"]);
+        assert_eq!(ok(&read), format!("{name}\n{name}\n"));
+    }
+    let dump = Command::new("tcpdump")
+        .args(["-n", "-i", "conet-lan", "-U", "-w", "-", "not", "arp"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let clear = "636f6e657420696e20636c656172";
+    for (from, to) in [("conet-h1-g1", "10.77.2.2"), ("conet-h2-g1", "10.77.1.2")] {
+        ok(&in_guest(from, &["ping", "-c", "5", "-i", "0.05", "-p", clear, "-s", "200", to]));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = rustix::process::Pid::from_child(&dump);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let seen = dump.wait_with_output().unwrap().stdout;
+    let shown = read_capture(&seen);
+    assert!(shown.lines().count() >= 20, "{shown}");
+    for line in shown.lines() {
+        assert!(line.contains("192.0.2.1") && line.contains("192.0.2.2"), "{line}");
+    }
+    assert!(shown.contains(carrier), "{shown}");
+    let in_clear = seen.windows(14).filter(|bytes| *bytes == b"conet in clear").count();
+    // In the clear it must be found: that is how it is known that looking finds it.
+    assert_eq!(in_clear == 0, mode == "wireguard", "{in_clear} times in {mode}");
+
+    for reverse in [&[][..], &["-R"]] {
+        let mut server = Command::new("ip")
+            .args(["netns", "exec", "conet-h2-g1", "iperf3", "-s", "-1"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let client = [&["iperf3", "-J", "-t", "1", "-c", "10.77.2.2"], reverse].concat();
+        let report = json(&ok(&in_guest("conet-h1-g1", &client)));
+        assert!(report["end"]["sum_received"]["bytes"].as_u64().unwrap() > 1 << 20);
+        assert!(server.wait().unwrap().success());
+    }
+}
+
+/// tcpdump's own words for what it wrote, outer headers only.
+fn read_capture(bytes: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let read = Command::new("tcpdump").args(["-n", "-t", "-r"]).arg(file.path()).output().unwrap();
+    ok(&read)
+}
+
+#[test]
+fn wireguard_carries_packets_and_shows_none() {
+    conet_testkit::privileged!(
+        Need::Tun,
+        Need::Program("ping"),
+        Need::Program("iperf3"),
+        Need::Program("tcpdump")
+    );
+    carries_packets("wireguard", "UDP");
+}
+
+#[test]
+fn ipip_carries_packets_between_host_addresses() {
+    conet_testkit::privileged!(
+        Need::Tun,
+        Need::Program("ping"),
+        Need::Program("iperf3"),
+        Need::Program("tcpdump")
+    );
+    carries_packets("ipip", "IP 10.77.");
+}
+
+#[test]
+fn a_second_lab_is_refused_and_the_first_stays() {
+    conet_testkit::privileged!(Need::Tun);
+    let _lab = Lab::up("wireguard");
+    let error = failed(&conet(&["lab", "up"]));
+    assert_eq!(error.trim_end(), "conet: a lab is up already; remove it with: conet lab down");
+    let report = json(&conet_stdout(&["demo", "--json"]));
+    assert_eq!(report["ok"], false);
+    assert_eq!(json(&ok(&conet(&["lab", "status", "--json"])))["hosts"][1]["peers_up"], 1);
+}
+
+fn conet_stdout(arguments: &[&str]) -> String {
+    String::from_utf8(conet(arguments).stdout).unwrap()
+}
+
+#[test]
+fn run_has_the_pid_that_the_shell_knows_and_a_user_sees_its_own() {
+    conet_testkit::privileged!(Need::Tun);
+    let _lab = Lab::up("wireguard");
+    let mut program = Command::new(CONET)
+        .args(["lab", "exec", "conet-h1", "--", CONET, "run", "--", "sleep", "60"])
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let listed = loop {
+        let rows = json(&ok(&Lab::exec("conet-h1", &[CONET, "ps", "--json"])));
+        let row = rows["processes"].as_array().unwrap().first().cloned();
+        match row.filter(|row| row["command"] == "sleep") {
+            Some(row) => break row,
+            None => assert!(Instant::now() < deadline, "{rows}"),
+        }
+    };
+    assert_eq!(listed["pid"], program.id());
+    let as_other = |command: &[&str]| {
+        let drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+        Lab::exec("conet-h1", &[&drop, command].concat())
+    };
+    let rows = json(&ok(&as_other(&[CONET, "ps", "--json"])));
+    assert_eq!(rows["processes"], Value::Array(Vec::new()));
+    let pid = program.id().to_string();
+    let error = failed(&as_other(&[CONET, "migrate", &pid, "conet-h2"]));
+    assert!(error.contains("is not one of yours"), "{error}");
+    let error = failed(&as_other(&[CONET, "down"]));
+    assert!(error.contains("only root and members of group conet"), "{error}");
+    program.kill().unwrap();
+    program.wait().unwrap();
+}
+
+#[test]
+fn a_killed_daemon_finds_its_guests_again() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("ping"));
+    let _lab = Lab::up("wireguard");
+    let before = Lab::daemon("conet-h1");
+    let killed = rustix::process::Pid::from_raw(before).unwrap();
+    rustix::process::kill_process(killed, rustix::process::Signal::KILL).unwrap();
+    ok(&conet(&["lab", "restart", "conet-h1"]));
+    assert_ne!(Lab::daemon("conet-h1"), before);
+    ok(&in_guest("conet-h1-g1", &["ping", "-c", "2", "-W", "5", "10.77.2.2"]));
+    let log = std::fs::read_to_string("/run/conet-lab/conet-h1.log").unwrap();
+    assert!(log.contains("adopted=true"), "{log}");
+}
+
+#[test]
+fn a_lab_whose_state_is_lost_is_removed() {
+    conet_testkit::privileged!(Need::Tun);
+    let _lab = Lab::up("ipip");
+    std::fs::remove_file("/run/conet-lab/lab.json").unwrap();
+    ok(&conet(&["lab", "down"]));
+    nothing_remains();
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing() {
+    conet_testkit::privileged!(Need::Tun);
+    let _alone = exclusive();
+    let demo = Command::new(CONET)
+        .args(["demo", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let pid = rustix::process::Pid::from_child(&demo);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = demo.wait_with_output().unwrap();
+    let report = json(&String::from_utf8(output.stdout).unwrap());
+    assert!(!output.status.success());
+    assert_eq!(report["interrupted"], true, "{report}");
+    nothing_remains();
+}
