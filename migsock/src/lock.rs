@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Locking a flow adds its two directions to a set, releasing it takes them out:
-//! one netlink transaction each, without running a program. It took 20 to 40 µs
-//! on the reference machine where running `nft` and `ip` took tens of
-//! milliseconds.
+//! one netlink transaction each, without running a program: 6 µs on the reference
+//! machine (the test `locking_is_quick`), where running `nft` and `ip` took tens
+//! of milliseconds.
 //!
 //! *Why nftables.* A socket filter (`SO_ATTACH_FILTER`) is as quick, but knows no
 //! outgoing packets, and does nothing where there is no socket yet, or no longer:

@@ -115,7 +115,7 @@ impl Shape {
     }
 
     /// The value of the kernel's bytes.
-    pub(crate) fn from_kernel(self, bytes: &[u8]) -> Option<i64> {
+    pub(crate) fn parse(self, bytes: &[u8]) -> Option<i64> {
         match self {
             Self::Int => bytes.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes).into()),
             Self::Linger => {
@@ -163,8 +163,8 @@ mod tests {
             for &value in values {
                 let bytes = shape.to_kernel(value).expect("in range");
                 assert_eq!(bytes.len(), shape.length());
-                assert_eq!(shape.from_kernel(&bytes), Some(value));
-                assert_eq!(shape.from_kernel(&bytes[1..]), None);
+                assert_eq!(shape.parse(&bytes), Some(value));
+                assert_eq!(shape.parse(&bytes[1..]), None);
             }
         }
         assert_eq!(Shape::Int.to_kernel(i64::MAX), None);

@@ -154,6 +154,10 @@ impl<K: Kernel, L: Lock> Host<K, L> {
         let socket = Socket { kernel: &self.kernel, fd };
         let flow = admit(&socket)?;
         let held = Held::new(&self.lock, flow)?;
+        // What the kernel sends from now on (paced, or repeated) runs into the lock:
+        // the peer has not seen it. Restored as sent, it would wait a second for the
+        // first retransmission timeout; restored as unsent, it goes out at once.
+        let unsent_at_lock = socket.queued(Queued::OutNotSent)?;
         let undo = Undo {
             repair: false,
             reuse_address: socket.get_i32(opt::REUSEADDR, "SO_REUSEADDR")?,
@@ -171,6 +175,8 @@ impl<K: Kernel, L: Lock> Host<K, L> {
         frozen.undo.repair = true;
         socket.set_i32(opt::REPAIR, "TCP_REPAIR", REPAIR_ON)?;
         frozen.read_state()?;
+        let unsent = frozen.state.unsent.max(unsent_at_lock);
+        frozen.state.unsent = unsent.min(frozen.state.send.len());
         Ok(frozen)
     }
 }
@@ -330,7 +336,7 @@ impl<'h, K: Kernel> Frozen<'h, '_, K> {
                 }
                 Err(source) => return Err(failed("getsockopt", carried.name, source)),
             }
-            let value = carried.shape.from_kernel(&bytes);
+            let value = carried.shape.parse(&bytes);
             let saved = value.map(|value| SavedOption { id: carried.id, value });
             self.state.options.extend(saved);
         }
@@ -342,7 +348,7 @@ impl<'h, K: Kernel> Frozen<'h, '_, K> {
         established(&info)?;
         self.state.sack = info.options & INFO_SACK != 0;
         self.state.scales = (info.options & INFO_SCALES != 0)
-            .then(|| WindowScales { send: info.scales & 15, receive: info.scales >> 4 });
+            .then_some(WindowScales { send: info.scales & 15, receive: info.scales >> 4 });
         self.state.mss = self.socket().get_u32(opt::MAXSEG, "TCP_MAXSEG")?;
         self.state.timestamp = (info.options & INFO_TIMESTAMPS != 0)
             .then(|| self.socket().get_u32(opt::TIMESTAMP, "TCP_TIMESTAMP"))
@@ -401,7 +407,7 @@ impl<'h, K: Kernel> Frozen<'h, '_, K> {
             }
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Ok((length == 0).then(Vec::new))
+                Ok((length == 0).then_some(Vec::new()))
             }
             Err(source) => Err(failed("recv", "a queue", source)),
         }

@@ -2,7 +2,7 @@
 
 mod scene;
 
-use conet_migsock::{Address, Host, SavedSocket};
+use conet_migsock::{Address, Host};
 use conet_testkit::privileged;
 use conet_testkit::random::Random;
 use scene::{MOVING_4, MOVING_6, Scene, Space, move_over, talks};
@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 fn hosts(scene: &Scene) -> [Host; 2] {
-    [&scene.old, &scene.new].map(|space: &Space| space.run(|| Host::open()).expect("nftables"))
+    [&scene.old, &scene.new].map(|space: &Space| space.run(Host::open).expect("nftables"))
 }
 
 /// The bytes of a stream, anywhere in it.
@@ -127,15 +127,11 @@ fn streams_through_moves(local: &str, server: &str, address: Address, moves: usi
             }
         }
         let (from, to) = if scene.at_new { (&hosts[1], &hosts[0]) } else { (&hosts[0], &hosts[1]) };
-        {
-            // What it is about to carry, for the record.
-            let frozen = from.freeze(client.as_fd()).expect("freezes");
-            let state: &SavedSocket = frozen.state();
-            carried.0 += state.recv.len();
-            carried.1 += state.send.len() - state.unsent;
-            carried.2 += state.unsent;
-        }
-        client = move_over(&mut scene, from, to, client, address);
+        let state;
+        (client, state) = move_over(&mut scene, from, to, client, address);
+        carried.0 += state.recv.len();
+        carried.1 += state.send.len() - state.unsent;
+        carried.2 += state.unsent;
     }
     client.set_nonblocking(true).expect("option");
     let limit = Instant::now() + Duration::from_secs(60);
@@ -216,7 +212,7 @@ fn every_queue_arrives_to_the_byte() {
     assert!(state.unsent > 0 && state.send.len() >= state.unsent, "{state:?}");
     assert!(state.scales.is_some() && state.sack && state.timestamp.is_some());
     frozen.rollback().expect("thaws");
-    client = move_over(&mut scene, &hosts[0], &hosts[1], client, Address::Coming);
+    (client, _) = move_over(&mut scene, &hosts[0], &hosts[1], client, Address::Coming);
     let mut bytes = [0; 12];
     client.read_exact(&mut bytes).expect("unread bytes");
     assert_eq!(&bytes, b"unread bytes");
@@ -257,7 +253,7 @@ fn options_go_along() {
     client.set_write_timeout(Some(Duration::from_millis(2500))).expect("option");
     let before =
         (socket.recv_buffer_size().expect("option"), socket.send_buffer_size().expect("option"));
-    let mut client = move_over(&mut scene, &hosts[0], &hosts[1], client, Address::Coming);
+    let (mut client, _) = move_over(&mut scene, &hosts[0], &hosts[1], client, Address::Coming);
     let socket = socket2::SockRef::from(&client);
     assert!(socket.tcp_nodelay().expect("option"));
     assert!(socket.keepalive().expect("option"));

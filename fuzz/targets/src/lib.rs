@@ -11,11 +11,14 @@
 //! `fuzz/corpus/NAME/` written by `examples/seed_corpus.rs`.
 
 mod session;
+mod socket;
 
 pub use session::session_packet;
+pub use socket::saved_socket;
 
 /// A function that must return, whatever the bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: &[(&str, Target)] = &[("session_packet", session_packet)];
+pub const TARGETS: &[(&str, Target)] =
+    &[("saved_socket", saved_socket), ("session_packet", session_packet)];

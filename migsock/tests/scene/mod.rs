@@ -35,6 +35,11 @@ impl Space {
         let netns = Netns::create(&name).expect("root");
         let space = Self { name, netns };
         space.netlink().set_up(ifname("lo")).expect("loopback");
+        // Addresses are usable at once, instead of after duplicate detection.
+        for links in ["all", "default"] {
+            let path = format!("/proc/sys/net/ipv6/conf/{links}/accept_dad");
+            space.run(|| std::fs::write(path, "0")).expect("sysctl");
+        }
         space
     }
 
@@ -183,7 +188,7 @@ pub(crate) fn move_over(
     to: &Host,
     stream: TcpStream,
     address: Address,
-) -> TcpStream {
+) -> (TcpStream, SavedSocket) {
     let frozen = from.freeze(stream.as_fd()).expect("freezes");
     let bytes = frozen.state().encode();
     let state = SavedSocket::decode(&bytes).expect("reads back");
@@ -198,10 +203,10 @@ pub(crate) fn move_over(
         scene.there().netlink().add_address(ifname("lo"), net).expect("added");
         let prepared = scene.there().run(|| to.prepare(&state, address)).expect("prepares");
         scene.there().netlink().delete_address(ifname("lo"), net).expect("removed");
-        return finish(scene, frozen, prepared);
+        return (finish(scene, frozen, prepared), state);
     }
     let prepared = scene.there().run(|| to.prepare(&state, address)).expect("prepares");
-    finish(scene, frozen, prepared)
+    (finish(scene, frozen, prepared), state)
 }
 
 fn finish(
