@@ -40,5 +40,5 @@ pub use link::{Link, Veth};
 pub use names::{IfName, MacAddr, NameError, NetnsName};
 pub use netlink::Netlink;
 pub use netns::{Entered, NETNS_DIR, Netns, NetnsId};
-pub use route::{Route, RouteScope};
+pub use route::{Route, RouteKind, RouteScope};
 pub use sysctl::Sysctl;

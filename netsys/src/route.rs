@@ -29,11 +29,23 @@ pub enum RouteScope {
     Host,
 }
 
+/// What becomes of a packet on a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RouteKind {
+    /// It is sent on.
+    #[default]
+    Unicast,
+    /// It is refused, and its sender told (ICMP destination unreachable).
+    Unreachable,
+}
+
 /// A route to be made, changed or matched, or one that the kernel lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Destination prefix; host bits are cut off.
     pub destination: IpNet,
+    /// What becomes of packets to it.
+    pub kind: RouteKind,
     /// Next hop; the destination is on the link when absent.
     pub gateway: Option<IpAddr>,
     /// Outgoing link; the kernel finds it by the gateway when absent.
@@ -59,6 +71,7 @@ impl Route {
     pub fn on_link(destination: IpNet, link: IfName) -> Self {
         Self {
             destination,
+            kind: RouteKind::Unicast,
             gateway: None,
             link: Some(link),
             source: None,
@@ -73,6 +86,7 @@ impl Route {
     pub fn via(destination: IpNet, gateway: IpAddr) -> Self {
         Self {
             destination,
+            kind: RouteKind::Unicast,
             gateway: Some(gateway),
             link: None,
             source: None,
@@ -80,6 +94,22 @@ impl Route {
             scope: RouteScope::Universe,
             onlink: false,
             metric: None,
+        }
+    }
+
+    /// A route that refuses packets to a prefix, in table `main`, unless a route
+    /// of lesser metric takes them.
+    pub fn unreachable(destination: IpNet, metric: u32) -> Self {
+        Self {
+            destination,
+            kind: RouteKind::Unreachable,
+            gateway: None,
+            link: None,
+            source: None,
+            table: Self::MAIN,
+            scope: RouteScope::Universe,
+            onlink: false,
+            metric: Some(metric),
         }
     }
 
@@ -139,8 +169,8 @@ impl Netlink {
         }
     }
 
-    /// The unicast routes of table `main`, IPv4 then IPv6, without those that
-    /// the kernel keeps as a cache.
+    /// The unicast and unreachable routes of table `main`, IPv4 then IPv6, without
+    /// those that the kernel keeps as a cache.
     ///
     /// # Errors
     /// As the kernel refuses.
@@ -206,7 +236,10 @@ impl Netlink {
             RouteScope::Link => KernelScope::Link,
             RouteScope::Host => KernelScope::Host,
         };
-        message.header.kind = RouteType::Unicast;
+        message.header.kind = match route.kind {
+            RouteKind::Unicast => RouteType::Unicast,
+            RouteKind::Unreachable => RouteType::Unreachable,
+        };
         if route.onlink {
             message.header.flags = RouteFlags::Onlink;
         }
@@ -226,7 +259,12 @@ impl Netlink {
 
 fn read(message: &RouteMessage, name_of: impl Fn(u32) -> Option<IfName>) -> Option<Route> {
     let header = &message.header;
-    if header.kind != RouteType::Unicast || header.flags.contains(RouteFlags::Cloned) {
+    let kind = match header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::Unreachable => RouteKind::Unreachable,
+        _ => return None,
+    };
+    if header.flags.contains(RouteFlags::Cloned) {
         return None;
     }
     let any = match header.address_family {
@@ -235,7 +273,7 @@ fn read(message: &RouteMessage, name_of: impl Fn(u32) -> Option<IfName>) -> Opti
         _ => return None,
     };
     let mut route = Route::default_via(any);
-    route.gateway = None;
+    (route.kind, route.gateway) = (kind, None);
     route.table = u32::from(header.table);
     route.onlink = header.flags.contains(RouteFlags::Onlink);
     route.scope = match header.scope {

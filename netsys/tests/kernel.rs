@@ -5,13 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint's exception for tests leaves out their helpers")]
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, panic, process};
 
 use conet_netsys::{
-    Fault, IfName, IpNet, Link, MacAddr, NetError, Netlink, Netns, NetnsName, Route, RouteScope,
-    Sysctl, Veth,
+    Fault, IfName, IpNet, Link, MacAddr, NetError, Netlink, Netns, NetnsName, Route, RouteKind,
+    RouteScope, Sysctl, Veth,
 };
 use conet_testkit::privileged;
 
@@ -247,6 +248,20 @@ fn addresses_and_routes_carry_a_connection_between_two_namespaces() {
     // The default route makes every address reachable by some gateway, but no
     // gateway may lie behind another.
     assert_eq!(error.fault(), Fault::Caller, "{error}");
+
+    // Refused unless a better route is there.
+    let refused = Route::unreachable(net("10.9.11.0/24"), 4000);
+    l.add_route(&refused).unwrap();
+    l.replace_route(&refused).unwrap();
+    assert!(l.routes().unwrap().iter().any(|r| r.destination == refused.destination
+        && r.kind == RouteKind::Unreachable
+        && r.metric == Some(4000)));
+    let connect = || TcpStream::connect((addr("10.9.11.1"), 9)).unwrap_err();
+    assert_eq!(left.netns.run(connect).unwrap().kind(), ErrorKind::HostUnreachable);
+    let six = Route::unreachable(net("fd0b::/64"), 4000);
+    l.replace_route(&six).unwrap();
+    assert!(l.delete_route(&six).unwrap() && l.delete_route(&refused).unwrap());
+    assert!(!l.delete_route(&refused).unwrap());
 
     assert!(l.delete_address(ifname("conet-a"), net("10.9.8.1/24")).unwrap());
     assert!(!l.delete_address(ifname("conet-a"), net("10.9.8.1/24")).unwrap());

@@ -10,7 +10,10 @@
 //! ```
 //!
 //! Routes are what the peers' prefixes say, no more: after each change the
-//! difference is applied. All of it ends with the device.
+//! difference is applied. Each has a shadow, an *unreachable* route of the
+//! highest metric: should this process be killed, the device and its routes go,
+//! and without the shadow the guests' packets would take the host's default
+//! route, in clear. An orderly end removes the shadows too.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -36,6 +39,8 @@ use crate::{
 const DEVICE: Token = Token(0);
 const NETWORK: Token = Token(1);
 const MESSAGE: Token = Token(2);
+/// Metric of the shadow routes: above whatever a person or a DHCP client sets.
+const SHADOW_METRIC: u32 = u32::MAX - 1;
 
 /// Why a tunnel did not start. Nothing of it remains.
 #[derive(Debug, thiserror::Error)]
@@ -374,14 +379,29 @@ impl Driver {
         let wanted: BTreeSet<IpNet> = peers.iter().flat_map(|p| p.allowed.clone()).collect();
         for &gone in self.routed.difference(&wanted) {
             self.netlink.delete_route(&Route::on_link(gone, self.device))?;
+            self.netlink.delete_route(&Route::unreachable(gone, SHADOW_METRIC))?;
         }
-        for &new in wanted.difference(&self.routed) {
+        let new: Vec<IpNet> = wanted.difference(&self.routed).copied().collect();
+        // Before the first of them is made, so that a failure half-way is undone.
+        self.routed = wanted;
+        for new in new {
+            self.netlink.replace_route(&Route::unreachable(new, SHADOW_METRIC))?;
             let v6 = matches!(new, IpNet::V6(_));
             let source = self.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv6() == v6);
             self.netlink.replace_route(&Route { source, ..Route::on_link(new, self.device) })?;
         }
-        self.routed = wanted;
         Ok(())
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        for &prefix in &self.routed {
+            let shadow = Route::unreachable(prefix, SHADOW_METRIC);
+            if let Err(error) = self.netlink.delete_route(&shadow) {
+                tracing::warn!(%error, "a route that refuses {prefix} is left");
+            }
+        }
     }
 }
 

@@ -506,6 +506,50 @@ fn a_stranger_gets_no_answer_and_a_flood_of_handshakes_gets_cookies() {
     assert_eq!(taken(&mut nodes[1]), [packet(1, 2, b"friend")]);
 }
 
+/// The last counter of a session would overflow boringtun's window.
+#[test]
+fn a_counter_beyond_the_last_is_a_replay_before_any_key_is_tried() {
+    let mut nodes = pair(Mode::WireGuard);
+    give(&mut nodes[0], packet(1, 2, b"open the session"));
+    settle(&mut nodes);
+    give(&mut nodes[0], packet(1, 2, b"a model"));
+    nodes[0].step_device().unwrap();
+    let (_, mut datagram) = sent(&mut nodes[0], 1).pop().unwrap();
+    datagram.bytes[8..16].fill(0xff);
+    nodes[1].network.incoming.push_back(datagram);
+    nodes[1].step_network().unwrap();
+    let drops = drops_of(&nodes[1], 1);
+    assert_eq!((drops[DropReason::Replay], drops[DropReason::BadTag]), (1, 0));
+}
+
+#[test]
+fn a_handshake_answered_by_a_cookie_moves_no_endpoint() {
+    let [mut a, mut b] = pair(Mode::WireGuard);
+    let mut stranger = node(3);
+    stranger.core.add_peer(&peer(2, Mode::WireGuard)).unwrap();
+    give(&mut stranger, packet(3, 2, b"flood"));
+    stranger.step_device().unwrap();
+    let (_, init) = sent(&mut stranger, 3).pop().unwrap();
+    for _ in 0..300 {
+        b.network.incoming.push_back(init.clone());
+    }
+    give(&mut b, packet(2, 1, b"our own initiation"));
+    b.step_device().unwrap();
+    let (_, init) = sent(&mut b, 2).pop().unwrap();
+    b.step_network().unwrap();
+    sent(&mut b, 2);
+    a.network.incoming.push_back(init);
+    a.step_network().unwrap();
+    let (_, mut response) = sent(&mut a, 1).pop().unwrap();
+    response.from = Some(SocketAddr::from(([192, 0, 2, 200], 4444)));
+    b.network.incoming.push_back(response);
+    b.step_network().unwrap();
+    let [(to, cookie)]: [_; 1] = sent(&mut b, 2).try_into().unwrap();
+    assert_eq!((to, cookie.bytes[0]), (200, 3));
+    assert_eq!(drops_of(&b, 1)[DropReason::RateLimited], 1);
+    assert_eq!(b.core.peers()[0].endpoint, Some(address(1)));
+}
+
 #[test]
 fn peers_that_would_contradict_each_other_are_refused_whole() {
     let mut core = node(1).core;

@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint's exception for tests leaves out their helpers")]
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{self, Child, Command};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Sysctl, Veth};
+use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Route, RouteKind, Sysctl, Veth};
 use conet_testkit::{Need, privileged};
 use conet_tunnel::{
     Config, DEFAULT_MTU, DEFAULT_PORT, Mode, PeerConfig, PrivateKey, StartError, Tunnel,
@@ -144,14 +144,23 @@ fn a_tunnel_brings_its_device_and_routes_and_takes_them_away() {
     privileged!(Need::Tun);
     let [one, _two] = wire();
     let mut netlink = one.netlink();
-    let before = (netlink.links().unwrap(), netlink.routes().unwrap());
+    // IPv6 link-local routes come when the kernel is ready.
+    let mut state = || {
+        let links: Vec<_> = netlink.links().unwrap().iter().map(|l| l.name).collect();
+        let mut routes = netlink.routes().unwrap();
+        routes.retain(|r| matches!(r.destination, IpNet::V4(_)));
+        (links, routes)
+    };
+    let before = state();
     let tunnel = one.start(config(1, Mode::WireGuard)).unwrap();
+    let mut netlink = one.netlink();
     let device = netlink.link(ifname("conet0")).unwrap().unwrap();
     assert!(device.up);
     assert_eq!(device.mtu, u32::from(DEFAULT_MTU));
     assert_eq!(device.kind.as_deref(), Some("tun"));
     let routes = netlink.routes().unwrap();
-    let route = routes.iter().find(|r| r.destination == net("10.77.2.0/24")).unwrap();
+    let route =
+        routes.iter().find(|r| r.destination == net("10.77.2.0/24") && r.metric.is_none()).unwrap();
     assert_eq!((route.link, route.source), (Some(ifname("conet0")), Some(inner(1))));
     let snapshot = tunnel.snapshot().unwrap();
     assert_eq!(snapshot.listen.port(), DEFAULT_PORT);
@@ -159,7 +168,7 @@ fn a_tunnel_brings_its_device_and_routes_and_takes_them_away() {
     assert_eq!(snapshot.peers.len(), 1);
     assert!(tunnel.is_running());
     tunnel.stop();
-    assert_eq!((netlink.links().unwrap(), netlink.routes().unwrap()), before);
+    assert_eq!(state(), before);
 }
 
 #[test]
@@ -247,6 +256,29 @@ fn a_deleted_device_ends_the_tunnel() {
     assert!(matches!(tunnel.snapshot().unwrap_err(), TunnelError::Stopped));
 }
 
+/// As when the process is killed: the device and its routes are gone, and the
+/// host has a default route that would take the packets in clear.
+#[test]
+fn without_its_device_no_packet_takes_another_way() {
+    privileged!(Need::Tun);
+    let [one, two] = wire();
+    let mut netlink = one.netlink();
+    netlink.add_route(&Route::default_via(IpAddr::from([192, 0, 2, 2]))).unwrap();
+    let tunnel = one.start(config(1, Mode::WireGuard)).unwrap();
+    let connect = |to: IpAddr| {
+        let patience = Duration::from_millis(200);
+        one.run(|| TcpStream::connect_timeout(&(to, 9).into(), patience).unwrap_err().kind())
+    };
+    netlink.set_down(ifname("conet0")).unwrap();
+    assert_eq!(connect(inner(2)), ErrorKind::HostUnreachable);
+    // What is no peer's goes its way as before: the neighbour says that it has
+    // no such route.
+    assert_ne!(connect(IpAddr::from([10, 78, 0, 1])), ErrorKind::HostUnreachable);
+    tunnel.stop();
+    assert!(!netlink.routes().unwrap().iter().any(|r| r.kind == RouteKind::Unreachable));
+    drop(two);
+}
+
 /// Datagrams to the open port and packets to the raw sockets, of every length
 /// that a LAN carries, while a session is up.
 #[test]
@@ -320,7 +352,7 @@ fn wireguard_go_is_a_peer_like_any_other() {
     netlink.add_address(device, net("10.77.2.1/32")).unwrap();
     netlink.set_mtu(device, u32::from(DEFAULT_MTU)).unwrap();
     netlink.set_up(device).unwrap();
-    netlink.add_route(&conet_netsys::Route::on_link(net("10.77.1.0/24"), device)).unwrap();
+    netlink.add_route(&Route::on_link(net("10.77.1.0/24"), device)).unwrap();
 
     let there = transfer(&one, &two, inner(2), 8);
     let back = transfer(&two, &one, inner(1), 8);

@@ -6,6 +6,7 @@ use anyhow::Result;
 use conet_node::client::{Client, ClientError};
 use conet_node::config::Config;
 use conet_node::daemon;
+use conet_node::moving::Movers;
 use conet_wire::control::{Peer, Request, Response, Status};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
@@ -21,7 +22,7 @@ pub(super) fn up(config: &Path) -> Result<()> {
     let config = Config::load(config)?;
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    daemon::run(config)?;
+    daemon::run(config, Movers::new)?;
     Ok(())
 }
 

@@ -1,0 +1,233 @@
+//! What lies where in conet's region of a process, and the words that the home
+//! daemon and the deputy leave each other there.
+//!
+//! ```text
+//! REGION + 0         the agent's program: code, constants, data, buffers
+//!        + VDSO      the local kernel's vDSO (remote side only)
+//!        + BOOT      Boot: written before the start; Status: written by the deputy
+//!        + STATE     the program's Head and vector state while it is here
+//! ```
+//!
+//! The daemon reads and writes through `/proc/PID/mem`, so each field is written
+//! by one side only while the deputy runs; [`Status::interrupt`] is the daemon's.
+
+use conet_wire::image::REGION;
+use conet_wire::link::{Desc, MAX_DESCS};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Where the remote side maps the local vDSO.
+pub const VDSO: u64 = REGION + 0x0080_0000;
+/// Where a deputy's stack begins; it grows downwards.
+pub const STACK_TOP: u64 = REGION + 0x00d8_0000;
+/// Scratch memory for the calls that the mover makes in the process's name.
+pub const SCRATCH: u64 = REGION + 0x00d8_0000;
+/// Where [`Boot`] lies.
+pub const BOOT: u64 = REGION + 0x00e0_0000;
+/// Where [`Status`] lies.
+pub const STATUS: u64 = BOOT + 0x8000;
+/// Where a deputy leaves the call ([`Pending`]) that it is finishing at home.
+pub const PENDING: u64 = BOOT + 0xa000;
+/// Where [`conet_wire::image::Head`] and the vector state lie.
+pub const STATE: u64 = REGION + 0x00f0_0000;
+/// Offset of the vector state from [`STATE`].
+pub const STATE_XSAVE: u64 = 0x1000;
+
+/// Places in the agent's code, as offsets from its entry point.
+///
+/// ```text
+/// gate:    load arguments
+/// check:   if Status::interrupt is set, go to abort
+/// syscall: syscall
+/// end:     return
+/// abort:   return ABORTED
+/// parked:  return PARKED
+/// finish:  restart_syscall; return
+/// ```
+pub mod entry {
+    /// Start of a deputy.
+    pub const DEPUTY: u64 = 64;
+    /// First instruction of the check.
+    pub const CHECK: u64 = 192;
+    /// The system call instruction.
+    pub const SYSCALL: u64 = 256;
+    /// The instruction after it.
+    pub const END: u64 = 258;
+    /// Returns [`super::ABORTED`].
+    pub const ABORT: u64 = 320;
+    /// Returns [`super::PARKED`].
+    pub const PARKED: u64 = 384;
+    /// Runs `restart_syscall` when the process is home again.
+    pub const FINISH: u64 = 448;
+    /// The system call instruction there.
+    pub const FINISH_SYSCALL: u64 = 453;
+    /// The instruction after it.
+    pub const FINISH_END: u64 = 455;
+}
+
+/// Result of a gated call that did not run because of [`Status::interrupt`].
+pub const ABORTED: i64 = -4000;
+/// Result of a gated call that stays pending in the kernel
+/// (`-ERESTART_RESTARTBLOCK`); `restart_syscall(2)` continues it.
+pub const PARKED: i64 = -4001;
+
+/// [`Status::phase`].
+pub mod phase {
+    /// The deputy has not begun.
+    pub const STARTING: u32 = 0;
+    /// Serving calls.
+    pub const SERVING: u32 = 1;
+    /// The image is coming in.
+    pub const COMING: u32 = 2;
+    /// The program runs here again.
+    pub const HOME: u32 = 3;
+    /// The program is here, and a call that was pending is being finished.
+    pub const FINISHING: u32 = 4;
+    /// The link ended or lied; the process ends itself in a moment.
+    pub const LOST: u32 = 5;
+    /// The program called `exit_group`.
+    pub const EXITING: u32 = 6;
+}
+
+/// Why a deputy gave up; [`Status::fault`].
+pub mod fault {
+    /// The link ended.
+    pub const END: u32 = 1;
+    /// A record was forged, replayed or malformed.
+    pub const FORGED: u32 = 2;
+    /// A request broke the protocol.
+    pub const PROTOCOL: u32 = 3;
+    /// The image could not be restored; `detail` is the step and the error.
+    pub const RESTORE: u32 = 4;
+}
+
+/// A call that is pending in the home kernel.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Pending {
+    /// 1 if there is one.
+    pub present: u32,
+    /// Valid entries of `descs`.
+    pub count: u32,
+    /// Buffer set of the deputy that holds its data.
+    pub set: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Its buffers; outputs are at [`Pending::at`] or in place.
+    pub descs: [Desc; MAX_DESCS],
+    /// Where in the deputy's memory each output lies.
+    pub at: [u64; MAX_DESCS],
+}
+
+/// What a deputy needs to begin; at [`BOOT`].
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Boot {
+    /// Descriptor of the link.
+    pub link: u32,
+    /// 0 AES-128-GCM, 1 ChaCha20-Poly1305.
+    pub cipher: u32,
+    /// Key of what this side seals; wiped by the deputy.
+    pub seal_key: [u8; 32],
+    /// Key of what the other side sealed; wiped by the deputy.
+    pub open_key: [u8; 32],
+    /// Number of the next record sealed here.
+    pub seal_next: u64,
+    /// Number of the next record opened here.
+    pub open_next: u64,
+    /// Registered `rseq` area, 0 if none.
+    pub rseq_addr: u64,
+    /// Its length.
+    pub rseq_len: u32,
+    /// Its signature.
+    pub rseq_signature: u32,
+    /// The program's mask, without what the deputy adds.
+    pub blocked: u64,
+    /// The call that was pending when the process moved.
+    pub pending: Pending,
+}
+
+impl core::fmt::Debug for Boot {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Boot").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+/// What the daemon of a hosting node sends to the host role over its control
+/// socket, before anything else.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Launch {
+    /// Id of the process at home, and so of the remote.
+    pub pid: i32,
+    /// As [`Boot::cipher`].
+    pub cipher: u32,
+    /// As [`Boot::seal_key`].
+    pub seal_key: [u8; 32],
+    /// As [`Boot::open_key`].
+    pub open_key: [u8; 32],
+    /// As [`Boot::seal_next`].
+    pub seal_next: u64,
+    /// As [`Boot::open_next`].
+    pub open_next: u64,
+    /// What to add to this node's real-time clock before anything else, in ns: 0,
+    /// but in a lab, where hosts on one kernel are to have different clocks.
+    pub clock_skew: i64,
+}
+
+impl core::fmt::Debug for Launch {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Launch").field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+/// Descriptors that the host role inherits.
+pub mod host_fd {
+    /// Stream to the daemon, for the launch only.
+    pub const CONTROL: i32 = 3;
+    /// The link.
+    pub const LINK: i32 = 4;
+    /// Where the daemon, also a later one, reaches the warden.
+    pub const LISTEN: i32 = 5;
+}
+
+/// Bytes on the warden's socket.
+pub mod warden {
+    /// To the warden: ring the remote's bell, there is a frame on the link.
+    pub const BELL: u8 = b'B';
+    /// To the warden: stop the remote.
+    pub const STOP: u8 = b'S';
+    /// To the warden: let it continue.
+    pub const CONTINUE: u8 = b'C';
+    /// To the warden: end it.
+    pub const KILL: u8 = b'K';
+    /// From the warden: the remote ended; a 4-byte wait status follows.
+    pub const ENDED: u8 = b'X';
+    /// From the warden, on connection: a 4-byte process id (at home) follows.
+    pub const HERE: u8 = b'H';
+}
+
+/// What a deputy says of itself; at [`STATUS`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Status {
+    /// One of [`phase`].
+    pub phase: u32,
+    /// Set by the daemon: ask the program to come home.
+    pub interrupt: u32,
+    /// Calls run for the remote side.
+    pub calls: u64,
+    /// Number of the call last begun.
+    pub last_call: u64,
+    /// The program's mask.
+    pub blocked: u64,
+    /// [`conet_wire::image::reason`] of coming home.
+    pub reason: u32,
+    /// One of [`fault`].
+    pub fault: u32,
+    /// Detail of reason or fault.
+    pub detail: u64,
+    /// Pages that came home.
+    pub pages: u64,
+    /// Pages of them that differed.
+    pub changed: u64,
+}

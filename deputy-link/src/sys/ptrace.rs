@@ -1,0 +1,358 @@
+//! A process stopped by ptrace, and calls made in its name.
+//!
+//! ptrace belongs to a thread: a [`Stopped`] is used on the thread that made it
+//! (it is not `Send`). Dropping one restores registers and mask and lets the process
+//! run; so does the kernel if the daemon dies, because between two calls the
+//! registers are always the process's own.
+//!
+//! Sources: man 2 ptrace, especially "Attaching and detaching" and
+//! PTRACE_EVENT_STOP; arch/x86/kernel/signal.c for the restart of calls.
+
+use rustix::process::Pid;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+pub(crate) use libc::user_regs_struct as Regs;
+
+const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
+const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
+const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
+
+/// Why a process could not be stopped, or a call not be made in it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TraceError {
+    /// It ended.
+    #[error("the process ended")]
+    Gone,
+    /// It is stopped by job control.
+    #[error("the process is stopped")]
+    JobStopped,
+    /// A request failed.
+    #[error("ptrace {request}: {source}")]
+    Request {
+        /// The request's name.
+        request: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A call in the process failed.
+    #[error("{call} in the process: {source}")]
+    Injected {
+        /// The call's name.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no system call instruction to borrow.
+    #[error("the process has no vDSO")]
+    NoVdso,
+}
+
+fn request(
+    name: &'static str,
+    code: libc::c_uint,
+    pid: Pid,
+    addr: usize,
+    data: usize,
+) -> Result<libc::c_long, TraceError> {
+    // SAFETY: callers pass pointers that are valid for what the request transfers.
+    let result = unsafe { libc::ptrace(code, pid.as_raw_nonzero().get(), addr, data) };
+    if result >= 0 {
+        return Ok(result);
+    }
+    let source = io::Error::last_os_error();
+    Err(if source.raw_os_error() == Some(libc::ESRCH) {
+        TraceError::Gone
+    } else {
+        TraceError::Request { request: name, source }
+    })
+}
+
+/// `waitpid(pid, __WALL)` on this thread.
+fn wait(pid: Pid) -> Result<libc::c_int, TraceError> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is one int.
+        let result =
+            unsafe { libc::waitpid(pid.as_raw_nonzero().get(), &raw mut status, libc::__WALL) };
+        if result >= 0 {
+            break;
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return Err(TraceError::Gone);
+        }
+    }
+    if libc::WIFSTOPPED(status) { Ok(status) } else { Err(TraceError::Gone) }
+}
+
+/// A process that this thread has stopped.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    pid: Pid,
+    memory: File,
+    regs: Regs,
+    mask: u64,
+    /// A `syscall` instruction in the process.
+    gadget: Option<u64>,
+    is_detached: bool,
+    _thread: PhantomData<*const ()>,
+}
+
+impl Stopped {
+    /// Seizes and interrupts a process.
+    ///
+    /// # Errors
+    /// [`TraceError`]; the process then runs as before.
+    pub(crate) fn new(pid: Pid) -> Result<Self, TraceError> {
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{}/mem", pid.as_raw_nonzero()))
+            .map_err(|source| TraceError::Request { request: "memory", source })?;
+        request("PTRACE_SEIZE", libc::PTRACE_SEIZE, pid, 0, 0)?;
+        // SAFETY: a zeroed register file is a valid value to be overwritten.
+        let regs = unsafe { MaybeUninit::<Regs>::zeroed().assume_init() };
+        let mut stopped = Self {
+            pid,
+            memory,
+            regs,
+            mask: 0,
+            gadget: None,
+            is_detached: false,
+            _thread: PhantomData,
+        };
+        stopped.interrupt().inspect_err(|_| stopped.is_detached = true).or_else(|error| {
+            // Ends the seizure; fails where the process is gone, which is as good.
+            request("PTRACE_DETACH", libc::PTRACE_DETACH, pid, 0, 0).ok();
+            Err(error)
+        })?;
+        stopped.regs = stopped.read_regs()?;
+        stopped.mask = stopped.read_mask()?;
+        Ok(stopped)
+    }
+
+    fn interrupt(&self) -> Result<(), TraceError> {
+        request("PTRACE_INTERRUPT", libc::PTRACE_INTERRUPT, self.pid, 0, 0)?;
+        loop {
+            let status = wait(self.pid)?;
+            let signal = libc::WSTOPSIG(status);
+            match status >> 16 {
+                libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => return Ok(()),
+                libc::PTRACE_EVENT_STOP => return Err(TraceError::JobStopped),
+                // A signal on its way in: let it pass, the interrupt is still due.
+                _ => {
+                    let signal = usize::try_from(signal).unwrap_or(0);
+                    request("PTRACE_CONT", libc::PTRACE_CONT, self.pid, 0, signal)?;
+                }
+            }
+        }
+    }
+
+    fn read_regs(&self) -> Result<Regs, TraceError> {
+        let mut regs = MaybeUninit::<Regs>::zeroed();
+        request("PTRACE_GETREGS", libc::PTRACE_GETREGS, self.pid, 0, regs.as_mut_ptr() as usize)?;
+        // SAFETY: the kernel filled it in.
+        Ok(unsafe { regs.assume_init() })
+    }
+
+    fn write_regs(&self, regs: &Regs) -> Result<(), TraceError> {
+        let at = std::ptr::from_ref(regs) as usize;
+        request("PTRACE_SETREGS", libc::PTRACE_SETREGS, self.pid, 0, at).map(|_| ())
+    }
+
+    fn read_mask(&self) -> Result<u64, TraceError> {
+        let mut mask = 0u64;
+        let at = &raw mut mask as usize;
+        request("PTRACE_GETSIGMASK", PTRACE_GETSIGMASK, self.pid, 8, at)?;
+        Ok(mask)
+    }
+
+    fn write_mask(&self, mask: u64) -> Result<(), TraceError> {
+        let at = &raw const mask as usize;
+        request("PTRACE_SETSIGMASK", PTRACE_SETSIGMASK, self.pid, 8, at).map(|_| ())
+    }
+
+    /// Registers with which the process will go on.
+    pub(crate) const fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    /// Its signal mask.
+    pub(crate) const fn mask(&self) -> u64 {
+        self.mask
+    }
+
+    /// Its memory, as `/proc/PID/mem`.
+    pub(crate) const fn memory(&self) -> &File {
+        &self.memory
+    }
+
+    /// Its vector state (XSAVE layout, standard format).
+    pub(crate) fn xsave(&self) -> Result<Vec<u8>, TraceError> {
+        let mut area = vec![0u8; 16 * 1024];
+        let mut iov = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
+        let at = &raw mut iov as usize;
+        request("PTRACE_GETREGSET", libc::PTRACE_GETREGSET, self.pid, NT_X86_XSTATE, at)?;
+        area.truncate(iov.iov_len);
+        Ok(area)
+    }
+
+    /// Its restartable sequence area: address, length, signature (Linux 5.13).
+    pub(crate) fn rseq(&self) -> Result<(u64, u32, u32), TraceError> {
+        #[repr(C)]
+        #[derive(Default)]
+        struct Configuration {
+            addr: u64,
+            len: u32,
+            signature: u32,
+            flags: u32,
+            pad: u32,
+        }
+        let mut conf = Configuration::default();
+        let at = &raw mut conf as usize;
+        let size = size_of::<Configuration>();
+        request(
+            "PTRACE_GET_RSEQ_CONFIGURATION",
+            PTRACE_GET_RSEQ_CONFIGURATION,
+            self.pid,
+            size,
+            at,
+        )?;
+        Ok((conf.addr, conf.len, conf.signature))
+    }
+
+    /// Whether it dispatches its own system calls (Linux 6.4 tells; older: no).
+    pub(crate) fn dispatches_calls(&self) -> bool {
+        let mut conf = [0u64; 4];
+        let at = conf.as_mut_ptr() as usize;
+        let code = PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG;
+        request("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", code, self.pid, 32, at).is_ok()
+            && conf[0] != 0
+    }
+
+    /// Finds a `syscall` instruction in `start..end`, the vDSO.
+    pub(crate) fn use_gadget(&mut self, start: u64, end: u64) -> Result<(), TraceError> {
+        let mut code = vec![0; usize::try_from(end - start).map_err(|_| TraceError::NoVdso)?];
+        self.memory.read_exact_at(&mut code, start).map_err(|_| TraceError::NoVdso)?;
+        let at = code.windows(2).position(|w| w == [0x0f, 0x05]).ok_or(TraceError::NoVdso)?;
+        self.gadget = Some(start + at as u64);
+        Ok(())
+    }
+
+    /// Makes a call in the process's name and gives its result.
+    ///
+    /// # Errors
+    /// [`TraceError::Injected`] when the call itself fails.
+    pub(crate) fn call(
+        &mut self,
+        name: &'static str,
+        number: libc::c_long,
+        args: [u64; 6],
+    ) -> Result<u64, TraceError> {
+        let gadget = self.gadget.ok_or(TraceError::NoVdso)?;
+        let mut regs = self.regs;
+        regs.rip = gadget;
+        regs.rax = number.cast_unsigned();
+        // Or the kernel restarts the interrupted call over these registers.
+        regs.orig_rax = u64::MAX;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        // A signal must not be delivered in the midst of it.
+        self.write_mask(u64::MAX)?;
+        let result = self.step(&regs);
+        self.write_regs(&self.regs)?;
+        self.write_mask(self.mask)?;
+        let value = result?;
+        match i32::try_from(value.cast_signed()) {
+            Ok(error @ -4095..=-1) => Err(TraceError::Injected {
+                call: name,
+                source: io::Error::from_raw_os_error(-error),
+            }),
+            _ => Ok(value),
+        }
+    }
+
+    fn step(&self, regs: &Regs) -> Result<u64, TraceError> {
+        self.write_regs(regs)?;
+        request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, self.pid, 0, 0)?;
+        loop {
+            let status = wait(self.pid)?;
+            if libc::WSTOPSIG(status) == libc::SIGTRAP && status >> 16 == 0 {
+                return Ok(self.read_regs()?.rax);
+            }
+            request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, self.pid, 0, 0)?;
+        }
+    }
+
+    /// Changes the registers with which the process will go on.
+    pub(crate) fn set_regs(&mut self, regs: Regs) -> Result<(), TraceError> {
+        self.write_regs(&regs)?;
+        self.regs = regs;
+        Ok(())
+    }
+
+    /// Changes the mask with which the process will go on.
+    pub(crate) fn set_mask(&mut self, mask: u64) -> Result<(), TraceError> {
+        self.write_mask(mask)?;
+        self.mask = mask;
+        Ok(())
+    }
+
+    /// Lets the process go on.
+    pub(crate) fn release(mut self) -> Result<(), TraceError> {
+        self.is_detached = true;
+        request("PTRACE_DETACH", libc::PTRACE_DETACH, self.pid, 0, 0).map(|_| ())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if !self.is_detached {
+            // Fails where the process is gone, which is as good.
+            request("PTRACE_DETACH", libc::PTRACE_DETACH, self.pid, 0, 0).ok();
+        }
+    }
+}
+
+/// Head and length of a process's robust futex list (man 2 get_robust_list).
+pub(crate) fn robust_list(pid: Pid) -> (u64, u64) {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: the kernel writes two words.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_get_robust_list,
+            pid.as_raw_nonzero().get(),
+            &raw mut head,
+            &raw mut len,
+        )
+    };
+    if result == 0 { (head, len) } else { (0, 0) }
+}
+
+/// Whether two processes share their memory (man 2 kcmp, KCMP_VM).
+pub(crate) fn shares_memory(a: i32, b: i32) -> bool {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: no pointers.
+    unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0 }
+}
+
+/// A copy of descriptor `fd` of process `pid` (Linux 5.6).
+pub(crate) fn get_descriptor(pid: Pid, fd: u64) -> io::Result<OwnedFd> {
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    let fd = i32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: no pointers.
+    let got = unsafe {
+        libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd), fd, 0)
+    };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let got = i32::try_from(got).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(got) })
+}

@@ -1,0 +1,408 @@
+//! The process manager: programs of this node that move, and those of others here.
+//!
+//! ```text
+//!            register           migrate NODE            migrate home, a lock, a signal
+//!  (conet run) ──► Home ──► Moving ──────► Away ──► Moving ──────► Home
+//!                   └──────── ends ────────┴─ ends, other half lost ──► Ended (kept a while)
+//! ```
+//!
+//! The control thread owns the table; it never waits. A move runs on a thread of its
+//! own ([`work`]), which answers by an [`Event`]. What can be seen from outside is
+//! looked at 20 times a second while a program is away ([`Movers::handle_timeout`]):
+//! whether it came home by itself, is stopped, has a handled signal waiting, or has
+//! ended. That costs some 100 µs per program and look; in return nothing of a
+//! program's life depends on this daemon, which may die and come back at any time.
+//!
+//! What is known is written to the state directory before each move ([`store`]), so
+//! a later daemon finds every deputy again; which side of a half-done move it is on
+//! says the process itself.
+//!
+//! - [`home`]: records of this node's programs.
+//! - [`guests`]: programs of others, in sandboxes here.
+
+mod guests;
+mod home;
+mod store;
+mod work;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use conet_deputy_link::locks::{self, Policy};
+use conet_wire::control::{Failure, Moved, Place, Process, Reason, Response, Why};
+use conet_wire::moving::{Answer, Ask, Ticket};
+use conet_wire::peer;
+
+use crate::caller::Caller;
+use crate::config::PeerConfig;
+use crate::control::Responder;
+use crate::daemon::NodeHandle;
+use crate::peers::PeerResponder;
+use crate::processes::{Processes, no_such_process};
+use crate::procfs::{ProcessRef, Stat, owner};
+use guests::Guests;
+use home::{Program, Record};
+use work::Outcome;
+
+/// Between two looks while a program is away or about to go.
+const WATCH: Duration = Duration::from_millis(50);
+/// Between two looks while all are at home.
+const IDLE_WATCH: Duration = Duration::from_millis(500);
+/// How long an ended program is listed.
+const KEEP_ENDED: Duration = Duration::from_secs(600);
+/// Most ended programs that are listed.
+const MAX_ENDED: usize = 1000;
+/// How far above a process its registered ancestor may be.
+const MAX_DEPTH: u32 = 64;
+
+/// What threads tell the table.
+#[derive(Debug)]
+pub enum Event {
+    /// A move is over.
+    Worked {
+        /// The program.
+        pid: u32,
+        /// How it went.
+        outcome: Outcome,
+        /// Who asked, unless nobody did.
+        answer: Option<Responder>,
+    },
+    /// A link has come, and its sandbox stands.
+    GuestRuns {
+        /// Which stay.
+        ticket: Ticket,
+        /// The remote, as this host counts.
+        remote_pid: u32,
+    },
+    /// A hosted program has ended, or never began.
+    GuestEnded {
+        /// Which stay.
+        ticket: Ticket,
+        /// Its wait status, if somebody saw it.
+        status: Option<u32>,
+    },
+}
+
+/// The table of programs.
+#[derive(Debug)]
+pub struct Movers {
+    node: NodeHandle<Event>,
+    programs: BTreeMap<u32, Program>,
+    guests: Guests,
+    file: PathBuf,
+    next_look: Instant,
+}
+
+impl Movers {
+    /// Finds what an earlier daemon left and goes on with it.
+    #[must_use]
+    pub fn new(node: NodeHandle<Event>) -> Self {
+        let state = node.config().node.state_dir.clone();
+        let file = state.join("processes.json");
+        let mut programs = BTreeMap::new();
+        for record in store::load::<Vec<Record>>(&file).unwrap_or_default() {
+            if let Some(program) = Program::found_again(record) {
+                tracing::info!(pid = program.record.process.pid, "found a program again");
+                programs.insert(program.record.process.pid, program);
+            }
+        }
+        let guests = Guests::new(node.clone(), state.join("hosted"));
+        Self { node, programs, guests, file, next_look: Instant::now() }
+    }
+
+    fn save(&self) {
+        let records: Vec<&Record> = self
+            .programs
+            .values()
+            .filter(|program| program.record.place != Place::Ended)
+            .map(|program| &program.record)
+            .collect();
+        if let Err(error) = store::save(&self.file, &records) {
+            tracing::error!(%error, file = %self.file.display(), "cannot keep the table");
+        }
+    }
+
+    fn policy(&self, is_deputy: bool) -> Policy {
+        Policy { allow_root: self.node.config().node.allow_root, is_deputy }
+    }
+
+    /// The program of a pid: one that was registered, or that one has started.
+    fn find(&mut self, caller: Caller, pid: u32) -> Result<&mut Program, Failure> {
+        let current = ProcessRef::of(pid);
+        let is_known = self.programs.get(&pid).is_some_and(|program| {
+            program.record.place == Place::Ended || Some(program.record.process) == current
+        });
+        if !is_known && let (Some(process), Some(uid)) = (current, owner(pid)) {
+            if !self.descends(pid) {
+                return Err(no_such_process(pid));
+            }
+            self.programs.insert(pid, Program::new(process, uid));
+        }
+        self.programs
+            .get_mut(&pid)
+            .filter(|program| caller.may_act_for(program.record.uid))
+            .ok_or_else(|| no_such_process(pid))
+    }
+
+    /// Whether a registered program is among the ancestors of `pid`.
+    fn descends(&self, pid: u32) -> bool {
+        let mut at = pid;
+        for _ in 0..MAX_DEPTH {
+            let Some(stat) = Stat::of(at) else { return false };
+            at = stat.parent;
+            let here = self.programs.get(&at).map(|program| program.record.process);
+            if here.is_some_and(ProcessRef::is_alive) {
+                return true;
+            }
+            if at <= 1 {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Starts a move; its thread answers.
+    fn begin(&mut self, pid: u32, to: Option<String>, answer: Option<Responder>, why: Option<Reason>) {
+        let allow_root = self.node.config().node.allow_root;
+        let Some(program) = self.programs.get_mut(&pid) else { return };
+        let job = work::Job {
+            pid,
+            record: program.record.clone(),
+            to,
+            policy: Policy { allow_root, is_deputy: program.has_region },
+            name: Stat::of(pid).map(|stat| stat.command).unwrap_or_default(),
+            ticket: work::new_ticket(),
+            why,
+        };
+        if let Some(node) = &job.to {
+            program.record.stay = Some((node.clone(), job.ticket));
+        }
+        program.is_busy = true;
+        program.record.place = Place::Moving;
+        self.save();
+        work::start(self.node.clone(), job, answer);
+    }
+
+    fn finish(&mut self, pid: u32, outcome: Outcome, answer: Option<Responder>) {
+        let home = self.node.config().node.name.clone();
+        let Some(program) = self.programs.get_mut(&pid) else { return };
+        program.is_busy = false;
+        let reply = program.settle(outcome, &home);
+        if reply.is_err() && !program.record.process.is_alive() {
+            program.end(None);
+        }
+        self.save();
+        if let Some(answer) = answer {
+            answer.answer(reply.map(Response::Moved));
+        } else if let Err(failure) = reply {
+            tracing::warn!(pid, %failure, "a move failed");
+        }
+    }
+
+    /// Looks at every program.
+    fn look(&mut self) {
+        let pids: Vec<u32> = self.programs.keys().copied().collect();
+        let mut changed = false;
+        let mut errands = Vec::new();
+        for pid in pids {
+            let Some(program) = self.programs.get_mut(&pid) else { continue };
+            changed |= program.look(&mut errands);
+        }
+        for errand in errands {
+            match errand {
+                home::Errand::Out(pid, node) => self.begin(pid, Some(node), None, None),
+                home::Errand::Home(pid, why) => self.begin(pid, None, None, Some(why)),
+                home::Errand::TakeOut(pid) => work::take_out(pid),
+                home::Errand::Tell(node, ask) => work::tell(self.node.clone(), node, ask),
+            }
+        }
+        let now = Instant::now();
+        let before = self.programs.len();
+        self.programs.retain(|_, p| p.ended_at.is_none_or(|at| now - at < KEEP_ENDED));
+        let ended = self.programs.values().filter(|p| p.ended_at.is_some()).count();
+        if ended > MAX_ENDED {
+            let oldest = self.programs.iter().filter_map(|(pid, p)| Some((p.ended_at?, *pid))).min();
+            if let Some((_, pid)) = oldest {
+                self.programs.remove(&pid);
+            }
+        }
+        if changed || before != self.programs.len() {
+            self.save();
+        }
+    }
+
+    /// The other half of a program of ours has ended at the peer.
+    fn on_ended(&mut self, peer: &PeerConfig, ticket: Ticket, status: Option<u32>) {
+        let program = self.programs.values_mut().find(|program| {
+            program.record.stay.as_ref() == Some(&(peer.name.clone(), ticket))
+        });
+        let Some(program) = program else { return };
+        if program.record.place == Place::Away {
+            program.lose(&peer.name, status);
+        }
+    }
+}
+
+/// A row of `conet ps`.
+fn row(program: &Program, home: &str) -> Process {
+    let record = &program.record;
+    let away = record.stay.as_ref().filter(|_| record.place == Place::Away);
+    Process {
+        pid: record.process.pid,
+        uid: record.uid,
+        command: program.command(),
+        place: record.place,
+        node: away.map_or_else(|| home.to_owned(), |(node, _)| node.clone()),
+        remote_pid: record.remote_pid.filter(|_| record.place == Place::Away),
+        hops_done: record.hops,
+        sent_home: record.sent_home,
+        calls_forwarded: record.calls + program.calls_now,
+        freeze_us: record.freeze_us,
+        reason: record.reason.clone(),
+    }
+}
+
+impl Processes for Movers {
+    type Event = Event;
+
+    fn hosts(&self) -> bool {
+        conet_deputy_link::processor().is_some()
+    }
+
+    fn register(&mut self, caller: Caller, pid: u32, node: Option<&str>) -> Result<(), Failure> {
+        let (Some(process), Some(uid)) = (ProcessRef::of(pid), owner(pid)) else {
+            return Err(no_such_process(pid));
+        };
+        if !caller.may_act_for(uid) {
+            return Err(no_such_process(pid));
+        }
+        if let Some(node) = node {
+            work::peer_that_hosts(self.node.config(), node)?;
+        }
+        let mut program = Program::new(process, uid);
+        program.wanted = node.map(str::to_owned);
+        self.programs.insert(pid, program);
+        self.next_look = Instant::now() + WATCH;
+        self.save();
+        Ok(())
+    }
+
+    fn list(&mut self, caller: Caller) -> Vec<Process> {
+        self.look();
+        let home = &self.node.config().node.name;
+        self.programs
+            .values()
+            .filter(|program| caller.may_act_for(program.record.uid))
+            .map(|program| row(program, home))
+            .collect()
+    }
+
+    fn migrate(&mut self, caller: Caller, pid: u32, to: &str, answer: Responder) {
+        let config = self.node.config();
+        let home = config.node.name.clone();
+        let to = (to != "home" && to != home).then(|| to.to_owned());
+        if let Some(node) = &to
+            && let Err(failure) = work::peer_that_hosts(config, node)
+        {
+            return answer.answer(Err(failure));
+        }
+        self.look();
+        let program = match self.find(caller, pid) {
+            Ok(program) => program,
+            Err(failure) => return answer.answer(Err(failure)),
+        };
+        if program.is_busy {
+            return answer.answer(Err(Failure::new(
+                "busy",
+                format!("process {pid} is on its way already"),
+                "wait until it has arrived: conet ps",
+            )));
+        }
+        let record = &program.record;
+        match (record.place, &to) {
+            (Place::Ended, _) => answer.answer(Err(no_such_process(pid))),
+            (Place::Home, None) => answer.answer(Ok(stays(pid, &home, None))),
+            (Place::Away, Some(node))
+                if record.stay.as_ref().is_some_and(|(there, _)| there == node) =>
+            {
+                answer.answer(Ok(stays(pid, node, record.remote_pid)));
+            }
+            _ => self.begin(pid, to, Some(answer), None),
+        }
+    }
+
+    fn why(&mut self, caller: Caller, pid: u32, answer: Responder) {
+        let program = match self.find(caller, pid) {
+            Ok(program) => program,
+            Err(failure) => return answer.answer(Err(failure)),
+        };
+        let (ended, reason) = (program.record.place == Place::Ended, program.record.reason.clone());
+        let (command, has_region) = (program.command(), program.has_region);
+        let policy = self.policy(has_region);
+        if ended {
+            let why = Why { pid, command, movable: false, reasons: reason.into_iter().collect() };
+            return answer.answer(Ok(Response::Why(why)));
+        }
+        work::thread("conet-why", move || {
+            let Some(process) = work::as_pid(pid) else { return };
+            answer.answer(match locks::locks(process, policy) {
+                Ok(locks) => {
+                    let reasons: Vec<Reason> = locks.iter().map(work::reason_of).collect();
+                    Ok(Response::Why(Why { pid, command, movable: reasons.is_empty(), reasons }))
+                }
+                Err(_) => Err(no_such_process(pid)),
+            });
+        });
+    }
+
+    fn handle_peer_ask(&mut self, peer: &PeerConfig, message: Vec<u8>, answer: PeerResponder) {
+        let reply = |answer: PeerResponder, with: &Answer| {
+            answer.answer(&peer::Answer::Process(with.to_bytes()));
+        };
+        let Ok(ask) = Ask::parse(&message) else {
+            return answer.answer(&peer::Answer::Refused(peer::Refusal::Malformed));
+        };
+        match ask {
+            Ask::Ended { ticket, status } => {
+                self.on_ended(peer, ticket, status);
+                reply(answer, &Answer::Done);
+            }
+            _ if !peer.grants.guests_from => {
+                tracing::warn!(peer = peer.name, "refused: not in guests_from");
+                answer.answer(&peer::Answer::Refused(peer::Refusal::NotGranted));
+            }
+            ask => {
+                let with = self.guests.handle_ask(peer, ask);
+                reply(answer, &with);
+            }
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Worked { pid, outcome, answer } => self.finish(pid, outcome, answer),
+            Event::GuestRuns { ticket, remote_pid } => self.guests.on_runs(ticket, remote_pid),
+            Event::GuestEnded { ticket, status } => self.guests.on_ended(ticket, status),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.look();
+        self.guests.handle_timeout(now);
+        let is_lively = self
+            .programs
+            .values()
+            .any(|p| p.has_region || p.wanted.is_some() || p.record.place == Place::Away);
+        self.next_look = now + if is_lively { WATCH } else { IDLE_WATCH };
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        Some(self.next_look)
+    }
+}
+
+/// The answer where a program is asked to go where it is.
+fn stays(pid: u32, node: &str, remote_pid: Option<u32>) -> Response {
+    Response::Moved(Moved { pid, node: node.to_owned(), remote_pid, freeze_us: 0, total_us: 0 })
+}

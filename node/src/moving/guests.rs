@@ -1,0 +1,324 @@
+//! Programs of other nodes that run here.
+//!
+//! ```text
+//! Host ─► admitted (a ticket, for 30 s) ─► a link brings the ticket ─► sandbox ─► runs ─► ended
+//! ```
+//!
+//! A link is accepted by a thread that knows nothing but tickets; what it brings is
+//! checked against the link's keys before anything is made. Each stay has a file and
+//! its warden's socket in the state directory, so that a later daemon finds it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use conet_deputy_link::hosting::{self, Hosting, Warden, WardenEvent};
+use conet_deputy_link::{LinkSecret, processor};
+use conet_transport::session::protect::{Cipher, Key, link_keys};
+use conet_wire::moving::{Answer, Ask, Ticket};
+use serde::{Deserialize, Serialize};
+
+use super::{Event, store, work};
+use crate::config::PeerConfig;
+use crate::daemon::NodeHandle;
+
+/// How long an admitted process may take to come.
+const ADMISSION: Duration = Duration::from_secs(30);
+/// How long a link may take to bring its ticket.
+const TICKET_LIMIT: Duration = Duration::from_secs(5);
+/// Most processes admitted and not yet there, of all peers.
+const MAX_ADMITTED: usize = 256;
+/// Most links that are beginning at a time.
+const MAX_BEGINNING: usize = 64;
+
+/// A process that may come.
+#[derive(Debug)]
+struct Admitted {
+    stay: Stay,
+    secret: LinkSecret,
+    until: Instant,
+}
+
+/// A process that runs here; what is kept of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stay {
+    ticket: Ticket,
+    peer: String,
+    /// At home.
+    pid: u32,
+    /// At home.
+    uid: u32,
+    /// Of this host, as whom it runs.
+    guest_uid: u32,
+    name: String,
+    remote_pid: Option<u32>,
+}
+
+type AdmittedByTicket = Arc<Mutex<BTreeMap<Ticket, Admitted>>>;
+
+/// Programs of others.
+#[derive(Debug)]
+pub(super) struct Guests {
+    node: NodeHandle<Event>,
+    directory: PathBuf,
+    admitted: AdmittedByTicket,
+    stays: BTreeMap<Ticket, (Stay, Option<Warden>)>,
+}
+
+fn lock(admitted: &AdmittedByTicket) -> std::sync::MutexGuard<'_, BTreeMap<Ticket, Admitted>> {
+    // A panic elsewhere leaves the map whole: single inserts and removals.
+    admitted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Guests {
+    /// Finds the stays that an earlier daemon left, and listens for links.
+    pub(super) fn new(node: NodeHandle<Event>, directory: PathBuf) -> Self {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        if let Err(error) = made {
+            tracing::error!(%error, directory = %directory.display(), "cannot host processes");
+        }
+        let admitted = AdmittedByTicket::default();
+        let mut guests = Self { node, directory, admitted, stays: BTreeMap::new() };
+        guests.find_again();
+        guests.listen();
+        guests
+    }
+
+    fn socket(&self, ticket: Ticket) -> PathBuf {
+        self.directory.join(format!("{ticket}.sock"))
+    }
+
+    fn file(&self, ticket: Ticket) -> PathBuf {
+        self.directory.join(format!("{ticket}.json"))
+    }
+
+    fn find_again(&mut self) {
+        let Ok(entries) = fs::read_dir(&self.directory) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let Some(stay) = store::load::<Stay>(&path) else { continue };
+            let ticket = stay.ticket;
+            let warden = watch(&self.node, &self.socket(ticket), ticket);
+            let is_there = warden.is_some();
+            self.stays.insert(ticket, (stay, warden));
+            if !is_there {
+                // Its home may still wait for it.
+                self.on_ended(ticket, None);
+            }
+        }
+    }
+
+    fn listen(&self) {
+        let node = &self.node.config().node;
+        let address = SocketAddr::new(node.address, node.port);
+        let listener = match TcpListener::bind(address) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, %address, "no process can come: cannot listen for links");
+                return;
+            }
+        };
+        let (node, admitted) = (self.node.clone(), Arc::clone(&self.admitted));
+        let directory = self.directory.clone();
+        work::thread("conet-links", move || accept(&listener, &node, &admitted, &directory));
+    }
+
+    /// Does what a granted peer asks.
+    pub(super) fn handle_ask(&mut self, peer: &PeerConfig, ask: Ask) -> Answer {
+        let ticket = match &ask {
+            Ask::Host { .. } => return self.admit(peer, ask),
+            Ask::Ring(ticket) | Ask::Stop(ticket) | Ask::Continue(ticket) | Ask::Where(ticket) => {
+                *ticket
+            }
+            Ask::Ended { ticket, .. } => *ticket,
+        };
+        let Some((stay, warden)) = self.stays.get(&ticket).filter(|(s, _)| s.peer == peer.name)
+        else {
+            return Answer::Unknown;
+        };
+        let told = match (&ask, warden) {
+            (Ask::Where(_), _) => {
+                return stay
+                    .remote_pid
+                    .map_or(Answer::Unknown, |remote_pid| Answer::Running { remote_pid });
+            }
+            (_, None) => return Answer::Unknown,
+            (Ask::Ring(_), Some(warden)) => warden.ring(),
+            (Ask::Stop(_), Some(warden)) => warden.stop(),
+            (Ask::Continue(_), Some(warden)) => warden.resume(),
+            _ => return Answer::Unknown,
+        };
+        told.map_or(Answer::Unknown, |()| Answer::Done)
+    }
+
+    fn admit(&mut self, peer: &PeerConfig, ask: Ask) -> Answer {
+        let Ask::Host { ticket, root, cipher, pid, uid, name, components, xsave_size } = ask else {
+            return Answer::Unknown;
+        };
+        let refuse = |code: &str, sentence: &str| Answer::Refused {
+            code: code.to_owned(),
+            sentence: sentence.to_owned(),
+        };
+        let Some(local) = processor() else {
+            return refuse("processor", "its processor has no XSAVE");
+        };
+        if (local.components, local.size) != (components, xsave_size) {
+            return refuse("processor", "its processor saves another vector state");
+        }
+        let cipher = match cipher {
+            0 => Cipher::Aes128Gcm,
+            1 => Cipher::ChaCha20Poly1305,
+            _ => return refuse("cipher", "it does not know the cipher"),
+        };
+        let guest_uid = self.guest_uid(&peer.name, uid);
+        let mut admitted = lock(&self.admitted);
+        admitted.retain(|_, one| one.until > Instant::now());
+        if admitted.len() >= MAX_ADMITTED || self.stays.contains_key(&ticket) {
+            return refuse("busy", "too many processes are on their way to it");
+        }
+        let keys = link_keys(&Key::new(root.0), &ticket.0);
+        let secret = LinkSecret { cipher, seal: keys.remote_to_home, open: keys.home_to_remote };
+        let stay =
+            Stay { ticket, peer: peer.name.clone(), pid, uid, guest_uid, name, remote_pid: None };
+        self.stays.insert(ticket, (stay.clone(), None));
+        admitted.insert(ticket, Admitted { stay, secret, until: Instant::now() + ADMISSION });
+        Answer::Ready
+    }
+
+    /// The user of this host for an owner elsewhere: one each, never shared.
+    fn guest_uid(&self, peer: &str, uid: u32) -> u32 {
+        let stays = || self.stays.values().map(|(stay, _)| stay);
+        if let Some(same) = stays().find(|stay| stay.peer == peer && stay.uid == uid) {
+            return same.guest_uid;
+        }
+        let base = self.node.config().node.guest_uid_base;
+        (base..).find(|uid| stays().all(|stay| stay.guest_uid != *uid)).unwrap_or(base)
+    }
+
+    pub(super) fn on_runs(&mut self, ticket: Ticket, remote_pid: u32) {
+        let warden = watch(&self.node, &self.socket(ticket), ticket);
+        let file = self.file(ticket);
+        let Some((stay, slot)) = self.stays.get_mut(&ticket) else { return };
+        stay.remote_pid = Some(remote_pid);
+        *slot = warden;
+        if let Err(error) = store::save(&file, stay) {
+            tracing::error!(%error, "a restarted daemon will not find this process");
+        }
+        tracing::info!(peer = stay.peer, pid = stay.pid, remote_pid, name = stay.name, "hosting");
+    }
+
+    pub(super) fn on_ended(&mut self, ticket: Ticket, status: Option<u32>) {
+        let Some((stay, _)) = self.stays.remove(&ticket) else { return };
+        for path in [self.file(ticket), self.socket(ticket)] {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, file = %path.display(), "cannot remove");
+            }
+        }
+        tracing::info!(peer = stay.peer, pid = stay.pid, ?status, "hosted process ended");
+        work::tell(self.node.clone(), stay.peer, Ask::Ended { ticket, status });
+    }
+
+    /// Forgets who was admitted and did not come.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let mut admitted = lock(&self.admitted);
+        let late: Vec<Ticket> =
+            admitted.iter().filter(|(_, one)| one.until <= now).map(|(t, _)| *t).collect();
+        for ticket in late {
+            admitted.remove(&ticket);
+            self.stays.remove(&ticket);
+        }
+    }
+}
+
+/// Connects to a stay's warden and follows it on a thread; none where it is gone.
+fn watch(node: &NodeHandle<Event>, socket: &Path, ticket: Ticket) -> Option<Warden> {
+    let mut warden = Warden::connect(socket).ok()?;
+    let ours = warden.try_clone().ok()?;
+    let node = node.clone();
+    work::thread("conet-warden", move || {
+        let status = loop {
+            match warden.event() {
+                Ok(Some(WardenEvent::Here(_))) => {}
+                Ok(Some(WardenEvent::Ended(status))) => break Some(status),
+                Ok(None) | Err(_) => break None,
+            }
+        };
+        node.post(Event::GuestEnded { ticket, status });
+    });
+    Some(ours)
+}
+
+/// Accepts links until the listener fails for good.
+fn accept(
+    listener: &TcpListener,
+    node: &NodeHandle<Event>,
+    admitted: &AdmittedByTicket,
+    directory: &Path,
+) {
+    let beginning = Arc::new(());
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a link");
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if Arc::strong_count(&beginning) > MAX_BEGINNING {
+            tracing::warn!("too many links begin at once; one was turned away");
+            continue;
+        }
+        let (node, admitted) = (node.clone(), Arc::clone(admitted));
+        let (directory, counted) = (directory.to_owned(), Arc::clone(&beginning));
+        work::thread("conet-link", move || {
+            begin(stream, &node, &admitted, &directory);
+            drop(counted);
+        });
+    }
+}
+
+/// Takes a link's ticket and makes the sandbox for what it brings.
+fn begin(
+    mut stream: TcpStream,
+    node: &NodeHandle<Event>,
+    admitted: &AdmittedByTicket,
+    directory: &Path,
+) {
+    let mut ticket = [0; 16];
+    let read = stream
+        .set_read_timeout(Some(TICKET_LIMIT))
+        .and_then(|()| stream.read_exact(&mut ticket));
+    let ticket = Ticket(ticket);
+    let guest = read.ok().and_then(|()| lock(admitted).remove(&ticket));
+    let Some(Admitted { stay, secret, .. }) = guest else {
+        tracing::debug!("a link brought no ticket of ours");
+        return;
+    };
+    let socket = directory.join(format!("{ticket}.sock"));
+    let Ok(pid) = i32::try_from(stay.pid) else { return };
+    let hosting = Hosting {
+        pid,
+        secret: &secret,
+        uid: stay.guest_uid,
+        clock_skew: node.config().node.clock_offset.nanoseconds,
+        socket: &socket,
+    };
+    match hosting::start(stream, &hosting) {
+        Ok(hosted) => node.post(Event::GuestRuns { ticket, remote_pid: hosted.remote_pid }),
+        Err(error) => {
+            tracing::error!(%error, peer = stay.peer, pid = stay.pid, "cannot host");
+            node.post(Event::GuestEnded { ticket, status: None });
+        }
+    }
+}

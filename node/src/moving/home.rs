@@ -1,0 +1,312 @@
+//! Programs whose home is this node.
+
+use std::time::Instant;
+
+use conet_deputy_link::locks::describe_return;
+use conet_deputy_link::{Status, mover, phase, view};
+use conet_wire::control::{Failure, Moved, Place, Reason};
+use conet_wire::image::reason;
+use conet_wire::moving::{Ask, Ticket};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::work::{self, Outcome};
+use crate::procfs::{ProcessRef, Stat};
+
+/// What is kept of a program across restarts of the daemon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) process: ProcessRef,
+    pub(super) uid: u32,
+    pub(super) place: Place,
+    /// The node it is at, or on its way to, and the name of its stay there.
+    pub(super) stay: Option<(String, Ticket)>,
+    pub(super) remote_pid: Option<u32>,
+    pub(super) hops: u64,
+    pub(super) sent_home: u64,
+    /// Calls forwarded in stays that are over.
+    pub(super) calls: u64,
+    pub(super) freeze_us: Option<u64>,
+    pub(super) reason: Option<Reason>,
+}
+
+/// A program, as the table keeps it.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) record: Record,
+    /// A thread is moving it.
+    pub(super) is_busy: bool,
+    /// The agent's region is in it, or may be.
+    pub(super) has_region: bool,
+    /// Calls forwarded in this stay.
+    pub(super) calls_now: u64,
+    /// Where `conet run` wants it, once it has become its program.
+    pub(super) wanted: Option<String>,
+    pub(super) ended_at: Option<Instant>,
+    is_stopped: bool,
+    command: String,
+}
+
+/// Something to be done for a program, found by looking at it.
+#[derive(Debug)]
+pub(super) enum Errand {
+    /// Move it there.
+    Out(u32, String),
+    /// Bring it home, because of this.
+    Home(u32, Reason),
+    /// Take the agent's region out of it.
+    TakeOut(u32),
+    /// Tell the node.
+    Tell(String, Ask),
+}
+
+impl Program {
+    pub(super) fn new(process: ProcessRef, uid: u32) -> Self {
+        Self::from_record(Record {
+            process,
+            uid,
+            place: Place::Home,
+            stay: None,
+            remote_pid: None,
+            hops: 0,
+            sent_home: 0,
+            calls: 0,
+            freeze_us: None,
+            reason: None,
+        })
+    }
+
+    fn from_record(record: Record) -> Self {
+        Self {
+            record,
+            is_busy: false,
+            has_region: false,
+            calls_now: 0,
+            wanted: None,
+            ended_at: None,
+            is_stopped: false,
+            command: String::new(),
+        }
+    }
+
+    /// A program that an earlier daemon knew; none if it has ended since. Where a
+    /// move was under way, the process itself says on which side it is.
+    pub(super) fn found_again(record: Record) -> Option<Self> {
+        if !record.process.is_alive() {
+            return None;
+        }
+        let mut program = Self::from_record(record);
+        let pid = work::as_pid(program.record.process.pid)?;
+        let deputy = mover::status(pid).ok();
+        program.has_region = deputy.is_some();
+        let is_away = deputy.is_some_and(|status| {
+            matches!(status.phase, phase::STARTING | phase::SERVING | phase::COMING)
+        });
+        program.record.place =
+            if is_away && program.record.stay.is_some() { Place::Away } else { Place::Home };
+        Some(program)
+    }
+
+    pub(super) fn command(&self) -> String {
+        Stat::of(self.record.process.pid)
+            .filter(|stat| stat.started == self.record.process.started)
+            .map_or_else(|| self.command.clone(), |stat| stat.command)
+    }
+
+    /// Looks at the process; whether something worth keeping has changed.
+    pub(super) fn look(&mut self, errands: &mut Vec<Errand>) -> bool {
+        if self.record.place == Place::Ended {
+            return false;
+        }
+        if !self.record.process.is_alive() {
+            if self.is_busy {
+                return false; // its thread will tell how it ended
+            }
+            self.end(None);
+            return true;
+        }
+        if self.is_busy {
+            return false;
+        }
+        let Some(pid) = work::as_pid(self.record.process.pid) else { return false };
+        if self.command.is_empty() || self.wanted.is_some() {
+            self.command = Stat::of(self.record.process.pid).map(|s| s.command).unwrap_or_default();
+        }
+        match self.record.place {
+            Place::Away => self.look_away(pid, errands),
+            _ => {
+                self.look_home(pid, errands);
+                false
+            }
+        }
+    }
+
+    fn look_home(&mut self, pid: rustix::process::Pid, errands: &mut Vec<Errand>) {
+        let raw = self.record.process.pid;
+        if self.has_region {
+            match mover::status(pid) {
+                Ok(status) if status.phase == phase::HOME => errands.push(Errand::TakeOut(raw)),
+                Ok(_) => {}
+                Err(_) => self.has_region = false,
+            }
+        }
+        // `conet run` has registered itself; the program is there after its execve.
+        if self.wanted.is_some()
+            && work::is_another_program(raw)
+            && let Some(node) = self.wanted.take()
+        {
+            errands.push(Errand::Out(raw, node));
+        }
+    }
+
+    fn look_away(&mut self, pid: rustix::process::Pid, errands: &mut Vec<Errand>) -> bool {
+        let Ok(status) = mover::status(pid) else {
+            // It came home and became another program before anybody looked.
+            return self.came_home(None);
+        };
+        match status.phase {
+            phase::HOME | phase::FINISHING => return self.came_home(Some(&status)),
+            phase::LOST => {
+                let why = mover::fault_name(status.fault);
+                self.note("lost", format!("its other half was lost: {why}"));
+                return true;
+            }
+            _ => self.calls_now = status.calls,
+        }
+        let Ok(seen) = view(pid) else { return false };
+        if let Some((node, ticket)) = &self.record.stay
+            && seen.is_stopped != self.is_stopped
+        {
+            self.is_stopped = seen.is_stopped;
+            let ask = if seen.is_stopped { Ask::Stop(*ticket) } else { Ask::Continue(*ticket) };
+            errands.push(Errand::Tell(node.clone(), ask));
+        }
+        let waiting = seen.handled_pending & !status.blocked;
+        if status.phase == phase::SERVING && waiting != 0 && !seen.is_stopped {
+            let signal = waiting.trailing_zeros() + 1;
+            let sentence = describe_return(reason::SIGNAL, u64::from(signal));
+            let why = Reason { code: "signal".to_owned(), sentence, passing: true };
+            errands.push(Errand::Home(self.record.process.pid, why));
+        }
+        false
+    }
+
+    /// It is home without having been asked.
+    fn came_home(&mut self, status: Option<&Status>) -> bool {
+        let record = &mut self.record;
+        record.place = Place::Home;
+        record.hops += 1;
+        record.sent_home += 1;
+        record.calls += status.map_or(self.calls_now, |status| status.calls);
+        record.remote_pid = None;
+        record.stay = None;
+        self.calls_now = 0;
+        self.has_region = true;
+        self.record.reason = Some(match status {
+            Some(status) => Reason {
+                code: return_code(status.reason).to_owned(),
+                sentence: format!(
+                    "it came home: {}",
+                    describe_return(status.reason, status.detail)
+                ),
+                passing: true,
+            },
+            None => Reason {
+                code: "execve".to_owned(),
+                sentence: "it came home and became another program".to_owned(),
+                passing: true,
+            },
+        });
+        true
+    }
+
+    fn note(&mut self, code: &str, sentence: String) {
+        self.record.reason = Some(Reason { code: code.to_owned(), sentence, passing: false });
+    }
+
+    /// It has ended.
+    pub(super) fn end(&mut self, reason: Option<Reason>) {
+        if reason.is_some() {
+            self.record.reason = reason;
+        }
+        self.record.place = Place::Ended;
+        self.record.calls += std::mem::take(&mut self.calls_now);
+        self.record.remote_pid = None;
+        self.ended_at = Some(Instant::now());
+    }
+
+    /// Its other half has ended at `node`. What is left here must not stay behind,
+    /// also where it waits in a call and does not notice.
+    pub(super) fn lose(&mut self, node: &str, status: Option<u32>) {
+        let Some(pid) = work::as_pid(self.record.process.pid) else { return };
+        let serving = mover::status(pid).is_ok_and(|s| matches!(s.phase, phase::SERVING | phase::LOST));
+        if !serving {
+            return;
+        }
+        let how = status.map_or_else(|| "ended unseen".to_owned(), describe_status);
+        self.note("remote-ended", format!("its other half on {node} {how}"));
+        self.record.process.signal(Signal::KILL);
+    }
+
+    /// Enters how a move went, and gives the answer to who asked for it.
+    pub(super) fn settle(&mut self, outcome: Outcome, home: &str) -> Result<Moved, Failure> {
+        if let Some(returned) = outcome.returned {
+            let record = &mut self.record;
+            record.hops += 1;
+            record.calls += returned.calls;
+            record.freeze_us = Some(work::micros(returned.total));
+            record.remote_pid = None;
+            self.calls_now = 0;
+            self.has_region = true;
+            if let Some(why) = outcome.why {
+                record.sent_home += 1;
+                let sentence = format!("it came home: {}", why.sentence);
+                record.reason = Some(Reason { sentence, ..why });
+            }
+        }
+        if let Some(out) = &outcome.out {
+            self.record.hops += 1;
+            self.record.freeze_us = Some(work::micros(out.moved.freeze));
+            self.record.remote_pid = out.remote_pid;
+            self.record.stay = Some((out.node.clone(), out.ticket));
+            self.record.place = Place::Away;
+            self.record.reason = None;
+            self.has_region = true;
+            self.is_stopped = false;
+        } else if outcome.is_still_away {
+            self.record.place = Place::Away;
+            self.record.stay = outcome.stay;
+        } else {
+            self.record.place = Place::Home;
+            self.record.stay = None;
+        }
+        match outcome.failure {
+            Some(failure) => Err(failure),
+            None => Ok(Moved {
+                pid: self.record.process.pid,
+                node: outcome.out.map_or_else(|| home.to_owned(), |out| out.node),
+                remote_pid: self.record.remote_pid,
+                freeze_us: self.record.freeze_us.unwrap_or(0),
+                total_us: work::micros(outcome.total),
+            }),
+        }
+    }
+}
+
+const fn return_code(why: u32) -> &'static str {
+    match why {
+        reason::CALL => "call",
+        reason::CALL_32 => "call-32",
+        reason::FAULT => "fault",
+        reason::SIGNAL => "signal",
+        _ => "asked",
+    }
+}
+
+/// A wait status in words (man 2 wait).
+fn describe_status(status: u32) -> String {
+    match status & 0x7f {
+        0 => format!("ended with status {}", status >> 8 & 0xff),
+        signal => format!("was killed by signal {signal}"),
+    }
+}

@@ -1,0 +1,341 @@
+//! Moves, on threads of their own.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use conet_deputy_link::locks::{Lock, Policy};
+use conet_deputy_link::mover::{self, MoveError, Moved, Returned};
+use conet_deputy_link::{LinkSecret, processor};
+use conet_transport::session::protect::{Cipher, Key, link_keys};
+use conet_wire::control::{Failure, Reason};
+use conet_wire::moving::{Answer, Ask, Root, Ticket};
+use rustix::process::Pid;
+
+use super::Event;
+use super::home::Record;
+use crate::config::{Config, PeerConfig};
+use crate::control::Responder;
+use crate::daemon::NodeHandle;
+
+/// How long the other node may take to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// How long a ring may take; the next one comes soon.
+const RING_LIMIT: Duration = Duration::from_millis(300);
+/// How long a link may take to come to stand.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the remote's pid may take to be known.
+const WHERE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a thread is to do.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) pid: u32,
+    pub(super) record: Record,
+    /// The node to move to; home where none is named.
+    pub(super) to: Option<String>,
+    pub(super) policy: Policy,
+    pub(super) name: String,
+    pub(super) ticket: Ticket,
+    /// Why it is brought home, where nobody has asked for it.
+    pub(super) why: Option<Reason>,
+}
+
+/// A completed move to another node.
+#[derive(Debug)]
+pub(super) struct Out {
+    pub(super) node: String,
+    pub(super) ticket: Ticket,
+    pub(super) remote_pid: Option<u32>,
+    pub(super) moved: Moved,
+}
+
+/// How a job went.
+#[derive(Debug)]
+pub struct Outcome {
+    /// It came home, first or only.
+    pub(super) returned: Option<Returned>,
+    /// It went out.
+    pub(super) out: Option<Out>,
+    /// It is where it was, away.
+    pub(super) is_still_away: bool,
+    /// The stay that goes on then.
+    pub(super) stay: Option<(String, Ticket)>,
+    pub(super) why: Option<Reason>,
+    pub(super) failure: Option<Failure>,
+    pub(super) total: Duration,
+}
+
+pub(super) fn as_pid(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A name for a stay that nobody has used.
+pub(super) fn new_ticket() -> Ticket {
+    let mut bytes = [0; 16];
+    fill_random(&mut bytes);
+    Ticket(bytes)
+}
+
+/// # Panics
+/// Where the kernel has no randomness, which it never lacks after boot.
+fn fill_random(bytes: &mut [u8]) {
+    let filled = getrandom::fill(bytes);
+    assert!(filled.is_ok(), "getrandom(2) failed");
+}
+
+/// Runs `body` on a named thread. Where the machine has no thread left, what the
+/// body holds is dropped, and its responder answers.
+pub(super) fn thread(name: &str, body: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(body) {
+        tracing::error!(%error, "cannot start a thread");
+    }
+}
+
+/// The peer of this name, if it may run ours.
+pub(super) fn peer_that_hosts<'a>(
+    config: &'a Config,
+    name: &str,
+) -> Result<&'a PeerConfig, Failure> {
+    let Some(peer) = config.peer(name) else {
+        return Err(Failure::new(
+            "no-such-peer",
+            format!("no peer is called {name}"),
+            "list them with conet peers",
+        ));
+    };
+    if !peer.grants.host_for_us {
+        return Err(Failure::new(
+            "not-granted",
+            format!("{name} may not run processes of this node"),
+            "name it in host_for_us in conet.toml, if it is trusted to act for their owners",
+        ));
+    }
+    Ok(peer)
+}
+
+/// Whether the process runs another program than this daemon's own.
+pub(super) fn is_another_program(pid: u32) -> bool {
+    let file = |who: &str| fs::metadata(format!("/proc/{who}/exe")).map(|m| (m.dev(), m.ino()));
+    match (file(&pid.to_string()), file("self")) {
+        (Ok(theirs), Ok(ours)) => theirs != ours,
+        _ => false,
+    }
+}
+
+/// Takes the agent out of a process that is home again.
+pub(super) fn take_out(pid: u32) {
+    thread("conet-tidy", move || {
+        if let Some(pid) = as_pid(pid) {
+            mover::take_out(pid);
+        }
+    });
+}
+
+/// Tells a peer's manager something; nothing depends on the answer.
+pub(super) fn tell(node: NodeHandle<Event>, peer: String, ask: Ask) {
+    thread("conet-tell", move || {
+        if let Err(error) = node.ask_peer(&peer, ask.to_bytes(), ASK_LIMIT) {
+            tracing::warn!(peer, %error, "a peer could not be told");
+        }
+    });
+}
+
+pub(super) fn reason_of(lock: &Lock) -> Reason {
+    Reason {
+        code: lock.code().to_owned(),
+        sentence: lock.to_string(),
+        passing: lock.is_passing(),
+    }
+}
+
+/// Starts a job.
+pub(super) fn start(node: NodeHandle<Event>, job: Job, answer: Option<Responder>) {
+    thread("conet-mover", move || {
+        let pid = job.pid;
+        let outcome = run(&node, job, answer.as_ref());
+        node.post(Event::Worked { pid, outcome, answer });
+    });
+}
+
+fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcome {
+    let begin = Instant::now();
+    let mut outcome = Outcome {
+        returned: None,
+        out: None,
+        is_still_away: false,
+        stay: None,
+        why: job.why.clone(),
+        failure: None,
+        total: Duration::ZERO,
+    };
+    let away = job.record.remote_pid.is_some() || is_deputy_serving(job.pid);
+    let result = (|| {
+        if away {
+            tell_progress(answer, "home", "asking it home");
+            match bring_home(node, &job) {
+                Ok(returned) => outcome.returned = Some(returned),
+                Err(error) => {
+                    outcome.is_still_away = matches!(error, MoveError::Late | MoveError::Locked(_));
+                    outcome.stay = job.record.stay.clone();
+                    return Err(failure(job.pid, &error));
+                }
+            }
+        }
+        if let Some(to) = &job.to {
+            outcome.out = Some(move_out(node, &job, to, answer)?);
+        }
+        Ok(())
+    })();
+    outcome.failure = result.err();
+    outcome.total = begin.elapsed();
+    outcome
+}
+
+fn is_deputy_serving(pid: u32) -> bool {
+    use conet_deputy_link::phase;
+    as_pid(pid).and_then(|pid| mover::status(pid).ok()).is_some_and(|status| {
+        matches!(status.phase, phase::STARTING | phase::SERVING | phase::COMING)
+    })
+}
+
+fn tell_progress(answer: Option<&Responder>, phase: &str, detail: impl Into<String>) {
+    if let Some(answer) = answer {
+        answer.progress(phase, detail);
+    }
+}
+
+/// What a failed move is to the user.
+fn failure(pid: u32, error: &MoveError) -> Failure {
+    let (code, remedy) = match error {
+        MoveError::Locked(locks) => {
+            (locks.first().map_or("locked", Lock::code), format!("see conet why {pid}"))
+        }
+        MoveError::Gone => ("ended", "its output and status are as if it had not moved".to_owned()),
+        MoveError::Refused { .. } => ("refused", "see conet doctor on the other node".to_owned()),
+        MoveError::Channel(_) => ("link", "see conet peers, and the log of the other node".to_owned()),
+        MoveError::Process(_) => ("failed", "see the daemon's log".to_owned()),
+        MoveError::Late => ("late", "try again".to_owned()),
+        MoveError::Lost(_) => ("lost", format!("see conet ps for process {pid}")),
+    };
+    Failure::new(code, format!("process {pid} did not move: {error}"), remedy)
+}
+
+fn bring_home(node: &NodeHandle<Event>, job: &Job) -> Result<Returned, MoveError> {
+    let pid = as_pid(job.pid).ok_or(MoveError::Gone)?;
+    let ring = || {
+        if let Some((peer, ticket)) = &job.record.stay
+            && let Err(error) = node.ask_peer(peer, Ask::Ring(*ticket).to_bytes(), RING_LIMIT)
+        {
+            // A program that makes calls comes without the bell.
+            tracing::debug!(%error, peer, "the bell could not be rung");
+        }
+    };
+    mover::bring_home(pid, ring)
+}
+
+fn move_out(
+    node: &NodeHandle<Event>,
+    job: &Job,
+    to: &str,
+    answer: Option<&Responder>,
+) -> Result<Out, Failure> {
+    let config = node.config();
+    let peer = peer_that_hosts(config, to)?;
+    let Some(address) = peer.endpoint else {
+        return Err(Failure::new(
+            "no-endpoint",
+            format!("where {to} is, is not known"),
+            "give its endpoint in conet.toml",
+        ));
+    };
+    let pid = as_pid(job.pid).ok_or_else(|| failure(job.pid, &MoveError::Gone))?;
+    tell_progress(answer, "prepare", format!("asking {to}"));
+    let mut root = [0; 32];
+    fill_random(&mut root);
+    ask_to_host(node, job, to, Root(root))?;
+    let stream = connect(address, job.ticket).map_err(|error| {
+        Failure::new(
+            "link",
+            format!("no link to {to} at {address}: {error}"),
+            "let TCP pass to the port of its conet.toml",
+        )
+    })?;
+    tell_progress(answer, "copy", "moving memory");
+    let keys = link_keys(&Key::new(root), &job.ticket.0);
+    let secret = LinkSecret {
+        cipher: Cipher::preferred(),
+        seal: keys.home_to_remote,
+        open: keys.remote_to_home,
+    };
+    let policy = Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
+    let moved =
+        mover::move_out(pid, stream, secret, policy).map_err(|error| failure(job.pid, &error))?;
+    let remote_pid = where_is(node, to, job.ticket);
+    Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
+}
+
+fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Result<(), Failure> {
+    let local = processor().ok_or_else(|| {
+        Failure::new("processor", "this processor has no XSAVE", "use a newer machine")
+    })?;
+    let ask = Ask::Host {
+        ticket: job.ticket,
+        root,
+        cipher: match Cipher::preferred() {
+            Cipher::Aes128Gcm => 0,
+            Cipher::ChaCha20Poly1305 => 1,
+        },
+        pid: job.pid,
+        uid: job.record.uid,
+        name: job.name.clone(),
+        components: local.components,
+        xsave_size: local.size,
+    };
+    let reply = node.ask_peer(to, ask.to_bytes(), ASK_LIMIT).map_err(|error| {
+        Failure::new("peer", format!("{to} does not host: {error}"), "see conet peers")
+    })?;
+    match Answer::parse(&reply) {
+        Ok(Answer::Ready) => Ok(()),
+        Ok(Answer::Refused { code, sentence }) => {
+            Err(Failure::new(code, format!("{to} does not host it: {sentence}"), "choose another"))
+        }
+        _ => Err(Failure::new(
+            "peer",
+            format!("{to} answered something else"),
+            "run one version of conet on both nodes",
+        )),
+    }
+}
+
+fn connect(address: SocketAddr, ticket: Ticket) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+    io::Write::write_all(&mut stream, &ticket.0)?;
+    Ok(stream)
+}
+
+/// The remote's pid; the hosting node learns it a moment before the process runs.
+fn where_is(node: &NodeHandle<Event>, peer: &str, ticket: Ticket) -> Option<u32> {
+    let begin = Instant::now();
+    while begin.elapsed() < WHERE_LIMIT {
+        match node.ask_peer(peer, Ask::Where(ticket).to_bytes(), ASK_LIMIT) {
+            Ok(reply) => match Answer::parse(&reply) {
+                Ok(Answer::Running { remote_pid }) => return Some(remote_pid),
+                Ok(Answer::Unknown) => thread::sleep(Duration::from_millis(5)),
+                _ => return None,
+            },
+            Err(error) => {
+                tracing::warn!(%error, peer, "the remote's pid is not known");
+                return None;
+            }
+        }
+    }
+    None
+}
