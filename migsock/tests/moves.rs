@@ -295,3 +295,32 @@ fn a_frozen_connection_can_thaw_and_a_prepared_one_vanish() {
         talks(&mut client, &mut server).expect("alive");
     }
 }
+
+#[test]
+fn freezing_and_preparing_are_quick() {
+    privileged!();
+    let scene = Scene::new();
+    let hosts = hosts(&scene);
+    let (mut client, mut server) = scene.connect(MOVING_4, "10.200.1.1");
+    server.write_all(&[7; 1000]).expect("sent");
+    let (mut freezes, mut prepares) = (Vec::new(), Vec::new());
+    for _ in 0..200 {
+        let start = Instant::now();
+        let frozen = hosts[0].freeze(client.as_fd()).expect("freezes");
+        freezes.push(start.elapsed());
+        let state = frozen.state().clone();
+        scene.new.run(|| {
+            let start = Instant::now();
+            let prepared = hosts[1].prepare(&state, Address::Coming).expect("prepares");
+            prepares.push(start.elapsed());
+            drop(prepared);
+        });
+        frozen.rollback().expect("thaws");
+    }
+    freezes.sort_unstable();
+    prepares.sort_unstable();
+    eprintln!("freeze: median {:?}, prepare: median {:?}", freezes[100], prepares[100]);
+    assert!(freezes[100] < Duration::from_millis(5) && prepares[100] < Duration::from_millis(5));
+    client.read_exact(&mut [0; 1000]).expect("alive");
+    talks(&mut client, &mut server).expect("alive");
+}
