@@ -1,4 +1,4 @@
-//! The UDP driver: one thread, one socket, one [`Hub`].
+//! The UDP driver: one thread, one socket, one [`Hub`](crate::session::Hub).
 //!
 //! ```text
 //! caller ──Command──► channel + waker ─► ┌────────┐ ◄──datagrams── socket

@@ -4,6 +4,9 @@
 //! The same run gives the same files. What a fuzzing run finds is added by hand,
 //! minimised.
 
+use conet_migsock::options::{CARRIED, SavedOption};
+use conet_migsock::state::{Buffers, RepairWindow, WindowScales};
+use conet_migsock::{Flow, SavedSocket};
 use conet_testkit::random::Random;
 use conet_wire::session::frame::{Ack, Direction, Frame, SlotHead, Status};
 use conet_wire::session::handshake::{INITIATION, Initiation, RESPONSE, Response};
@@ -12,6 +15,7 @@ use std::io;
 use std::path::Path;
 
 fn main() -> io::Result<()> {
+    write("saved_socket", &saved_sockets())?;
     write("session_packet", &session_packets())
 }
 
@@ -143,4 +147,49 @@ fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("farewell", [sealed(&[call, close, call]), sealed(&[ping])].concat()),
         ("frames-alone", frames(&[call, reply, ack, ping, working, cancel(7), close])),
     ]
+}
+
+fn saved_sockets() -> Vec<(&'static str, Vec<u8>)> {
+    let plain = SavedSocket {
+        flow: Flow { local: ([10, 77, 1, 2], 8080).into(), peer: ([192, 0, 2, 9], 40_000).into() },
+        ipv6: false,
+        v6only: false,
+        mss: 1460,
+        sack: true,
+        scales: Some(WindowScales { send: 7, receive: 9 }),
+        timestamp: Some(123_456),
+        window: RepairWindow { snd_wl1: 1, snd_wnd: 2, max_window: 3, rcv_wnd: 4, rcv_wup: 5 },
+        recv_end: 1000,
+        send_end: 2000,
+        recv: b"unread".to_vec(),
+        send: b"sent and unsent".to_vec(),
+        unsent: 6,
+        reuse_address: true,
+        buffers: Buffers { send: 87_040, receive: 131_072, lock: 3 },
+        congestion: "cubic".to_owned(),
+        options: CARRIED.iter().map(|carried| SavedOption { id: carried.id, value: 1 }).collect(),
+    };
+    let bare = SavedSocket {
+        sack: false,
+        scales: None,
+        timestamp: None,
+        recv: Vec::new(),
+        send: Vec::new(),
+        unsent: 0,
+        options: Vec::new(),
+        ..plain.clone()
+    };
+    let six = SavedSocket {
+        flow: Flow {
+            local: (std::net::Ipv6Addr::LOCALHOST, 8080).into(),
+            peer: (std::net::Ipv6Addr::LOCALHOST, 40_000).into(),
+        },
+        ipv6: true,
+        v6only: true,
+        ..plain.clone()
+    };
+    let full = SavedSocket { recv: vec![1; 3000], send: vec![2; 2000], ..plain.clone() };
+    [("plain", plain), ("bare", bare), ("six", six), ("full-queues", full)]
+        .map(|(name, state)| (name, state.encode()))
+        .into()
 }

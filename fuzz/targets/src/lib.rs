@@ -7,15 +7,29 @@
 //! nightly compiler, and apart from `testkit` because they depend on everything
 //! and `testkit` on nothing.
 //!
-//! To add one: a function here, a row in [`TARGETS`], a binary in `fuzz/`, files in
-//! `fuzz/corpus/NAME/` written by `examples/seed_corpus.rs`.
+//! To add one: a function here or in its own crate, a row in [`TARGETS`], a binary in
+//! `fuzz/`, files in `fuzz/corpus/NAME/` written by real encoders.
 
 mod session;
+mod socket;
 
+pub use conet_wire::control::fuzz_request as control_request;
 pub use session::session_packet;
+pub use socket::saved_socket;
+
+/// A datagram at a tunnel; see [`conet_tunnel::fuzz_support`].
+pub fn tunnel_packet(data: &[u8]) {
+    // How many packets reached the device is for the tunnel's own tests.
+    conet_tunnel::fuzz_support::tunnel_packet(data);
+}
 
 /// A function that must return, whatever the bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: &[(&str, Target)] = &[("session_packet", session_packet)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("control_request", control_request),
+    ("saved_socket", saved_socket),
+    ("session_packet", session_packet),
+    ("tunnel_packet", tunnel_packet),
+];

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 /// Why a peer is down.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DownReason {
-    /// Nothing was heard for [`Limits::dead_after`].
+    /// Nothing was heard for [`Limits::dead_after`](crate::session::Limits::dead_after).
     Silent,
     /// It said goodbye.
     Closed,
