@@ -386,16 +386,18 @@ fn report(mut found: Found, pump: &Pump, peer: &Pump) -> Figures {
         return Err(SocketError::NoneInFlight.into());
     }
     found.held.sort_unstable();
+    // The same byte may be carried by several moves: so per move, not as a sum.
+    let per_move = |bytes: usize| bytes / found.held.len().max(1);
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Ok(vec![
         Figure::new("moves", found.held.len(), ""),
         Figure::new("gap_p50", milliseconds(micros(found.held[found.held.len() / 2])), "ms"),
         Figure::new("gap_max", milliseconds(micros(found.held[found.held.len() - 1])), "ms"),
         Figure::new("peer_waited_max", milliseconds(micros(peer.longest_pause)), "ms"),
-        Figure::new("in_flight", in_flight, "bytes"),
-        Figure::new("unread", found.unread, "bytes"),
-        Figure::new("unacknowledged", found.unacknowledged, "bytes"),
-        Figure::new("unsent", found.unsent, "bytes"),
+        Figure::new("in_flight_per_move", per_move(in_flight), "bytes"),
+        Figure::new("unread_per_move", per_move(found.unread), "bytes"),
+        Figure::new("unacknowledged_per_move", per_move(found.unacknowledged), "bytes"),
+        Figure::new("unsent_per_move", per_move(found.unsent), "bytes"),
         Figure::new("checked", pump.read + peer.read, "bytes"),
         Figure::new("lost", 2 * TOTAL - pump.read - peer.read, "bytes"),
     ])
