@@ -253,7 +253,7 @@ pub fn output_len(desc: &Desc, result: i64) -> usize {
         mode::BY_RESULT => usize::try_from(result)
             .map_or(0, |units| units.saturating_mul(usize::from(desc.unit).max(1)).min(len)),
         _ => {
-            if result < 0 && result >= -4095 {
+            if (-4095..0).contains(&result) {
                 0
             } else {
                 len
