@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conet_netsys::{Netlink, Netns};
@@ -334,4 +336,48 @@ pub(crate) fn compiled(name: &str, flags: &[&str]) -> Shared {
     cc.args(["-O1", "-o"]).arg(&program.0).arg(source).args(flags);
     assert!(cc.status().unwrap().success(), "cc {name}");
     program
+}
+
+/// What a program has printed so far.
+#[derive(Clone, Default)]
+pub(crate) struct Said(Arc<Mutex<String>>);
+
+impl Said {
+    /// Reads what `program` prints from now on.
+    pub(crate) fn by(program: &mut Program) -> Self {
+        let said = Self::default();
+        let (ours, mut out) = (said.clone(), program.0.as_mut().unwrap().stdout.take().unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut buffer) {
+                ours.0.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        });
+        said
+    }
+
+    pub(crate) fn text(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for(&self, what: &str) {
+        wait_until(what, Duration::from_secs(10), || self.text().contains(what));
+    }
+
+    /// Waits until it has printed something more.
+    #[track_caller]
+    pub(crate) fn wait_for_more(&self) {
+        let now = self.text().len();
+        wait_until("more output", Duration::from_secs(5), || self.text().len() > now);
+    }
+}
+
+/// Changes a host's `conet.toml` by sed(1), and restarts its daemon.
+pub(crate) fn reconfigure(host: &str, change: &str) {
+    let config = ok(&Lab::exec(host, &["sh", "-c", "echo $CONET_CONFIG"]));
+    ok(&Lab::exec(host, &["sed", "-i", change, config.trim()]));
+    // Where the change keeps the peers apart, the restart says so; the test sees to it.
+    conet(&["lab", "restart", host]);
+    Lab::daemon(host);
 }
