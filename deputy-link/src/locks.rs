@@ -232,7 +232,7 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
         } else if mapping.is_shared && mapping.prot & 2 != 0 {
             let lock = if mapping.name.starts_with("/SYSV") {
                 Lock::SharedSegment
-            } else if mapping.name.starts_with("/dev/") && !mapping.name.starts_with("/dev/shm/") {
+            } else if is_device(&mapping.name) {
                 Lock::DeviceMapping(mapping.name.clone())
             } else if mapping.name.contains("io_uring") {
                 Lock::Descriptor("io_uring")
@@ -243,6 +243,12 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
         }
     }
     of_flags(pid, locks)
+}
+
+/// Whether a shared mapping of this name is of a device. Shared memory without a file
+/// is shown as `/dev/zero (deleted)`.
+fn is_device(name: &str) -> bool {
+    name.starts_with("/dev/") && !name.starts_with("/dev/shm/") && !name.starts_with("/dev/zero")
 }
 
 /// Flags of mappings that only `smaps` tells.
@@ -315,6 +321,12 @@ mod tests {
         let found = locks(rustix::process::getpid(), Policy::default()).unwrap();
         assert!(found.iter().any(|lock| lock.code() == "threads"), "{found:?}");
         assert!(found.iter().all(|lock| !lock.to_string().is_empty()));
+    }
+
+    #[test]
+    fn shared_memory_is_no_device() {
+        assert!(is_device("/dev/mem") && is_device("/dev/dri/card0"));
+        assert!(!is_device("/dev/zero (deleted)") && !is_device("/dev/shm/x"));
     }
 
     #[test]
