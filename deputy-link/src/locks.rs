@@ -232,7 +232,7 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
         } else if mapping.is_shared && mapping.prot & 2 != 0 {
             let lock = if mapping.name.starts_with("/SYSV") {
                 Lock::SharedSegment
-            } else if mapping.name.starts_with("/dev/") && !mapping.name.starts_with("/dev/shm/") {
+            } else if is_device(&mapping.name) {
                 Lock::DeviceMapping(mapping.name.clone())
             } else if mapping.name.contains("io_uring") {
                 Lock::Descriptor("io_uring")
@@ -243,6 +243,13 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
         }
     }
     of_flags(pid, locks)
+}
+
+/// Whether a mapping's name is that of a device with memory of its own; `/dev/zero`
+/// is what the kernel calls shared anonymous memory.
+fn is_device(name: &str) -> bool {
+    let is_memory = name.starts_with("/dev/shm/") || name.starts_with("/dev/zero");
+    name.starts_with("/dev/") && !is_memory
 }
 
 /// Flags of mappings that only `smaps` tells.

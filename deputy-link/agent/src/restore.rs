@@ -27,6 +27,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// A mapping at home that other processes share.
 const SHARED: u32 = 1 << 16;
+/// [`PAGE`], as a length.
+const PAGE_LEN: usize = 4096;
 const READ: u32 = 1;
 const WRITE: u32 = 2;
 const MAP_FIXED: u32 = 0x10;
@@ -219,8 +221,8 @@ impl Incoming {
         if !self.can_read {
             self.unlock(area)?;
         }
-        let mut copy = [0u8; PAGE as usize];
-        for (i, page) in data.as_chunks::<{ PAGE as usize }>().0.iter().enumerate() {
+        let mut copy = [0u8; PAGE_LEN];
+        for (i, page) in data.as_chunks::<PAGE_LEN>().0.iter().enumerate() {
             let at = addr + PAGE * i as u64;
             let here = present_in(at, at + PAGE).next().map_or(0, |p| p.flags);
             let is_file = here & (area_flags::FILE | SHARED) != 0;
