@@ -297,3 +297,48 @@ fn locks_have_their_reasons() {
         child.wait().unwrap();
     }
 }
+
+#[test]
+fn a_program_without_a_free_descriptor_stays_at_home() {
+    conet_testkit::privileged!();
+    let script = "
+import os, time, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+fds = []
+try:
+    while True: fds.append(os.dup(1))
+except OSError: pass
+print(len(fds) > 3, flush=True); time.sleep(1); print('end')
+";
+    let expected = unmoved(&python(), &["-c", script]);
+    let mut node = Node::new();
+    let child = start(&python(), &["-c", script]);
+    thread::sleep(Duration::from_millis(300));
+    assert!(node.take(child.id()).is_err());
+    assert_eq!(child.finish().stdout, expected.stdout);
+}
+
+#[test]
+fn a_program_without_proc_stays_at_home() {
+    conet_testkit::privileged!();
+    let (directory, program) = compiled("state", &["-static"]);
+    let root = directory.path().to_str().unwrap();
+    let child = start("chroot", &[root, "/state", "40"]);
+    thread::sleep(Duration::from_millis(300));
+    let mut node = Node::new();
+    let error = node.take(child.id()).err().unwrap();
+    assert!(error.to_string().contains("/proc/self/maps"), "{error}");
+    let expected = unmoved(&program, &["40"]);
+    let output = child.finish();
+    assert_eq!((output.status, output.stdout), (expected.status, expected.stdout));
+}
+
+#[test]
+fn a_breakpoint_is_met_at_home() {
+    conet_testkit::privileged!();
+    let (_directory, program) = compiled("breakpoint", &[]);
+    let mut node = Node::new();
+    let (child, _) = away(&mut node, &program, &[]);
+    let output = child.finish();
+    assert_eq!(output.status.signal(), Some(5));
+}

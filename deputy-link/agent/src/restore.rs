@@ -360,16 +360,11 @@ fn shape_home() -> Result<(), Refusal> {
     if added { read_present() } else { Ok(()) }
 }
 
-/// Lists home's mappings into the state.
+/// Lists home's mappings.
 fn read_present() -> Result<(), Refusal> {
     let lists = sys::lists();
-    let maps = sys::open(c"/proc/self/maps", 0x80000);
-    let fd = i32::try_from(maps).unwrap_or(-1);
-    if fd < 0 {
-        return Err(refuse(step::MAP, maps, 0));
-    }
     lists.present_count = 0;
-    let read = for_each_line(fd, |line| {
+    let read = for_each_line(lists.maps, |line| {
         if overlaps_region(line.start, line.end) || line.backing == Backing::Vsyscall {
             return Some(());
         }
@@ -384,7 +379,6 @@ fn read_present() -> Result<(), Refusal> {
         lists.present_count += 1;
         Some(())
     });
-    sys::close(fd);
     read.ok_or_else(|| refuse(step::MAP, -i64::from(errno::E2BIG), 0))
 }
 
