@@ -55,6 +55,8 @@ pub enum Lock {
     Stopped,
     /// It is ending, or a kernel thread.
     NotRunning,
+    /// It sees no `/proc`, which its return needs.
+    NoProc,
     /// Its processor state has another layout than the other node's.
     Processor,
 }
@@ -84,6 +86,7 @@ impl Lock {
             Self::Privileged => "privileged",
             Self::Stopped => "stopped",
             Self::NotRunning => "not-running",
+            Self::NoProc => "no-proc",
             Self::Processor => "processor",
         }
     }
@@ -131,6 +134,9 @@ impl fmt::Display for Lock {
             ),
             Self::Stopped => f.write_str("it is stopped (continue it with kill -CONT)"),
             Self::NotRunning => f.write_str("it is ending, or is a kernel thread"),
+            Self::NoProc => {
+                f.write_str("it cannot open /proc/self/maps (chroot, or no descriptor left)")
+            }
             Self::Processor => f.write_str("the other node's processor saves another vector state"),
         }
     }
@@ -232,7 +238,7 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
         } else if mapping.is_shared && mapping.prot & 2 != 0 {
             let lock = if mapping.name.starts_with("/SYSV") {
                 Lock::SharedSegment
-            } else if mapping.name.starts_with("/dev/") && !mapping.name.starts_with("/dev/shm/") {
+            } else if is_device(&mapping.name) {
                 Lock::DeviceMapping(mapping.name.clone())
             } else if mapping.name.contains("io_uring") {
                 Lock::Descriptor("io_uring")
@@ -243,6 +249,12 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
         }
     }
     of_flags(pid, locks)
+}
+
+/// Whether a shared mapping of this name is of a device. Shared memory without a file
+/// is shown as `/dev/zero (deleted)`.
+fn is_device(name: &str) -> bool {
+    name.starts_with("/dev/") && !name.starts_with("/dev/shm/") && !name.starts_with("/dev/zero")
 }
 
 /// Flags of mappings that only `smaps` tells.
@@ -315,6 +327,12 @@ mod tests {
         let found = locks(rustix::process::getpid(), Policy::default()).unwrap();
         assert!(found.iter().any(|lock| lock.code() == "threads"), "{found:?}");
         assert!(found.iter().all(|lock| !lock.to_string().is_empty()));
+    }
+
+    #[test]
+    fn shared_memory_is_no_device() {
+        assert!(is_device("/dev/mem") && is_device("/dev/dri/card0"));
+        assert!(!is_device("/dev/zero (deleted)") && !is_device("/dev/shm/x"));
     }
 
     #[test]
