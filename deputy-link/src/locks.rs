@@ -251,11 +251,10 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
     of_flags(pid, locks)
 }
 
-/// Whether a mapping's name is that of a device with memory of its own; `/dev/zero`
-/// is what the kernel calls shared anonymous memory.
+/// Whether a shared mapping of this name is of a device. Shared memory without a file
+/// is shown as `/dev/zero (deleted)`.
 fn is_device(name: &str) -> bool {
-    let is_memory = name.starts_with("/dev/shm/") || name.starts_with("/dev/zero");
-    name.starts_with("/dev/") && !is_memory
+    name.starts_with("/dev/") && !name.starts_with("/dev/shm/") && !name.starts_with("/dev/zero")
 }
 
 /// Flags of mappings that only `smaps` tells.
@@ -328,6 +327,12 @@ mod tests {
         let found = locks(rustix::process::getpid(), Policy::default()).unwrap();
         assert!(found.iter().any(|lock| lock.code() == "threads"), "{found:?}");
         assert!(found.iter().all(|lock| !lock.to_string().is_empty()));
+    }
+
+    #[test]
+    fn shared_memory_is_no_device() {
+        assert!(is_device("/dev/mem") && is_device("/dev/dri/card0"));
+        assert!(!is_device("/dev/zero (deleted)") && !is_device("/dev/shm/x"));
     }
 
     #[test]

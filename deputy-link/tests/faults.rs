@@ -342,3 +342,19 @@ fn a_breakpoint_is_met_at_home() {
     let output = child.finish();
     assert_eq!(output.status.signal(), Some(5));
 }
+
+/// The bell stopped ringing when the deputy had asked, though the frame was not there
+/// yet: a program that made no calls then stayed away for good.
+#[test]
+fn the_bell_rings_until_the_image_comes() {
+    conet_testkit::privileged!();
+    let child = start("awk", &[BUSY]);
+    thread::sleep(Duration::from_millis(100));
+    let mut node = Node::new();
+    for i in 0..40 {
+        let away = node.take(child.id()).unwrap();
+        thread::sleep(Duration::from_millis(i % 4 * 5));
+        let returned = away.bring_home(child.id()).unwrap();
+        assert!(returned.total < Duration::from_secs(5), "{returned:?}");
+    }
+}

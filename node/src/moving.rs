@@ -68,6 +68,22 @@ pub enum Event {
         /// Who asked, unless nobody did.
         answer: Option<Responder>,
     },
+    /// Its node has heard that a program is stopped or continues, or could not be told.
+    Told {
+        /// The program.
+        pid: u32,
+        /// Whether it has heard.
+        was_told: bool,
+    },
+    /// Its node was asked whether a program is still there.
+    Checked {
+        /// The program.
+        pid: u32,
+        /// Its stay.
+        ticket: Ticket,
+        /// The answer, if one came.
+        answer: Option<Answer>,
+    },
     /// A link has come, and its sandbox stands.
     GuestRuns {
         /// Which stay.
@@ -130,14 +146,18 @@ impl Movers {
     /// The program of a pid: one that was registered, or that one has started.
     fn find(&mut self, caller: Caller, pid: u32) -> Result<&mut Program, Failure> {
         let current = ProcessRef::of(pid);
-        let is_known = self.programs.get(&pid).is_some_and(|program| {
-            program.record.place == Place::Ended || Some(program.record.process) == current
-        });
-        if !is_known && let (Some(process), Some(uid)) = (current, owner(pid)) {
-            if !self.descends(pid) {
+        let is_known = self
+            .programs
+            .get(&pid)
+            .is_some_and(|program| current.is_none_or(|current| program.record.process == current));
+        if let (Some(process), Some(uid)) = (current, owner(pid)) {
+            // Its owner now: a program may have become another user's by execve.
+            if !caller.may_act_for(uid) || !is_known && !self.descends(pid) {
                 return Err(no_such_process(pid));
             }
-            self.programs.insert(pid, Program::new(process, uid));
+            if !is_known {
+                self.programs.insert(pid, Program::new(process, uid));
+            }
         }
         self.programs
             .get_mut(&pid)
@@ -220,12 +240,25 @@ impl Movers {
                 home::Errand::Out(pid, node) => self.begin(pid, Some(node), None, None),
                 home::Errand::Home(pid, why) => self.begin(pid, None, None, Some(why)),
                 home::Errand::TakeOut(pid) => work::take_out(pid),
-                home::Errand::Tell(node, ask) => work::tell(self.node.clone(), node, ask),
+                home::Errand::Tell(pid, node, ask) => {
+                    work::ask(self.node.clone(), node, ask, move |answer| {
+                        let was_told = answer == Some(Answer::Done);
+                        Some(Event::Told { pid, was_told })
+                    });
+                }
+                home::Errand::Check(pid, node, ticket) => {
+                    work::ask(self.node.clone(), node, Ask::Where(ticket), move |answer| {
+                        Some(Event::Checked { pid, ticket, answer })
+                    });
+                }
             }
         }
         let now = Instant::now();
         let before = self.programs.len();
-        self.programs.retain(|_, p| p.ended_at.is_none_or(|at| now - at < KEEP_ENDED));
+        self.programs.retain(|_, program| {
+            let is_worth_telling = program.record.hops > 0 || program.record.reason.is_some();
+            program.ended_at.is_none_or(|at| is_worth_telling && now - at < KEEP_ENDED)
+        });
         let ended = self.programs.values().filter(|p| p.ended_at.is_some()).count();
         if ended > MAX_ENDED {
             let oldest =
@@ -390,6 +423,16 @@ impl Processes for Movers {
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::Worked { pid, outcome, answer } => self.finish(pid, outcome, answer),
+            Event::Told { pid, was_told } => {
+                if let Some(program) = self.programs.get_mut(&pid) {
+                    program.told(was_told);
+                }
+            }
+            Event::Checked { pid, ticket, answer } => {
+                if let Some(program) = self.programs.get_mut(&pid) {
+                    program.checked(ticket, answer);
+                }
+            }
             Event::GuestRuns { ticket, remote_pid } => self.guests.on_runs(ticket, remote_pid),
             Event::GuestEnded { ticket, status } => self.guests.on_ended(ticket, status),
         }

@@ -214,11 +214,11 @@ impl Deputy {
     /// Receives the image and becomes the program again.
     fn take_home(&mut self, first: Option<&Frame>) -> ! {
         let mut incoming = Incoming::new(Side::Home);
+        let status = status();
         if let Some(frame) = first {
             handle(&mut incoming, frame);
+            status.phase = phase::COMING;
         }
-        let status = status();
-        status.phase = phase::COMING;
         loop {
             let frame = match sys::state().link.receive(link::wait) {
                 Ok(frame) => frame,
@@ -234,7 +234,8 @@ impl Deputy {
                     sys::exit(exit.map_or(255, |(exit, _)| exit.status));
                 }
                 _ if handle(&mut incoming, &frame) => break,
-                _ => {}
+                // Until the image begins to come, the bell must go on ringing.
+                _ => status.phase = phase::COMING,
             }
         }
         (status.pages, status.changed) = incoming.pages();

@@ -146,9 +146,10 @@ impl Guests {
         };
         let told = match (&ask, warden) {
             (Ask::Where(_), _) => {
+                // Done: it is here, or about to be, and its pid is not known.
                 return stay
                     .remote_pid
-                    .map_or(Answer::Unknown, |remote_pid| Answer::Running { remote_pid });
+                    .map_or(Answer::Done, |remote_pid| Answer::Running { remote_pid });
             }
             (_, None) => return Answer::Unknown,
             (Ask::Ring(_), Some(warden)) => warden.ring(),
@@ -167,6 +168,9 @@ impl Guests {
             code: code.to_owned(),
             sentence: sentence.to_owned(),
         };
+        if work::as_pid(pid).is_none() {
+            return refuse("pid", "it names no process");
+        }
         let Some(local) = processor() else {
             return refuse("processor", "its processor has no XSAVE");
         };
@@ -206,6 +210,10 @@ impl Guests {
     pub(super) fn on_runs(&mut self, ticket: Ticket, remote_pid: u32) {
         let warden = watch(&self.node, &self.socket(ticket), ticket);
         let file = self.file(ticket);
+        if warden.is_none() {
+            // It has ended already; its home may not have noticed.
+            return self.on_ended(ticket, None);
+        }
         let Some((stay, slot)) = self.stays.get_mut(&ticket) else { return };
         stay.remote_pid = Some(remote_pid);
         *slot = warden;
@@ -225,7 +233,7 @@ impl Guests {
             }
         }
         tracing::info!(peer = stay.peer, pid = stay.pid, ?status, "hosted process ended");
-        work::tell(self.node.clone(), stay.peer, Ask::Ended { ticket, status });
+        work::ask(self.node.clone(), stay.peer, Ask::Ended { ticket, status }, |_| None);
     }
 
     /// Forgets who was admitted and did not come.
@@ -305,7 +313,12 @@ fn begin(
         return;
     };
     let socket = directory.join(format!("{ticket}.sock"));
-    let Ok(pid) = i32::try_from(stay.pid) else { return };
+    let ended = || node.post(Event::GuestEnded { ticket, status: None });
+    let Ok(pid) = i32::try_from(stay.pid) else { return ended() };
+    // Before it runs: a daemon that comes after a crash must know of it.
+    if let Err(error) = store::save(&directory.join(format!("{ticket}.json")), &stay) {
+        tracing::error!(%error, "a restarted daemon will not find this process");
+    }
     let hosting = Hosting {
         pid,
         secret: &secret,
@@ -317,7 +330,7 @@ fn begin(
         Ok(hosted) => node.post(Event::GuestRuns { ticket, remote_pid: hosted.remote_pid }),
         Err(error) => {
             tracing::error!(%error, peer = stay.peer, pid = stay.pid, "cannot host");
-            node.post(Event::GuestEnded { ticket, status: None });
+            ended();
         }
     }
 }

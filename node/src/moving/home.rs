@@ -1,17 +1,23 @@
 //! Programs whose home is this node.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::describe_return;
 use conet_deputy_link::{Status, mover, phase, view};
 use conet_wire::control::{Failure, Moved, Place, Reason};
 use conet_wire::image::reason;
-use conet_wire::moving::{Ask, Ticket};
+use conet_wire::moving::{Answer, Ask, Ticket};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::work::{self, Outcome};
 use crate::procfs::{ProcessRef, Stat};
+
+/// Between two questions to the node where a program is whether it is still there:
+/// its word that the program has ended may have been lost with one of the daemons.
+const CHECK_PERIOD: Duration = Duration::from_millis(1500);
+/// How often in a row a node must not know of a program until it is lost.
+const MAX_UNKNOWN: u32 = 2;
 
 /// What is kept of a program across restarts of the daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,7 +49,15 @@ pub(super) struct Program {
     /// Where `conet run` wants it, once it has become its program.
     pub(super) wanted: Option<String>,
     pub(super) ended_at: Option<Instant>,
-    is_stopped: bool,
+    /// What its node was last told of its being stopped; nothing yet after a restart.
+    told_stopped: Option<bool>,
+    /// A thread tells its node something: the next may not overtake it.
+    is_telling: bool,
+    next_tell: Instant,
+    next_check: Instant,
+    is_checking: bool,
+    /// How often in a row its node did not know of it.
+    unknown: u32,
     command: String,
 }
 
@@ -56,8 +70,10 @@ pub(super) enum Errand {
     Home(u32, Reason),
     /// Take the agent's region out of it.
     TakeOut(u32),
-    /// Tell the node.
-    Tell(String, Ask),
+    /// Tell its node that it was stopped, or continues.
+    Tell(u32, String, Ask),
+    /// Ask the node whether this stay goes on.
+    Check(u32, String, Ticket),
 }
 
 impl Program {
@@ -84,7 +100,12 @@ impl Program {
             calls_now: 0,
             wanted: None,
             ended_at: None,
-            is_stopped: false,
+            told_stopped: None,
+            is_telling: false,
+            next_tell: Instant::now(),
+            next_check: Instant::now() + CHECK_PERIOD,
+            is_checking: false,
+            unknown: 0,
             command: String::new(),
         }
     }
@@ -174,13 +195,7 @@ impl Program {
             _ => self.calls_now = status.calls,
         }
         let Ok(seen) = view(pid) else { return false };
-        if let Some((node, ticket)) = &self.record.stay
-            && seen.is_stopped != self.is_stopped
-        {
-            self.is_stopped = seen.is_stopped;
-            let ask = if seen.is_stopped { Ask::Stop(*ticket) } else { Ask::Continue(*ticket) };
-            errands.push(Errand::Tell(node.clone(), ask));
-        }
+        self.look_at_stay(seen.is_stopped, errands);
         let waiting = seen.handled_pending & !status.blocked;
         if status.phase == phase::SERVING && waiting != 0 && !seen.is_stopped {
             let signal = waiting.trailing_zeros() + 1;
@@ -189,6 +204,57 @@ impl Program {
             errands.push(Errand::Home(self.record.process.pid, why));
         }
         false
+    }
+
+    /// Keeps its node informed, and itself of whether it is still there.
+    fn look_at_stay(&mut self, is_stopped: bool, errands: &mut Vec<Errand>) {
+        let pid = self.record.process.pid;
+        let Some((node, ticket)) = &self.record.stay else { return };
+        let now = Instant::now();
+        let is_news = self.told_stopped != Some(is_stopped);
+        if is_news && !self.is_telling && now >= self.next_tell {
+            (self.told_stopped, self.is_telling) = (Some(is_stopped), true);
+            let ask = if is_stopped { Ask::Stop(*ticket) } else { Ask::Continue(*ticket) };
+            errands.push(Errand::Tell(pid, node.clone(), ask));
+        }
+        if now >= self.next_check && !self.is_checking {
+            (self.next_check, self.is_checking) = (now + CHECK_PERIOD, true);
+            errands.push(Errand::Check(pid, node.clone(), *ticket));
+        }
+    }
+
+    /// Its node has been told what [`Errand::Tell`] said, or could not be.
+    pub(super) fn told(&mut self, was_told: bool) {
+        self.is_telling = false;
+        if !was_told {
+            self.told_stopped = None;
+            self.next_tell = Instant::now() + CHECK_PERIOD;
+        }
+    }
+
+    /// What its node answered to [`Errand::Check`], if anything.
+    pub(super) fn checked(&mut self, ticket: Ticket, answer: Option<Answer>) {
+        self.is_checking = false;
+        let node = match &self.record.stay {
+            Some((node, current)) if *current == ticket => node.clone(),
+            _ => return,
+        };
+        if self.record.place != Place::Away || self.is_busy {
+            return;
+        }
+        match answer {
+            Some(Answer::Running { remote_pid }) => {
+                self.record.remote_pid = Some(remote_pid);
+                self.unknown = 0;
+            }
+            Some(Answer::Unknown) => {
+                self.unknown += 1;
+                if self.unknown >= MAX_UNKNOWN {
+                    self.lose(&node, None);
+                }
+            }
+            _ => self.unknown = 0,
+        }
     }
 
     /// It is home without having been asked.
@@ -273,7 +339,9 @@ impl Program {
             self.record.place = Place::Away;
             self.record.reason = None;
             self.has_region = true;
-            self.is_stopped = false;
+            // Its node takes it for running, as it was when it left.
+            (self.told_stopped, self.unknown) = (Some(false), 0);
+            self.next_check = Instant::now() + CHECK_PERIOD;
         } else if outcome.is_still_away {
             self.record.place = Place::Away;
             self.record.stay = outcome.stay;
@@ -282,7 +350,15 @@ impl Program {
             self.record.stay = None;
         }
         match outcome.failure {
-            Some(failure) => Err(failure),
+            Some(failure) => {
+                // Where it is lost, or nobody waits for the answer, `conet ps` tells.
+                if failure.code == "lost" || (outcome.is_unasked && self.record.reason.is_none()) {
+                    let passing = failure.code != "lost";
+                    let (code, sentence) = (failure.code.clone(), failure.message.clone());
+                    self.record.reason = Some(Reason { code, sentence, passing });
+                }
+                Err(failure)
+            }
             None => Ok(Moved {
                 pid: self.record.process.pid,
                 node: outcome.out.map_or_else(|| home.to_owned(), |out| out.node),

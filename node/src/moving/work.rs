@@ -65,6 +65,8 @@ pub struct Outcome {
     /// The stay that goes on then.
     pub(super) stay: Option<(String, Ticket)>,
     pub(super) why: Option<Reason>,
+    /// Nobody waits for the answer.
+    pub(super) is_unasked: bool,
     pub(super) failure: Option<Failure>,
     pub(super) total: Duration,
 }
@@ -139,11 +141,23 @@ pub(super) fn take_out(pid: u32) {
     });
 }
 
-/// Tells a peer's manager something; nothing depends on the answer.
-pub(super) fn tell(node: NodeHandle<Event>, peer: String, ask: Ask) {
+/// Asks a peer's manager something; `then` is told its answer, if it gave one.
+pub(super) fn ask(
+    node: NodeHandle<Event>,
+    peer: String,
+    ask: Ask,
+    then: impl FnOnce(Option<Answer>) -> Option<Event> + Send + 'static,
+) {
     thread("conet-tell", move || {
-        if let Err(error) = node.ask_peer(&peer, ask.to_bytes(), ASK_LIMIT) {
-            tracing::warn!(peer, %error, "a peer could not be told");
+        let answer = match node.ask_peer(&peer, ask.to_bytes(), ASK_LIMIT) {
+            Ok(answer) => Answer::parse(&answer).ok(),
+            Err(error) => {
+                tracing::warn!(peer, %error, "a peer could not be told");
+                None
+            }
+        };
+        if let Some(event) = then(answer) {
+            node.post(event);
         }
     });
 }
@@ -169,6 +183,7 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
         is_still_away: false,
         stay: None,
         why: job.why.clone(),
+        is_unasked: answer.is_none(),
         failure: None,
         total: Duration::ZERO,
     };
@@ -327,7 +342,7 @@ fn where_is(node: &NodeHandle<Event>, peer: &str, ticket: Ticket) -> Option<u32>
         match node.ask_peer(peer, Ask::Where(ticket).to_bytes(), ASK_LIMIT) {
             Ok(reply) => match Answer::parse(&reply) {
                 Ok(Answer::Running { remote_pid }) => return Some(remote_pid),
-                Ok(Answer::Unknown) => thread::sleep(Duration::from_millis(5)),
+                Ok(Answer::Unknown | Answer::Done) => thread::sleep(Duration::from_millis(5)),
                 _ => return None,
             },
             Err(error) => {
