@@ -64,7 +64,7 @@ pub enum Event {
         /// The program.
         pid: u32,
         /// How it went.
-        outcome: Outcome,
+        outcome: Box<Outcome>,
         /// Who asked, unless nobody did.
         answer: Option<Responder>,
     },
@@ -422,7 +422,7 @@ impl Processes for Movers {
 
     fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Worked { pid, outcome, answer } => self.finish(pid, outcome, answer),
+            Event::Worked { pid, outcome, answer } => self.finish(pid, *outcome, answer),
             Event::Told { pid, was_told } => {
                 if let Some(program) = self.programs.get_mut(&pid) {
                     program.told(was_told);

@@ -171,7 +171,7 @@ pub(super) fn start(node: NodeHandle<Event>, job: Job, answer: Option<Responder>
     thread("conet-mover", move || {
         let pid = job.pid;
         let outcome = run(&node, job, answer.as_ref());
-        node.post(Event::Worked { pid, outcome, answer });
+        node.post(Event::Worked { pid, outcome: Box::new(outcome), answer });
     });
 }
 
