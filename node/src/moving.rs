@@ -7,18 +7,18 @@
 //! ```
 //!
 //! The control thread owns the table; it never waits. A move runs on a thread of its
-//! own ([`work`]), which answers by an [`Event`]. What can be seen from outside is
+//! own (`work`), which answers by an [`Event`]. What can be seen from outside is
 //! looked at 20 times a second while a program is away ([`Movers::handle_timeout`]):
 //! whether it came home by itself, is stopped, has a handled signal waiting, or has
 //! ended. That costs some 100 µs per program and look; in return nothing of a
 //! program's life depends on this daemon, which may die and come back at any time.
 //!
-//! What is known is written to the state directory before each move ([`store`]), so
+//! What is known is written to the state directory before each move (`store`), so
 //! a later daemon finds every deputy again; which side of a half-done move it is on
 //! says the process itself.
 //!
-//! - [`home`]: records of this node's programs.
-//! - [`guests`]: programs of others, in sandboxes here.
+//! - `home`: records of this node's programs.
+//! - `guests`: programs of others, in sandboxes here.
 
 mod guests;
 mod home;
@@ -64,7 +64,7 @@ pub enum Event {
         /// The program.
         pid: u32,
         /// How it went.
-        outcome: Outcome,
+        outcome: Box<Outcome>,
         /// Who asked, unless nobody did.
         answer: Option<Responder>,
     },
@@ -422,7 +422,7 @@ impl Processes for Movers {
 
     fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Worked { pid, outcome, answer } => self.finish(pid, outcome, answer),
+            Event::Worked { pid, outcome, answer } => self.finish(pid, *outcome, answer),
             Event::Told { pid, was_told } => {
                 if let Some(program) = self.programs.get_mut(&pid) {
                     program.told(was_told);
