@@ -7,18 +7,18 @@
 //! ```
 //!
 //! The control thread owns the table; it never waits. A move runs on a thread of its
-//! own ([`work`]), which answers by an [`Event`]. What can be seen from outside is
+//! own (`work`), which answers by an [`Event`]. What can be seen from outside is
 //! looked at 20 times a second while a program is away ([`Movers::handle_timeout`]):
 //! whether it came home by itself, is stopped, has a handled signal waiting, or has
 //! ended. That costs some 100 µs per program and look; in return nothing of a
 //! program's life depends on this daemon, which may die and come back at any time.
 //!
-//! What is known is written to the state directory before each move ([`store`]), so
+//! What is known is written to the state directory before each move (`store`), so
 //! a later daemon finds every deputy again; which side of a half-done move it is on
 //! says the process itself.
 //!
-//! - [`home`]: records of this node's programs.
-//! - [`guests`]: programs of others, in sandboxes here.
+//! - `home`: records of this node's programs.
+//! - `guests`: programs of others, in sandboxes here.
 
 mod guests;
 mod home;
