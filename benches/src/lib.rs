@@ -1,1 +1,4 @@
-//! Benchmarks beside named peers.
+//! Benchmarks beside named peers: `cargo bench -p conet-benches`.
+//!
+//! They are in `benches/`, by subject; each says at its top what it is compared
+//! with and what is not comparable. CI runs each once, which measures nothing.

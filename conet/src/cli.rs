@@ -92,6 +92,25 @@ pub(crate) enum Command {
     },
     /// End the node's daemon; programs run on.
     Down,
+    /// Be a program that `conet demo` moves.
+    #[command(hide = true)]
+    DemoProgram {
+        #[command(subcommand)]
+        program: DemoProgram,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DemoProgram {
+    /// Compute, read a file over and over, write lines.
+    Work {
+        /// What to read.
+        file: PathBuf,
+        /// How many lines to write.
+        lines: u32,
+    },
+    /// Time system calls.
+    Calls,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,14 +6,16 @@ mod node;
 mod process;
 
 use std::io;
+use std::process::ExitCode;
 
 use anyhow::Result;
+use conet_lab::demo::program;
 use conet_node::client::{Client, socket_path};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, DemoProgram};
 
 /// Carries out a command.
-pub(crate) fn run(cli: Cli) -> Result<()> {
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let socket = cli.socket.unwrap_or_else(socket_path);
     let connect = || Client::connect(&socket);
     match cli.command {
@@ -29,7 +31,13 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),
         Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
         Command::Down => node::down(&mut connect()?),
-    }
+        Command::DemoProgram { program: DemoProgram::Calls } => Ok(program::calls()?),
+        Command::DemoProgram { program: DemoProgram::Work { file, lines } } => {
+            program::work(&file, lines)?;
+            return Ok(ExitCode::from(program::STATUS));
+        }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The status that a failed command ends with: that of a shell where a program

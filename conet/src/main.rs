@@ -19,7 +19,7 @@ use cli::CommandLine;
 fn main() -> ExitCode {
     match cli::parse() {
         Ok(cli) => match commands::run(cli) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(status) => status,
             Err(error) => fail(&error),
         },
         Err(CommandLine::Help(help)) => {

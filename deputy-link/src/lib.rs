@@ -9,7 +9,7 @@
 //! This crate is mechanism: who may move what to where is decided above it.
 //!
 //! - [`mover`]: the home side. [`mover::move_out`] freezes a process, streams its
-//!   image and turns it into a deputy; [`mover::Deputy`] brings it home again.
+//!   image and turns it into a deputy; [`mover::bring_home`] brings it home again.
 //! - [`hosting`]: the remote side's node. [`hosting::start`] makes the sandbox and
 //!   leaves a warden in it; [`hosting::Warden`] talks to one, also after a restart.
 //! - [`locks`]: why a process cannot move.

@@ -55,6 +55,8 @@ pub enum Lock {
     Stopped,
     /// It is ending, or a kernel thread.
     NotRunning,
+    /// It sees no `/proc`, which its return needs.
+    NoProc,
     /// Its processor state has another layout than the other node's.
     Processor,
 }
@@ -84,6 +86,7 @@ impl Lock {
             Self::Privileged => "privileged",
             Self::Stopped => "stopped",
             Self::NotRunning => "not-running",
+            Self::NoProc => "no-proc",
             Self::Processor => "processor",
         }
     }
@@ -131,6 +134,9 @@ impl fmt::Display for Lock {
             ),
             Self::Stopped => f.write_str("it is stopped (continue it with kill -CONT)"),
             Self::NotRunning => f.write_str("it is ending, or is a kernel thread"),
+            Self::NoProc => {
+                f.write_str("it cannot open /proc/self/maps (chroot, or no descriptor left)")
+            }
             Self::Processor => f.write_str("the other node's processor saves another vector state"),
         }
     }

@@ -221,13 +221,46 @@ fn transfer(
     install: Install,
 ) -> Result<End, MoveError> {
     let link = install.pass_link(stopped, pid, channel.stream())?;
-    snapshot.head.link_fd = link;
-    let sent = install.finish_transfer(snapshot, stopped, pid, channel, link);
+    let sent = open_maps(stopped).and_then(|maps| {
+        snapshot.head.hidden_fds = [link, maps];
+        let sent = install.finish_transfer(snapshot, stopped, pid, channel);
+        if sent.is_err() {
+            close(stopped, maps);
+        }
+        sent
+    });
     if sent.is_err() {
-        // The program must not find a descriptor that it did not open.
-        stopped.call("close", libc::SYS_close, [link, 0, 0, 0, 0, 0]).ok();
+        close(stopped, link);
     }
     sent
+}
+
+/// Closes a descriptor that the program did not open; fails where the process is
+/// gone, which is as good.
+fn close(stopped: &mut Stopped, fd: u64) {
+    stopped.call("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0]).ok();
+}
+
+/// Moves a descriptor out of the program's way.
+fn hide(stopped: &mut Stopped, fd: u64) -> Result<u64, MoveError> {
+    let hidden = [HIDDEN_FD_MIN, 200, 0].into_iter().find_map(|least| {
+        let args = [fd, libc::F_DUPFD_CLOEXEC as u64, least, 0, 0, 0];
+        stopped.call("fcntl", libc::SYS_fcntl, args).ok()
+    });
+    close(stopped, fd);
+    hidden.ok_or_else(|| MoveError::Process(io::Error::from_raw_os_error(libc::EMFILE)))
+}
+
+/// Has the process open its own maps, for the day when it comes home.
+fn open_maps(stopped: &mut Stopped) -> Result<u64, MoveError> {
+    let write = stopped.memory().write_all_at(b"/proc/self/maps\0", SCRATCH);
+    write.map_err(MoveError::Process)?;
+    let flags = u64::from((libc::O_RDONLY | libc::O_CLOEXEC).unsigned_abs());
+    match stopped.call("open", libc::SYS_open, [SCRATCH, flags, 0, 0, 0, 0]) {
+        Ok(fd) => hide(stopped, fd),
+        Err(TraceError::Injected { .. }) => Err(MoveError::Locked(vec![Lock::NoProc])),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn expect(channel: &mut Channel, wanted: u32) -> Result<(), MoveError> {
@@ -355,13 +388,7 @@ impl Install {
         for fd in [near, far] {
             stopped.call("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
         }
-        let fd = passed?;
-        let hidden = [HIDDEN_FD_MIN, 200, 0].into_iter().find_map(|least| {
-            let args = [fd, libc::F_DUPFD_CLOEXEC as u64, least, 0, 0, 0];
-            stopped.call("fcntl", libc::SYS_fcntl, args).ok()
-        });
-        stopped.call("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
-        hidden.ok_or_else(|| MoveError::Process(io::Error::from_raw_os_error(libc::EMFILE)))
+        hide(stopped, passed?)
     }
 
     /// Sends the image and, when the other node has it, turns the process into its
@@ -372,13 +399,12 @@ impl Install {
         stopped: &mut Stopped,
         pid: Pid,
         channel: &mut Channel,
-        link: u64,
     ) -> Result<End, MoveError> {
         let end = snapshot.send(stopped, pid, channel)?;
         expect(channel, kind::PREPARED)?;
         let offsets = compare_clocks(channel)?;
         channel.stream().set_read_timeout(None).map_err(ChannelError::from)?;
-        write_boot(snapshot, stopped, channel, link)?;
+        write_boot(snapshot, stopped, channel)?;
         let (own, own_mask) = (*stopped.regs(), stopped.mask());
         // The deputy's registers first: should this daemon die here, the deputy finds
         // its link closed. The other order could leave two running processes.
@@ -396,17 +422,15 @@ impl Install {
     }
 }
 
-fn write_boot(
-    snapshot: &Snapshot,
-    stopped: &Stopped,
-    channel: &Channel,
-    link: u64,
-) -> Result<(), MoveError> {
+fn write_boot(snapshot: &Snapshot, stopped: &Stopped, channel: &Channel) -> Result<(), MoveError> {
+    let [link, maps] = snapshot.head.hidden_fds.map(|fd| u32::try_from(fd).unwrap_or(u32::MAX));
     let (sealed, opened) = channel.positions();
     let secret = channel.secret();
     let boot = Boot {
-        link: u32::try_from(link).unwrap_or(u32::MAX),
+        link,
+        maps,
         cipher: secret.cipher_number(),
+        reserved: 0,
         seal_key: *secret.seal.expose(),
         open_key: *secret.open.expose(),
         // COMMIT is still to come.
@@ -455,13 +479,18 @@ fn receive_link(
     const IOV: u64 = SCRATCH + 64;
     const DATA: u64 = SCRATCH + 96;
     const CONTROL: u64 = SCRATCH + 128;
-    let message = [0, 0, IOV, 1, CONTROL, 24, 0, 0, DATA, 1];
+    const CMSG_LEN: u32 = 20;
+    let message = [0, 0, IOV, 1, CONTROL, 24, 0, 0, DATA, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     stopped.memory().write_all_at(message.as_bytes(), SCRATCH).map_err(MoveError::Process)?;
     let flags = u64::from(libc::MSG_CMSG_CLOEXEC.unsigned_abs());
     stopped.call("recvmsg", libc::SYS_recvmsg, [far, SCRATCH, flags, 0, 0, 0])?;
-    let mut fd = [0u8; 4];
-    stopped.memory().read_exact_at(&mut fd, CONTROL + 16).map_err(MoveError::Process)?;
-    Ok(u64::from(u32::from_le_bytes(fd)))
+    let mut control = [0u8; 20];
+    stopped.memory().read_exact_at(&mut control, CONTROL).map_err(MoveError::Process)?;
+    // Nothing came where the process may open no more.
+    if control[..4] != CMSG_LEN.to_le_bytes() {
+        return Err(MoveError::Process(io::Error::from_raw_os_error(libc::EMFILE)));
+    }
+    Ok(u64::from(u32::from_le_bytes([control[16], control[17], control[18], control[19]])))
 }
 
 /// Reads what the deputy in `pid` says of itself.

@@ -1,5 +1,7 @@
 //! What goes wrong ends well: by itself at home, or with a reason and nothing left.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 mod common;
 
 use common::*;
@@ -293,5 +295,66 @@ fn locks_have_their_reasons() {
         assert!(strict.iter().any(|lock| lock.code() == "privileged"), "{strict:?}");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_program_without_a_free_descriptor_stays_at_home() {
+    conet_testkit::privileged!();
+    let script = "
+import os, time, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+fds = []
+try:
+    while True: fds.append(os.dup(1))
+except OSError: pass
+print(len(fds) > 3, flush=True); time.sleep(1); print('end')
+";
+    let expected = unmoved(&python(), &["-c", script]);
+    let mut node = Node::new();
+    let child = start(&python(), &["-c", script]);
+    thread::sleep(Duration::from_millis(300));
+    assert!(node.take(child.id()).is_err());
+    assert_eq!(child.finish().stdout, expected.stdout);
+}
+
+#[test]
+fn a_program_without_proc_stays_at_home() {
+    conet_testkit::privileged!();
+    let (directory, program) = compiled("state", &["-static"]);
+    let root = directory.path().to_str().unwrap();
+    let child = start("chroot", &[root, "/state", "40"]);
+    thread::sleep(Duration::from_millis(300));
+    let mut node = Node::new();
+    let error = node.take(child.id()).err().unwrap();
+    assert!(error.to_string().contains("/proc/self/maps"), "{error}");
+    let expected = unmoved(&program, &["40"]);
+    let output = child.finish();
+    assert_eq!((output.status, output.stdout), (expected.status, expected.stdout));
+}
+
+#[test]
+fn a_breakpoint_is_met_at_home() {
+    conet_testkit::privileged!();
+    let (_directory, program) = compiled("breakpoint", &[]);
+    let mut node = Node::new();
+    let (child, _) = away(&mut node, &program, &[]);
+    let output = child.finish();
+    assert_eq!(output.status.signal(), Some(5));
+}
+
+/// The bell stopped ringing when the deputy had asked, though the frame was not there
+/// yet: a program that made no calls then stayed away for good.
+#[test]
+fn the_bell_rings_until_the_image_comes() {
+    conet_testkit::privileged!();
+    let child = start("awk", &[BUSY]);
+    thread::sleep(Duration::from_millis(100));
+    let mut node = Node::new();
+    for i in 0..40 {
+        let away = node.take(child.id()).unwrap();
+        thread::sleep(Duration::from_millis(i % 4 * 5));
+        let returned = away.bring_home(child.id()).unwrap();
+        assert!(returned.total < Duration::from_secs(5), "{returned:?}");
     }
 }

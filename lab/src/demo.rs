@@ -12,10 +12,15 @@
 //! from the raised lab to its figures.
 
 mod network;
+mod process;
+pub mod program;
+mod random;
+mod socket;
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use conet_node::client::ClientError;
 use conet_node::config::Mode;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -108,6 +113,52 @@ pub enum StepError {
         /// What was to be seen.
         what: &'static str,
     },
+    /// The daemon did not do what it was asked.
+    #[error(transparent)]
+    Daemon(#[from] ClientError),
+    /// A program does not go on.
+    #[error("{what} does not come; see ps, and the daemons' logs in {}", crate::STATE_DIR)]
+    Slow {
+        /// What was waited for.
+        what: &'static str,
+    },
+    /// A program ended before it had shown anything.
+    #[error("the program ended after {hops} of {wanted} moves (seed {seed}); try an idle machine")]
+    FewHops {
+        /// Moves until then.
+        hops: usize,
+        /// Least moves.
+        wanted: usize,
+        /// What the times of the moves follow from.
+        seed: u64,
+    },
+    /// A program that moved is not as one that did not.
+    #[error("{what} is {moved:?} moved and {unmoved:?} unmoved; this is a bug, report it")]
+    Differs {
+        /// What differs.
+        what: String,
+        /// In the program that moved.
+        moved: String,
+        /// In the one that did not.
+        unmoved: String,
+    },
+    /// A program did not do its work, wherever it ran.
+    #[error("the program ended with {status} and said {said:?} last; this is a bug, report it")]
+    Broken {
+        /// How it ended.
+        status: String,
+        /// The last line that it wrote.
+        said: String,
+    },
+    /// A program did not stay away.
+    #[error("the program did not work away: {reason}; this is a bug, report it")]
+    Stayed {
+        /// Why, as the daemon says.
+        reason: String,
+    },
+    /// A connection.
+    #[error(transparent)]
+    Socket(#[from] socket::SocketError),
 }
 
 /// What a step gives.
@@ -218,6 +269,11 @@ impl Run<'_> {
         self.step(&format!("tcp there ({mode})"), || network::tcp(&raised, 1, 2));
         self.step(&format!("tcp back ({mode})"), || network::tcp(&raised, 2, 1));
         self.step(&format!("lan capture ({mode})"), || network::capture(&raised));
+        if mode == Mode::WireGuard {
+            self.step(&format!("process moves ({mode})"), || process::moves(&raised, watch));
+            self.step(&format!("forwarded call ({mode})"), || process::calls(&raised, watch));
+            self.step(&format!("socket moves ({mode})"), || socket::moves(&raised, watch));
+        }
         // Also after a Ctrl-C, when the steps before were left out.
         self.always(&format!("lab down ({mode})"), || raised.lower());
     }
@@ -242,6 +298,11 @@ impl Run<'_> {
         (self.told)(&step);
         self.report.steps.push(step);
     }
+}
+
+/// With one digit after the point.
+fn rounded(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //!
 //! IPv6 is off on the bridge, its ports and the hosts' links to it: the kernel
 //! would announce link-local addresses there, and a capture of the LAN is to show
-//! what conet sends. For the same reason the bridge does not snoop on multicast.
+//! what conet sends.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use conet_netsys::{IfName, IpNet, Netlink, Netns, Sysctl, Veth};
 
@@ -30,7 +30,20 @@ pub(crate) fn make_bridge(netlink: &mut Netlink) -> Result<(), LabError> {
 ///
 /// [`LabError::Net`].
 pub(crate) fn join(netlink: &mut Netlink, host: HostId, netns: &Netns) -> Result<(), LabError> {
-    let port = host.port()?;
+    join_as(netlink, host.port()?, host.lan_address(), netns)
+}
+
+/// Joins a namespace to the bridge by a port of this name, and gives it an address.
+///
+/// # Errors
+///
+/// [`LabError::Net`].
+pub(crate) fn join_as(
+    netlink: &mut Netlink,
+    port: IfName,
+    address: Ipv4Addr,
+    netns: &Netns,
+) -> Result<(), LabError> {
     let uplink = IfName::new(UPLINK)?;
     netlink.add_veth(&Veth {
         name: port,
@@ -47,7 +60,7 @@ pub(crate) fn join(netlink: &mut Netlink, host: HostId, netns: &Netns) -> Result
     netns.run(|| without_ipv6(uplink))??;
     let mut inside = Netlink::open_in(netns)?;
     inside.set_up(IfName::LOOPBACK)?;
-    let address = IpNet::new_assert(IpAddr::V4(host.lan_address()), LAN_PREFIX);
+    let address = IpNet::new_assert(IpAddr::V4(address), LAN_PREFIX);
     inside.add_address(uplink, address)?;
     Ok(inside.set_up(uplink)?)
 }

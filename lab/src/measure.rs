@@ -58,7 +58,7 @@ pub enum MeasureError {
 }
 
 impl MeasureError {
-    fn socket(step: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn socket(step: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Socket { step, source }
     }
 }

@@ -155,8 +155,9 @@ pub struct Head {
     pub detail: u64,
     /// Command name, as in `prctl(PR_SET_NAME)`, NUL-padded.
     pub name: [u8; 16],
-    /// Descriptor of the link at home, which the program must not see.
-    pub link_fd: u64,
+    /// Descriptors at home that the program must not touch: the link, and the
+    /// process's own `/proc/self/maps`.
+    pub hidden_fds: [u64; 2],
     /// Soft limits that the remote kernel enforces: `RLIMIT_STACK`,
     /// `RLIMIT_DATA`, `RLIMIT_AS`, in bytes.
     pub limits: [u64; 3],

@@ -15,7 +15,7 @@
 //! it. Peers are hostile until proven otherwise: [`parse_request`] checks every
 //! length once, so that the deputy can rely on what it returns.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Ref};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What a frame carries; the first field of [`FrameHeader`].
 pub mod kind {
@@ -253,7 +253,7 @@ pub fn output_len(desc: &Desc, result: i64) -> usize {
         mode::BY_RESULT => usize::try_from(result)
             .map_or(0, |units| units.saturating_mul(usize::from(desc.unit).max(1)).min(len)),
         _ => {
-            if result < 0 && result >= -4095 {
+            if (-4095..0).contains(&result) {
                 0
             } else {
                 len
@@ -325,9 +325,8 @@ fn check_place(earlier: &[Desc], desc: &Desc) -> Result<(), RequestError> {
 /// # Errors
 /// [`RequestError::Truncated`] when shorter than a [`FrameHeader`].
 pub fn split_frame(frame: &[u8]) -> Result<(FrameHeader, &[u8]), RequestError> {
-    let (header, body) =
-        Ref::<_, FrameHeader>::from_prefix(frame).map_err(|_| RequestError::Truncated)?;
-    Ok((*header, body))
+    // A copy: a view would take a frame at an odd address for a short one.
+    FrameHeader::read_from_prefix(frame).map_err(|_| RequestError::Truncated)
 }
 
 #[cfg(test)]
@@ -359,6 +358,18 @@ mod tests {
         assert_eq!(parsed.request.nr, 1);
         assert_eq!(parsed.descs(), &[desc]);
         assert_eq!(&body[parsed.inputs[0]..][..5], b"hello");
+    }
+
+    #[test]
+    fn a_frame_is_split_wherever_it_lies() {
+        let mut bytes = [0; 24];
+        let header = FrameHeader { kind: 7, seq: 9 };
+        for at in 0..8 {
+            bytes.fill(0);
+            bytes[at..at + 8].copy_from_slice(header.as_bytes());
+            assert_eq!(split_frame(&bytes[at..]), Ok((header, &[0; 24][at + 8..])));
+        }
+        assert_eq!(split_frame(&bytes[..7]).map(|_| ()), Err(RequestError::Truncated));
     }
 
     #[test]

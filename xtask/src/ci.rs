@@ -5,12 +5,16 @@
 //! named `conet*` at the end and was not there at the start fails the run.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::{leftovers, packages, test_run};
+
+/// The only target there is.
+const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 type Stage = (&'static str, fn() -> Result<(), String>);
 
@@ -21,6 +25,7 @@ const STAGES: &[Stage] = &[
     ("doc", doc),
     ("test", test),
     ("agent", agent),
+    ("fuzz", fuzz),
     ("bench", bench),
     ("demo", demo),
 ];
@@ -67,14 +72,27 @@ fn test() -> Result<(), String> {
     if counts.verdict() { Ok(()) } else { Err(counts.to_string()) }
 }
 
-/// The program that enters processes stands outside the workspace.
+/// The program that enters processes stands outside the workspace. It is looked at
+/// as it is built, optimised and for the host's own target.
 fn agent() -> Result<(), String> {
     let dir = crate::workspace_root().join("deputy-link/agent");
-    if !dir.join("Cargo.toml").exists() {
-        return Ok(());
-    }
     succeed(crate::cargo().current_dir(&dir).args(["fmt", "--check"]))?;
-    succeed(crate::cargo().current_dir(&dir).args(["clippy", "--", "-D", "warnings"]))
+    let mut command = crate::cargo();
+    command.current_dir(&dir).args(["clippy", "--release", "--locked", "--target", AGENT_TARGET]);
+    // In a target directory of the workspace: nothing is built among the sources.
+    command.arg("--target-dir").arg(target_dir().join("agent-lints"));
+    succeed(command.args(["--", "-D", "warnings"]))
+}
+
+/// The binaries around the fuzz targets want a fuzzing runtime, and are not built.
+fn fuzz() -> Result<(), String> {
+    let mut command = crate::cargo();
+    succeed(command.current_dir(crate::workspace_root().join("fuzz")).args(["fmt", "--check"]))
+}
+
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| crate::workspace_root().join("target"), PathBuf::from)
 }
 
 /// Runs each benchmark once, to see that it still works.

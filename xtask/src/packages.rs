@@ -1,23 +1,32 @@
 //! Programs that the tests run, and the Debian packages that bring them.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Program on `PATH`, and the package that has it.
+///
+/// What every Debian has (coreutils, util-linux, a shell) is not listed.
 const PROGRAMS: &[(&str, &str)] = &[
-    ("gawk", "gawk"),
-    ("gcc", "gcc"),
+    // Whichever awk it is: the tests ask for the name.
+    ("awk", "gawk"),
+    ("cc", "gcc"),
     ("gzip", "gzip"),
-    ("iperf3", "iperf3"),
     ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("kill", "procps"),
     ("ping", "iputils-ping"),
     ("python3", "python3"),
     ("tcpdump", "tcpdump"),
+    ("wg", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
     ("xz", "xz-utils"),
 ];
 
-/// Header that a C program needs: gcc alone does not bring it.
-const LIBC_HEADER: (&str, &str) = ("/usr/include/stdio.h", "libc6-dev");
+/// Files that programs need which tests compile, static ones included: gcc alone
+/// does not bring them.
+const FILES: &[(&str, &str)] =
+    &[("/usr/include/stdio.h", "libc6-dev"), ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev")];
 
 /// Installs what is missing, as root by apt-get; as another user says what is
 /// missing and goes on, since the tests that need it then say so themselves.
@@ -38,13 +47,11 @@ pub(crate) fn install() -> Result<(), String> {
 }
 
 fn missing() -> Vec<&'static str> {
-    let header = (!Path::new(LIBC_HEADER.0).exists()).then_some(LIBC_HEADER.1);
-    PROGRAMS
-        .iter()
-        .filter(|(program, _)| !on_path(program))
-        .map(|(_, package)| *package)
-        .chain(header)
-        .collect()
+    let programs = PROGRAMS.iter().filter(|(program, _)| !on_path(program));
+    let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
+    let mut packages: Vec<_> = programs.chain(files).map(|(_, package)| *package).collect();
+    packages.dedup();
+    packages
 }
 
 fn apt_get(arguments: &[&str]) -> Result<(), String> {
@@ -65,10 +72,16 @@ fn apt_get(arguments: &[&str]) -> Result<(), String> {
     }
 }
 
+/// Where programs are looked for: `PATH`, and what only root's usually has.
+///
+/// The tests get the same, so that what is found here is found there.
+pub(crate) fn path() -> OsString {
+    let given = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&given).chain(["/usr/sbin".into(), "/sbin".into()]);
+    // Fails for a directory with a colon in its name, which `split_paths` never gives.
+    std::env::join_paths(dirs).unwrap_or(given.clone())
+}
+
 fn on_path(name: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path)
-            .chain(["/usr/sbin".into(), "/sbin".into()])
-            .any(|dir| dir.join(name).is_file())
-    })
+    std::env::split_paths(&path()).any(|dir| dir.join(name).is_file())
 }

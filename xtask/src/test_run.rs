@@ -80,7 +80,9 @@ fn run_recording(extra: &[String], record: &Path) -> Result<Counts, String> {
     if !extra.iter().any(|argument| argument == "-p" || argument == "--package") {
         command.arg("--workspace");
     }
-    command.args(extra).env(SKIPPED_FILE, record).stdout(Stdio::piped());
+    command.args(extra).env(SKIPPED_FILE, record).env("PATH", crate::packages::path());
+    // A test that reads what a terminal has for it would wait for ever.
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
     let mut counts = Counts::default();
     if let Some(stdout) = child.stdout.take() {

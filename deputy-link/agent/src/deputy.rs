@@ -21,7 +21,7 @@ use crate::sys;
 use conet_deputy_core::boot::{
     ABORTED, BOOT, Boot, PARKED, PENDING, Pending, STATUS, Status, fault, phase,
 };
-use conet_wire::image::reason;
+use conet_wire::image::{REGION, REGION_LEN, reason};
 use conet_wire::link::{
     ComeHome, Exit, MAX_DESCS, PLACE_BUFFER, ParsedRequest, ReplyHead, direction, kind, output_len,
     padded, parse_request,
@@ -64,6 +64,7 @@ pub(crate) fn run() -> ! {
             open_next: boot.open_next,
         },
     );
+    sys::lists().maps = i32::try_from(boot.maps).unwrap_or(-1);
     let status = status();
     status.blocked = boot.blocked;
     status.phase = phase::SERVING;
@@ -213,11 +214,11 @@ impl Deputy {
     /// Receives the image and becomes the program again.
     fn take_home(&mut self, first: Option<&Frame>) -> ! {
         let mut incoming = Incoming::new(Side::Home);
+        let status = status();
         if let Some(frame) = first {
             handle(&mut incoming, frame);
+            status.phase = phase::COMING;
         }
-        let status = status();
-        status.phase = phase::COMING;
         loop {
             let frame = match sys::state().link.receive(link::wait) {
                 Ok(frame) => frame,
@@ -233,7 +234,8 @@ impl Deputy {
                     sys::exit(exit.map_or(255, |(exit, _)| exit.status));
                 }
                 _ if handle(&mut incoming, &frame) => break,
-                _ => {}
+                // Until the image begins to come, the bell must go on ringing.
+                _ => status.phase = phase::COMING,
             }
         }
         (status.pages, status.changed) = incoming.pages();
@@ -245,6 +247,7 @@ impl Deputy {
         let head = restore::head();
         let status = status();
         sys::close(sys::state().link.fd);
+        sys::close(sys::lists().maps);
         status.reason = head.reason;
         status.detail = head.detail;
         status.blocked = head.blocked;
@@ -267,6 +270,9 @@ impl Deputy {
             store_outputs(&self.pending, result);
             registers.rax = result.cast_unsigned();
         }
+        // A child that the program makes before the daemon has tidied up must not
+        // inherit the region (MADV_DONTFORK).
+        sys::plain(nr::__NR_madvise, [REGION, REGION_LEN, 10, 0, 0, 0]);
         status.phase = phase::HOME;
         sys::resume(&registers, restore::xsave(), head.blocked, &stack)
     }

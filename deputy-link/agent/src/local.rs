@@ -28,7 +28,7 @@ pub(crate) fn run(which: Local, number: u32, args: &[u64; 6]) -> Result<i64, Awa
         Local::Times => times(args),
         Local::Mmap => map(args),
         Local::Memory => memory(number, args),
-        Local::Close if args[0] & 0xffff_ffff == hidden() => Ok(error(errno::EBADF)),
+        Local::Close if is_hidden(args[0]) => Ok(error(errno::EBADF)),
         Local::Close => plain(number, *args),
         Local::CloseRange => close_range(args),
         Local::Dup2 => duplicate(number, args),
@@ -36,8 +36,8 @@ pub(crate) fn run(which: Local, number: u32, args: &[u64; 6]) -> Result<i64, Awa
     }
 }
 
-fn hidden() -> u64 {
-    sys::state().remote.hidden_fd
+fn is_hidden(fd: u64) -> bool {
+    sys::state().remote.hidden_fds.contains(&(fd & 0xffff_ffff))
 }
 
 fn read_word(addr: u64) -> Result<u64, Fault> {
@@ -351,34 +351,39 @@ fn note_file(start: u64, end: u64) {
     }
 }
 
+/// `close_range(first, last, flags)` around what is hidden.
 fn close_range(args: &[u64; 6]) -> Result<i64, Away> {
     let [first, last, flags, ..] = *args;
     let (first, last) = (first & 0xffff_ffff, last & 0xffff_ffff);
-    let hidden = hidden();
-    if hidden < first || hidden > last {
+    let hidden = sys::state().remote.hidden_fds;
+    if !hidden.iter().any(|fd| (first..=last).contains(fd)) {
         return plain(nr::__NR_close_range, *args);
     }
     // CLOSE_RANGE_UNSHARE is for those who share their table.
     if flags & 2 != 0 {
         return Err(Away::GoHome);
     }
-    if hidden > first {
-        let result = plain(nr::__NR_close_range, [first, hidden - 1, flags, 0, 0, 0])?;
-        if result < 0 {
-            return Ok(result);
+    let mut from = first;
+    for fd in hidden.into_iter().filter(|fd| (first..=last).contains(fd)) {
+        if from < fd {
+            let result = plain(nr::__NR_close_range, [from, fd - 1, flags, 0, 0, 0])?;
+            if result < 0 {
+                return Ok(result);
+            }
         }
+        from = fd + 1;
     }
-    if hidden < last {
-        return plain(nr::__NR_close_range, [hidden + 1, last, flags, 0, 0, 0]);
+    if from > last {
+        return Ok(0);
     }
-    Ok(0)
+    plain(nr::__NR_close_range, [from, last, flags, 0, 0, 0])
 }
 
 fn duplicate(number: u32, args: &[u64; 6]) -> Result<i64, Away> {
-    if args[0] & 0xffff_ffff == hidden() {
+    if is_hidden(args[0]) {
         return Ok(error(errno::EBADF));
     }
-    if args[1] & 0xffff_ffff == hidden() {
+    if is_hidden(args[1]) {
         return Err(Away::GoHome);
     }
     plain(number, *args)

@@ -151,7 +151,8 @@ fn become_the_program(head: &Head) -> Result<(), Refusal> {
     sys::set_name(&head.name);
     let state = sys::state();
     state.remote.signals = Signals { blocked: head.blocked, handled: head.handled };
-    state.remote.hidden_fd = head.link_fd;
+    let [a, b] = head.hidden_fds;
+    state.remote.hidden_fds = [a.min(b), a.max(b)];
     if head.robust_addr != 0 {
         sys::plain(nr::__NR_set_robust_list, [head.robust_addr, head.robust_len, 0, 0, 0, 0]);
     }

@@ -27,6 +27,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// A mapping at home that other processes share.
 const SHARED: u32 = 1 << 16;
+/// [`PAGE`], as a length.
+const PAGE_LEN: usize = 4096;
 const READ: u32 = 1;
 const WRITE: u32 = 2;
 const MAP_FIXED: u32 = 0x10;
@@ -219,8 +221,8 @@ impl Incoming {
         if !self.can_read {
             self.unlock(area)?;
         }
-        let mut copy = [0u8; PAGE as usize];
-        for (i, page) in data.as_chunks::<{ PAGE as usize }>().0.iter().enumerate() {
+        let mut copy = [0u8; PAGE_LEN];
+        for (i, page) in data.as_chunks::<PAGE_LEN>().0.iter().enumerate() {
             let at = addr + PAGE * i as u64;
             let here = present_in(at, at + PAGE).next().map_or(0, |p| p.flags);
             let is_file = here & (area_flags::FILE | SHARED) != 0;
@@ -358,16 +360,11 @@ fn shape_home() -> Result<(), Refusal> {
     if added { read_present() } else { Ok(()) }
 }
 
-/// Lists home's mappings into the state.
+/// Lists home's mappings.
 fn read_present() -> Result<(), Refusal> {
     let lists = sys::lists();
-    let maps = sys::open(c"/proc/self/maps", 0x80000);
-    let fd = i32::try_from(maps).unwrap_or(-1);
-    if fd < 0 {
-        return Err(refuse(step::MAP, maps, 0));
-    }
     lists.present_count = 0;
-    let read = for_each_line(fd, |line| {
+    let read = for_each_line(lists.maps, |line| {
         if overlaps_region(line.start, line.end) || line.backing == Backing::Vsyscall {
             return Some(());
         }
@@ -382,7 +379,6 @@ fn read_present() -> Result<(), Refusal> {
         lists.present_count += 1;
         Some(())
     });
-    sys::close(fd);
     read.ok_or_else(|| refuse(step::MAP, -i64::from(errno::E2BIG), 0))
 }
 

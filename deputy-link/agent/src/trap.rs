@@ -30,8 +30,8 @@ pub(crate) struct Remote {
     pub(crate) seq: u32,
     /// The program's signals.
     pub(crate) signals: Signals,
-    /// Descriptor of the link at home, which the program does not see.
-    pub(crate) hidden_fd: u64,
+    /// Descriptors at home that the program does not see, in ascending order.
+    pub(crate) hidden_fds: [u64; 2],
     /// `/proc/self/maps`.
     pub(crate) maps: i32,
     /// `/proc/self/pagemap`.
@@ -47,7 +47,7 @@ impl Remote {
         Self {
             seq: 0,
             signals: Signals { blocked: 0, handled: 0 },
-            hidden_fd: 0,
+            hidden_fds: [0; 2],
             maps: 0,
             pagemap: 0,
             offsets: Clocks { realtime: 0, monotonic: 0, boottime: 0, raw: 0 },
@@ -150,7 +150,8 @@ fn come_home(frame: &Frame) -> Option<ComeHome> {
 /// A call of the table, in as many pieces as it needs.
 pub(crate) fn call(class: Class, number: u32, args: &[u64; 6]) -> Result<i64, Away> {
     let chunked =
-        matches!(number, nr::__NR_read | nr::__NR_write | nr::__NR_pread64 | nr::__NR_pwrite64);
+        matches!(number, nr::__NR_read | nr::__NR_write | nr::__NR_pread64 | nr::__NR_pwrite64)
+            || number == nr::__NR_sendto && args[4] == 0;
     if !chunked || args[2] <= CHUNK as u64 {
         return forward(class, number, args);
     }

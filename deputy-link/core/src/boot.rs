@@ -124,8 +124,12 @@ pub struct Pending {
 pub struct Boot {
     /// Descriptor of the link.
     pub link: u32,
+    /// Descriptor of the process's own `/proc/self/maps`.
+    pub maps: u32,
     /// 0 AES-128-GCM, 1 ChaCha20-Poly1305.
     pub cipher: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Key of what this side seals; wiped by the deputy.
     pub seal_key: [u8; 32],
     /// Key of what the other side sealed; wiped by the deputy.

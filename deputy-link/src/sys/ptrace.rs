@@ -127,11 +127,7 @@ impl Stopped {
             is_detached: false,
             _thread: PhantomData,
         };
-        stopped.interrupt().inspect_err(|_| stopped.is_detached = true).or_else(|error| {
-            // Ends the seizure; fails where the process is gone, which is as good.
-            request("PTRACE_DETACH", libc::PTRACE_DETACH, pid, 0, 0).ok();
-            Err(error)
-        })?;
+        stopped.interrupt()?;
         stopped.regs = stopped.read_regs()?;
         stopped.mask = stopped.read_mask()?;
         Ok(stopped)

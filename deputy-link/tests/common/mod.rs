@@ -1,6 +1,7 @@
 //! A second node on this machine, and programs to move to it.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
@@ -16,31 +17,31 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub const POLICY: Policy = Policy { allow_root: true, is_deputy: true };
-pub const GUEST_UID: u32 = 0x7000_0001;
+pub(crate) const POLICY: Policy = Policy { allow_root: true, is_deputy: true };
+pub(crate) const GUEST_UID: u32 = 0x7000_0001;
 
 /// The other node: it hosts one process at a time.
-pub struct Node {
+pub(crate) struct Node {
     directory: tempfile::TempDir,
     listener: TcpListener,
     generation: u8,
 }
 
 /// A process that is away.
-pub struct Away {
-    pub warden: Warden,
-    pub hosted: Hosted,
-    pub moved: mover::Moved,
+pub(crate) struct Away {
+    pub(crate) warden: Warden,
+    pub(crate) hosted: Hosted,
+    pub(crate) moved: mover::Moved,
 }
 
 impl Node {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         Self { directory, listener, generation: 0 }
     }
 
-    pub fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
+    pub(crate) fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
         self.generation += 1;
         let cipher = Cipher::preferred();
         let keys = || link_keys(&Key::new([self.generation; 32]), b"test");
@@ -51,12 +52,12 @@ impl Node {
         )
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.listener.local_addr().unwrap()
     }
 
     /// Hosts the next link that comes.
-    pub fn host(
+    pub(crate) fn host(
         &self,
         pid: u32,
         secret: LinkSecret,
@@ -74,12 +75,12 @@ impl Node {
     }
 
     /// Moves a process here.
-    pub fn take(&mut self, pid: u32) -> Result<Away, mover::MoveError> {
+    pub(crate) fn take(&mut self, pid: u32) -> Result<Away, mover::MoveError> {
         self.take_through(pid, self.address())
     }
 
     /// Moves a process here over a link that begins at `address`.
-    pub fn take_through(
+    pub(crate) fn take_through(
         &mut self,
         pid: u32,
         address: SocketAddr,
@@ -96,7 +97,7 @@ impl Node {
 }
 
 impl Away {
-    pub fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
+    pub(crate) fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
         mover::bring_home(as_pid(pid), || {
             // A program that has ended by itself has no warden any more.
             self.warden.ring().ok();
@@ -104,12 +105,12 @@ impl Away {
     }
 }
 
-pub fn as_pid(pid: u32) -> Pid {
+pub(crate) fn as_pid(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
 }
 
 /// A program that does not outlive its test.
-pub struct Program(Option<Child>);
+pub(crate) struct Program(Option<Child>);
 
 impl std::ops::Deref for Program {
     type Target = Child;
@@ -126,7 +127,7 @@ impl std::ops::DerefMut for Program {
 
 impl Program {
     /// Waits for its end.
-    pub fn finish(mut self) -> Output {
+    pub(crate) fn finish(mut self) -> Output {
         self.0.take().unwrap().wait_with_output().unwrap()
     }
 }
@@ -140,22 +141,22 @@ impl Drop for Program {
     }
 }
 
-pub fn start(program: &str, args: &[&str]) -> Program {
+pub(crate) fn start(program: &str, args: &[&str]) -> Program {
     Program(Some(Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap()))
 }
 
-pub fn unmoved(program: &str, args: &[&str]) -> Output {
+pub(crate) fn unmoved(program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).output().unwrap()
 }
 
 /// The interpreter itself, where `python3` is a script that starts it.
-pub fn python() -> String {
+pub(crate) fn python() -> String {
     let output = unmoved("python3", &["-c", "import sys; print(sys.executable)"]);
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 /// Compiles a program of `tests/programs`.
-pub fn compiled(name: &str, flags: &[&str]) -> (tempfile::TempDir, String) {
+pub(crate) fn compiled(name: &str, flags: &[&str]) -> (tempfile::TempDir, String) {
     let directory = tempfile::tempdir().unwrap();
     let source = format!("{}/tests/programs/{name}.c", env!("CARGO_MANIFEST_DIR"));
     let program = directory.path().join(name);
@@ -172,7 +173,7 @@ pub fn compiled(name: &str, flags: &[&str]) -> (tempfile::TempDir, String) {
 }
 
 /// Waits until `what` holds, for ten seconds at most.
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
     let begin = Instant::now();
     while !holds() {
         assert!(begin.elapsed() < Duration::from_secs(10), "{what}: not within 10 s");
@@ -181,12 +182,12 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
     begin.elapsed()
 }
 
-pub fn status_of(pid: u32) -> Option<Status> {
+pub(crate) fn status_of(pid: u32) -> Option<Status> {
     mover::status(as_pid(pid)).ok()
 }
 
 /// Waits until a program has come home by itself; its last status.
-pub fn wait_home(pid: u32) -> Status {
+pub(crate) fn wait_home(pid: u32) -> Status {
     let mut last = None;
     wait_until("coming home", || {
         last = status_of(pid);
@@ -196,14 +197,14 @@ pub fn wait_home(pid: u32) -> Status {
 }
 
 /// Whether the machine has such a process, and it is no zombie.
-pub fn exists(pid: u32) -> bool {
+pub(crate) fn exists(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
 }
 
 /// Moves a program `count` times to and fro; its output and status must be those of
 /// an unmoved run. Gives the number of stays that were completed.
-pub fn hops(program: &str, args: &[&str], count: u32, pause: Duration) -> u32 {
+pub(crate) fn hops(program: &str, args: &[&str], count: u32, pause: Duration) -> u32 {
     let expected = unmoved(program, args);
     let child = start(program, args);
     let pid = child.id();
@@ -243,17 +244,17 @@ pub fn hops(program: &str, args: &[&str], count: u32, pause: Duration) -> u32 {
 }
 
 /// Somebody on the path between the two halves.
-pub struct Relay {
-    pub address: SocketAddr,
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
     /// Bytes that passed from the remote half to home.
-    pub passed: Arc<AtomicUsize>,
+    pub(crate) passed: Arc<AtomicUsize>,
     forge: Arc<AtomicBool>,
     seen: Arc<std::sync::Mutex<Vec<u8>>>,
 }
 
 /// What the relay does when told to interfere, towards home.
 #[derive(Clone, Copy, Debug)]
-pub enum Forgery {
+pub(crate) enum Forgery {
     /// Sends the last record once more.
     Replay,
     /// Changes one bit of the next record.
@@ -264,7 +265,7 @@ pub enum Forgery {
 
 impl Relay {
     /// Relays one connection to `target`.
-    pub fn start(target: SocketAddr, forgery: Forgery) -> Self {
+    pub(crate) fn start(target: SocketAddr, forgery: Forgery) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let (passed, forge) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
@@ -318,12 +319,12 @@ impl Relay {
         relay
     }
 
-    pub fn interfere(&self) {
+    pub(crate) fn interfere(&self) {
         self.forge.store(true, Ordering::SeqCst);
     }
 
     /// Everything that passed, in either direction.
-    pub fn capture(&self) -> Vec<u8> {
+    pub(crate) fn capture(&self) -> Vec<u8> {
         self.seen.lock().unwrap().clone()
     }
 }

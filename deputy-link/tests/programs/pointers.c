@@ -39,7 +39,8 @@ int main(void) {
   TELL(syscall(SYS_getrandom, bad, 8, 0));
   TELL(syscall(SYS_rt_sigprocmask, 0, bad, 0, 8));
   TELL(syscall(SYS_rt_sigaction, 99, 0, 0, 8));
-  TELL(getsockopt(0, SOL_SOCKET, SO_TYPE, buffer, (socklen_t *)bad));
+  int pair[2]; socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
+  TELL(getsockopt(pair[0], SOL_SOCKET, SO_TYPE, buffer, (socklen_t *)bad));
   TELL(fcntl(0, F_GETFD));
   TELL(close(12345));
   (void)region;

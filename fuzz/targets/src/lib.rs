@@ -10,10 +10,12 @@
 //! To add one: a function here or in its own crate, a row in [`TARGETS`], a binary in
 //! `fuzz/`, files in `fuzz/corpus/NAME/` written by real encoders.
 
+pub mod image;
 mod session;
 mod socket;
 
 pub use conet_wire::control::fuzz_request as control_request;
+pub use image::process_image;
 pub use session::session_packet;
 pub use socket::saved_socket;
 
@@ -29,6 +31,7 @@ pub type Target = fn(&[u8]);
 /// Every target, by the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("control_request", control_request),
+    ("process_image", process_image),
     ("saved_socket", saved_socket),
     ("session_packet", session_packet),
     ("tunnel_packet", tunnel_packet),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use conet_netsys::{Netns, NetnsName};
 use conet_node::config::Mode;
 
-use super::{Figure, Figures, Raised, StepError};
+use super::{Figure, Figures, Raised, StepError, rounded};
 use crate::LabError;
 use crate::measure::capture::{Capture, Captured};
 use crate::measure::ping::{Echo, ping as echo};
@@ -129,9 +129,4 @@ fn check(lab: &Raised, captured: &Captured, one: &Guest, two: &Guest) -> Result<
         }
         Mode::IpIp => Ok(()),
     }
-}
-
-/// With one digit after the point.
-fn rounded(value: f64) -> f64 {
-    (value * 10.0).round() / 10.0
 }

@@ -168,8 +168,8 @@ pub(super) fn reason_of(lock: &Lock) -> Reason {
 pub(super) fn start(node: NodeHandle<Event>, job: Job, answer: Option<Responder>) {
     thread("conet-mover", move || {
         let pid = job.pid;
-        let outcome = Box::new(run(&node, job, answer.as_ref()));
-        node.post(Event::Worked { pid, outcome, answer });
+        let outcome = run(&node, job, answer.as_ref());
+        node.post(Event::Worked { pid, outcome: Box::new(outcome), answer });
     });
 }
 

@@ -222,12 +222,18 @@ extern "C" fn on_bell(_signal: i32, _info: *const u8, context: *mut Context) {
     crate::trap::on_bell(unsafe { &mut *context });
 }
 
-extern "C" fn on_fault(signal: i32, _info: *const u8, context: *mut Context) {
+extern "C" fn on_fault(signal: i32, info: *const u8, context: *mut Context) {
     // SAFETY: as above.
     let context = unsafe { &mut *context };
     if let Some(exit) = fault_exit(context.rip) {
         context.rip = exit;
         return;
+    }
+    // A breakpoint is reported behind its instruction, a single byte; at home it is
+    // to be met again.
+    const SI_KERNEL: u32 = 0x80;
+    if signal.unsigned_abs() == SIGTRAP && info_word(info, 8) == SI_KERNEL {
+        context.rip = context.rip.wrapping_sub(1);
     }
     crate::trap::on_fault(context, signal.unsigned_abs());
 }

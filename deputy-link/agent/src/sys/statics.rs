@@ -57,6 +57,9 @@ pub(crate) struct Lists {
     pub(crate) present: [Area; MAX_AREAS],
     /// How many of them are valid.
     pub(crate) present_count: usize,
+    /// The deputy's `/proc/self/maps`, opened before the process moved: when it comes
+    /// home it may have no descriptor left to open one.
+    pub(crate) maps: i32,
 }
 
 const NONE: Area = Area { start: 0, end: 0, prot: 0, flags: 0 };
@@ -67,6 +70,7 @@ static LISTS: Static<Lists> = Static::new(Lists {
     area_count: 0,
     present: [NONE; MAX_AREAS],
     present_count: 0,
+    maps: 0,
 });
 
 /// The role's lists, as [`state`].

@@ -4,6 +4,8 @@
 //! The same run gives the same files. What a fuzzing run finds is added by hand,
 //! minimised.
 
+mod image;
+
 use conet_migsock::options::{CARRIED, SavedOption};
 use conet_migsock::state::{Buffers, RepairWindow, WindowScales};
 use conet_migsock::{Flow, SavedSocket};
@@ -15,6 +17,7 @@ use std::io;
 use std::path::Path;
 
 fn main() -> io::Result<()> {
+    write("process_image", &image::process_images())?;
     write("saved_socket", &saved_sockets())?;
     write("session_packet", &session_packets())
 }
