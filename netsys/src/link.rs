@@ -81,9 +81,8 @@ impl Netlink {
         self.create_link(Op::AddVeth, veth.name, message)
     }
 
-    /// Makes a bridge, down and without ports. It does not snoop on multicast: one that
-    /// does joins 224.0.0.106 when it comes up, and says so on its ports by IGMP
-    /// (RFC 4286).
+    /// Makes a bridge, down and without ports, that says nothing of its own: it does
+    /// not snoop on multicast, for which it would join 224.0.0.106 (RFC 4286).
     ///
     /// # Errors
     /// EEXIST when the name is taken.

@@ -52,7 +52,7 @@ const IDLE_WATCH: Duration = Duration::from_millis(500);
 /// How long an ended program is listed.
 const KEEP_ENDED: Duration = Duration::from_secs(600);
 /// Most ended programs that are listed.
-const MAX_ENDED: usize = 1000;
+const MAX_ENDED: usize = 500;
 /// How far above a process its registered ancestor may be.
 const MAX_DEPTH: u32 = 64;
 
@@ -118,22 +118,17 @@ impl Movers {
         let file = state.join("processes.json");
         let mut programs = BTreeMap::new();
         for record in store::load::<Vec<Record>>(&file).unwrap_or_default() {
-            if let Some(program) = Program::found_again(record) {
-                tracing::info!(pid = program.record.process.pid, "found a program again");
-                programs.insert(program.record.process.pid, program);
-            }
+            let program = Program::found_again(record);
+            let pid = program.record.process.pid;
+            tracing::info!(pid, place = ?program.record.place, "found a program again");
+            programs.insert(pid, program);
         }
         let guests = Guests::new(node.clone(), state.join("hosted"));
         Self { node, programs, guests, file, next_look: Instant::now() }
     }
 
     fn save(&self) {
-        let records: Vec<&Record> = self
-            .programs
-            .values()
-            .filter(|program| program.record.place != Place::Ended)
-            .map(|program| &program.record)
-            .collect();
+        let records: Vec<&Record> = self.programs.values().map(|p| &p.record).collect();
         if let Err(error) = store::save(&self.file, &records) {
             tracing::error!(%error, file = %self.file.display(), "cannot keep the table");
         }
@@ -202,7 +197,7 @@ impl Movers {
             why,
         };
         if let Some(node) = &job.to {
-            program.record.stay = Some((node.clone(), job.ticket));
+            program.record.next = Some((node.clone(), job.ticket));
         }
         program.is_busy = true;
         program.record.place = Place::Moving;
