@@ -99,7 +99,7 @@ print(held[-20:].decode(), flush=True)
     end.create();
     said.wait_for("conet-held-in-memory");
     capture.wait_for(b"conet is not hidden");
-    let seen = capture.seen.lock().unwrap();
+    let seen = capture.seen.lock().unwrap().clone();
     // The memory crossed three times, the file once.
     assert!(seen.len() > 3 << 20, "{} bytes", seen.len());
     assert_eq!(count(&seen, held), 0, "memory in clear");

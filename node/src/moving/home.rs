@@ -39,6 +39,7 @@ pub(super) struct Record {
     pub(super) freeze_us: Option<u64>,
     pub(super) reason: Option<Reason>,
     /// Its name, as last seen.
+    #[serde(default)]
     command: String,
 }
 
