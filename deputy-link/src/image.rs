@@ -2,7 +2,7 @@
 
 use crate::channel::{Channel, ChannelError};
 use crate::procfs::{self, Facts, Mapping};
-use crate::sys::ptrace::{Regs, Stopped, TraceError, robust_list};
+use crate::sys::ptrace::{self, Regs, Stopped, TraceError, robust_list};
 use crate::vdso;
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::{self, Pending};
@@ -37,6 +37,14 @@ pub(crate) struct Snapshot {
     pub(crate) xsave: Vec<u8>,
     pub(crate) mappings: Vec<Mapping>,
     pub(crate) pending: Pending,
+}
+
+/// Processor time that a process has used, in nanoseconds (man 3 clock_getcpuclockid:
+/// the clock of a process is derived from its pid).
+fn cpu_time(pid: Pid) -> i64 {
+    const CPUCLOCK_SCHED: i32 = 2;
+    let clock = (!pid.as_raw_nonzero().get() << 3) | CPUCLOCK_SCHED;
+    ptrace::read_clock(clock).unwrap_or(0)
 }
 
 /// Errors with which the kernel marks an interrupted call (include/linux/errno.h).
@@ -139,6 +147,7 @@ impl Snapshot {
             xsave_len: u32::try_from(self.xsave.len()).unwrap_or(0),
             handled: facts.handled,
             memory_map: MemoryMap { brk, ..facts.memory_map },
+            cpu_time: cpu_time(pid),
             robust_addr,
             robust_len,
             pending: self.pending.present,

@@ -150,6 +150,9 @@ pub struct Policy {
     /// What lies at the agent's addresses is a deputy of ours, which has not been
     /// taken out yet.
     pub is_deputy: bool,
+    /// When the process began, in clock ticks since boot: with its pid, its identity.
+    /// Not compared where it is not given.
+    pub started: Option<u64>,
 }
 
 /// Lists what keeps `pid` at home; empty if nothing does.
@@ -168,6 +171,21 @@ pub fn locks(pid: Pid, policy: Policy) -> io::Result<Vec<Lock>> {
     of_memory(pid, &maps, policy, &mut locks)?;
     of_descriptors(pid, &mut locks);
     locks.dedup();
+    Ok(locks)
+}
+
+/// As [`locks`], of a process that the calling thread has stopped: what can have changed
+/// since, without what only `smaps` and the descriptors tell.
+pub(crate) fn locks_of_stopped(pid: Pid, policy: Policy) -> io::Result<Vec<Lock>> {
+    let facts = procfs::facts(pid)?;
+    if policy.started.is_some_and(|started| started != facts.start_time) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut locks = Vec::new();
+    of_kind(pid, &facts, policy, &mut locks);
+    of_sharing(pid, &facts, &mut locks);
+    of_maps(&procfs::maps(pid)?, policy, &mut locks);
+    locks.retain(|lock| !matches!(lock, Lock::Traced(_)));
     Ok(locks)
 }
 
@@ -227,6 +245,11 @@ fn of_sharing(pid: Pid, facts: &Facts, locks: &mut Vec<Lock>) {
 }
 
 fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) -> io::Result<()> {
+    of_maps(maps, policy, locks);
+    of_flags(pid, locks)
+}
+
+fn of_maps(maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) {
     if maps.len() > MAX_AREAS {
         locks.push(Lock::TooManyAreas(maps.len()));
     }
@@ -248,7 +271,6 @@ fn of_memory(pid: Pid, maps: &[Mapping], policy: Policy, locks: &mut Vec<Lock>) 
             locks.push(lock);
         }
     }
-    of_flags(pid, locks)
 }
 
 /// Whether a shared mapping of this name is of a device. Shared memory without a file

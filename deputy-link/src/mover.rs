@@ -17,12 +17,13 @@
 use crate::agent;
 use crate::channel::{Channel, ChannelError, LinkSecret};
 use crate::image::{ImageError, Snapshot, is_to_reissue, is_to_restart};
-use crate::locks::{Lock, Policy, locks};
+use crate::locks::{Lock, Policy, locks, locks_of_stopped};
 use crate::procfs;
+use crate::sys::keep_alive;
 use crate::sys::ptrace::{Regs, Stopped, TraceError, get_descriptor};
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::{self, BOOT, Boot, SCRATCH, STACK_TOP, STATUS, Status, entry, phase};
-use conet_wire::image::{Clocks, Commit, End, REGION, REGION_LEN, overlaps_region, step};
+use conet_wire::image::{Clocks, End, REGION, REGION_LEN, overlaps_region, step};
 use conet_wire::link::{Refusal, kind};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Pid;
@@ -157,7 +158,10 @@ pub fn move_out(
     let begin = Instant::now();
     let mut channel = Channel::new(stream, secret);
     channel.stream().set_nodelay(true).map_err(ChannelError::from)?;
+    keep_alive(channel.stream().as_fd()).map_err(ChannelError::from)?;
     channel.stream().set_read_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
+    // A peer that reads no more must not keep the process stopped.
+    channel.stream().set_write_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
     channel.send(kind::HELLO, 0, &[])?;
     expect(&mut channel, kind::READY)?;
     let found = locks(pid, policy).map_err(gone)?;
@@ -168,6 +172,11 @@ pub fn move_out(
     let mut stopped = stop_at_rest(pid)?;
     if stopped.dispatches_calls() {
         return Err(MoveError::Locked(vec![Lock::SyscallDispatch]));
+    }
+    // Between looking and stopping the program may have become another one.
+    let found = locks_of_stopped(pid, policy).map_err(gone)?;
+    if !found.is_empty() {
+        return Err(MoveError::Locked(found));
     }
     let mut snapshot = Snapshot::take(&mut stopped, pid)?;
     let resident = Install::begin(&mut stopped, policy.is_deputy)?;
@@ -328,7 +337,9 @@ impl Install {
     fn begin(stopped: &mut Stopped, is_deputy: bool) -> Result<Self, MoveError> {
         let regs = stopped.regs();
         let was_there = overlaps_region(regs.rip, regs.rip + 1);
-        if !was_there && overlaps_region(regs.rsp, regs.rsp + 1) {
+        let is_finishing =
+            is_deputy && read_status(stopped.memory()).is_ok_and(|s| s.phase == phase::FINISHING);
+        if !was_there && (is_finishing || overlaps_region(regs.rsp, regs.rsp + 1)) {
             // A handler runs on top of a deputy that is finishing a call.
             return Err(MoveError::Locked(vec![Lock::Reserved]));
         }
@@ -404,25 +415,27 @@ impl Install {
         expect(channel, kind::PREPARED)?;
         let offsets = compare_clocks(channel)?;
         channel.stream().set_read_timeout(None).map_err(ChannelError::from)?;
-        write_boot(snapshot, stopped, channel)?;
-        let (own, own_mask) = (*stopped.regs(), stopped.mask());
-        // The deputy's registers first: should this daemon die here, the deputy finds
-        // its link closed. The other order could leave two running processes.
-        stopped.set_regs(deputy_regs(&own))?;
-        let committed = stopped
-            .set_mask(snapshot.head.blocked | snapshot.head.handled)
-            .map_err(MoveError::from)
-            .and_then(|()| Ok(channel.send(kind::COMMIT, 0, &[Commit { offsets }.as_bytes()])?));
-        if let Err(error) = committed {
-            stopped.set_regs(own)?;
+        channel.stream().set_write_timeout(None).map_err(ChannelError::from)?;
+        write_boot(snapshot, stopped, channel, offsets)?;
+        let own_mask = stopped.mask();
+        stopped.set_mask(snapshot.head.blocked | snapshot.head.handled)?;
+        // The one step that decides: with these registers the process is its deputy,
+        // which sends COMMIT before anything else, whatever becomes of this daemon.
+        let regs = deputy_regs(stopped.regs());
+        if let Err(error) = stopped.set_regs(regs) {
             stopped.set_mask(own_mask)?;
-            return Err(error);
+            return Err(error.into());
         }
         Ok(end)
     }
 }
 
-fn write_boot(snapshot: &Snapshot, stopped: &Stopped, channel: &Channel) -> Result<(), MoveError> {
+fn write_boot(
+    snapshot: &Snapshot,
+    stopped: &Stopped,
+    channel: &Channel,
+    offsets: Clocks,
+) -> Result<(), MoveError> {
     let [link, maps] = snapshot.head.hidden_fds.map(|fd| u32::try_from(fd).unwrap_or(u32::MAX));
     let (sealed, opened) = channel.positions();
     let secret = channel.secret();
@@ -433,18 +446,19 @@ fn write_boot(snapshot: &Snapshot, stopped: &Stopped, channel: &Channel) -> Resu
         reserved: 0,
         seal_key: *secret.seal.expose(),
         open_key: *secret.open.expose(),
-        // COMMIT is still to come.
-        seal_next: sealed + 1,
+        seal_next: sealed,
         open_next: opened,
         rseq_addr: snapshot.head.rseq_addr,
         rseq_len: snapshot.head.rseq_len,
         rseq_signature: snapshot.head.rseq_signature,
         blocked: snapshot.head.blocked,
+        offsets,
         pending: snapshot.pending,
     };
+    let status = Status { phase: phase::STARTING, ..Status::new_zeroed() };
     let write = |bytes: &[u8], at| stopped.memory().write_all_at(bytes, at);
     write(boot.as_bytes(), BOOT)
-        .and_then(|()| write(Status::new_zeroed().as_bytes(), STATUS))
+        .and_then(|()| write(status.as_bytes(), STATUS))
         .map_err(MoveError::Process)
 }
 
@@ -498,7 +512,10 @@ fn receive_link(
 /// # Errors
 /// When there is no such process, or no deputy in it.
 pub fn status(pid: Pid) -> io::Result<Status> {
-    let memory = File::open(procfs::path(pid, "mem"))?;
+    read_status(&File::open(procfs::path(pid, "mem"))?)
+}
+
+fn read_status(memory: &File) -> io::Result<Status> {
     let mut bytes = [0; size_of::<Status>()];
     memory.read_exact_at(&mut bytes, STATUS)?;
     Status::read_from_bytes(&bytes).map_err(|_| io::ErrorKind::InvalidData.into())
@@ -562,7 +579,12 @@ fn interrupt(pid: Pid) -> Result<(), MoveError> {
     let at = regs.rip.wrapping_sub(agent::ENTRY);
     let target = match at {
         entry::CHECK..=entry::SYSCALL => Some(entry::ABORT),
-        entry::END if is_to_reissue(&regs) => Some(entry::ABORT),
+        entry::END if is_to_reissue(&regs) => {
+            // It had begun: the deputy is told how the kernel would go on.
+            let rax = regs.rax.wrapping_add_signed(boot::BROKEN_OFF);
+            stopped.set_regs(Regs { rax, orig_rax: u64::MAX, ..regs })?;
+            None
+        }
         entry::END if is_to_restart(&regs) => Some(entry::PARKED),
         _ => None,
     };

@@ -92,3 +92,44 @@ print(decimal.Decimal(2).sqrt(), json.dumps([1, 2]), zlib.crc32(b'x'))
 ";
     assert!(hops(&python(), &["-c", script], 15, Duration::from_millis(45)) >= 4);
 }
+
+/// A bell within the vDSO, or a trap from its stub, once sent the program home with an
+/// instruction pointer that is not there.
+#[test]
+fn a_program_that_only_reads_clocks_comes_home() {
+    conet_testkit::privileged!();
+    let (_directory, program) = compiled("clocks", &["-O2"]);
+    assert!(hops(&program, &[], 25, Duration::from_millis(25)) >= 10);
+}
+
+/// What is unmapped away and used again must not show the file that home has there.
+#[test]
+fn memory_where_a_file_was_is_the_programs_own() {
+    conet_testkit::privileged!();
+    let script = "
+import mmap, time, sys
+f = open('/etc/services', 'rb'); size = 12288
+for i in range(40):
+    m = mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ); a = m[:16]
+    time.sleep(0.02); m.close()
+    own = [bytearray([i & 255]) * 140000 for _ in range(3)]
+    time.sleep(0.02)
+    print(i, a, all(set(b) == {i & 255} for b in own), flush=True)
+    for b in own: b[70000] = 7
+";
+    assert!(hops(&python(), &["-c", script], 25, Duration::from_millis(17)) >= 10);
+}
+
+/// Absolute timeouts of futexes are home's time.
+#[test]
+fn a_wait_for_an_event_takes_its_time() {
+    conet_testkit::privileged!();
+    let script = "
+import threading, time
+e = threading.Event()
+for i in range(10):
+    t = time.monotonic(); got = e.wait(0.2); d = time.monotonic() - t
+    print(i, got, 0.199 < d < 0.6, flush=True)
+";
+    assert!(hops(&python(), &["-c", script], 15, Duration::from_millis(45)) >= 5);
+}

@@ -284,7 +284,7 @@ fn locks_have_their_reasons() {
     ] {
         let mut child = start(&program, &[case]);
         thread::sleep(Duration::from_millis(150));
-        let policy = Policy { allow_root: true, is_deputy: false };
+        let policy = Policy { allow_root: true, is_deputy: false, started: None };
         let found = locks(as_pid(child.id()), policy).unwrap();
         let codes: Vec<_> = found.iter().map(|lock| lock.code()).collect();
         match code {
@@ -357,4 +357,36 @@ fn the_bell_rings_until_the_image_comes() {
         let returned = away.bring_home(child.id()).unwrap();
         assert!(returned.total < Duration::from_secs(5), "{returned:?}");
     }
+}
+
+/// A call that a handled signal interrupts ends with EINTR, also where the signal has to
+/// fetch the program first; it was once begun anew, and waited for ever.
+#[test]
+fn an_interrupt_ends_a_call_that_waits_away() {
+    conet_testkit::privileged!();
+    let script = "
+import os, signal, time
+r, w = os.pipe()
+print('ready', flush=True)
+try: os.read(r, 1)
+except KeyboardInterrupt: print('interrupted', flush=True)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.pause()
+print('woken')
+";
+    let mut node = Node::new();
+    let (child, away) = away(&mut node, &python(), &["-c", script]);
+    let kill = |signal: &str| {
+        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        thread::sleep(Duration::from_millis(50));
+    };
+    kill("-INT");
+    away.bring_home(child.id()).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let away = node.take(child.id()).unwrap();
+    kill("-USR1");
+    away.bring_home(child.id()).unwrap();
+    let output = child.finish();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ready\ninterrupted\nwoken\n");
+    assert!(output.status.success());
 }

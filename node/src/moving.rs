@@ -135,7 +135,7 @@ impl Movers {
     }
 
     fn policy(&self, is_deputy: bool) -> Policy {
-        Policy { allow_root: self.node.config().node.allow_root, is_deputy }
+        Policy { allow_root: self.node.config().node.allow_root, is_deputy, started: None }
     }
 
     /// The program of a pid: one that was registered, or that one has started.
@@ -191,7 +191,11 @@ impl Movers {
             pid,
             record: program.record.clone(),
             to,
-            policy: Policy { allow_root, is_deputy: program.has_region },
+            policy: Policy {
+                allow_root,
+                is_deputy: program.has_region,
+                started: Some(program.record.process.started),
+            },
             name: Stat::of(pid).map(|stat| stat.command).unwrap_or_default(),
             ticket: work::new_ticket(),
             why,

@@ -16,9 +16,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const VERSION: u32 = 1;
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;
-/// Most memory areas of one image; the kernel's own default limit
-/// (`vm.max_map_count`) is 65530, but a head must fit into fixed memory.
-pub const MAX_AREAS: usize = 8192;
+/// Most memory areas of one image: the kernel's own limit (`vm.max_map_count`) is
+/// 65530 unless raised.
+pub const MAX_AREAS: usize = 65_536;
 /// Most areas in one [`crate::link::kind::AREAS`] frame.
 pub const AREAS_PER_FRAME: usize = 4096;
 /// Most pages in one [`crate::link::kind::PAGES`] frame.
@@ -158,6 +158,8 @@ pub struct Head {
     /// Descriptors at home that the program must not touch: the link, and the
     /// process's own `/proc/self/maps`.
     pub hidden_fds: [u64; 2],
+    /// Processor time that the process has used at home, in nanoseconds.
+    pub cpu_time: i64,
     /// Soft limits that the remote kernel enforces: `RLIMIT_STACK`,
     /// `RLIMIT_DATA`, `RLIMIT_AS`, in bytes.
     pub limits: [u64; 3],

@@ -19,9 +19,9 @@ use crate::link::{self, Broken, Frame, Keys};
 use crate::restore::{self, Incoming, Side};
 use crate::sys;
 use conet_deputy_core::boot::{
-    ABORTED, BOOT, Boot, PARKED, PENDING, Pending, STATUS, Status, fault, phase,
+    ABORTED, BOOT, BROKEN_OFF, Boot, PARKED, PENDING, Pending, STATUS, Status, fault, phase,
 };
-use conet_wire::image::{REGION, REGION_LEN, reason};
+use conet_wire::image::{Commit, Head, REGION, REGION_LEN, reason};
 use conet_wire::link::{
     ComeHome, Exit, MAX_DESCS, PLACE_BUFFER, ParsedRequest, ReplyHead, direction, kind, output_len,
     padded, parse_request,
@@ -43,6 +43,9 @@ struct Deputy {
     done: u32,
     rseq: (u64, u32, u32),
     pending: Pending,
+    /// The kernel's mark (−512 to −514) of the call that was broken off to fetch the
+    /// program, 0 if none had begun.
+    broken_off: i64,
 }
 
 /// Runs until the program is home, or is no more.
@@ -73,7 +76,12 @@ pub(crate) fn run() -> ! {
         // The area lies in memory that is the remote half's now.
         sys::plain(nr::__NR_rseq, [rseq.0, u64::from(rseq.1), 1, u64::from(rseq.2), 0, 0]);
     }
-    let mut deputy = Deputy { done: 0, rseq, pending: boot.pending };
+    // From here on the process lives at the remote node.
+    let commit = Commit { offsets: boot.offsets };
+    if sys::state().link.send_value(kind::COMMIT, 0, &commit).is_err() {
+        lost(fault::END, 0);
+    }
+    let mut deputy = Deputy { done: 0, rseq, pending: boot.pending, broken_off: 0 };
     if deputy.pending.present == 1 {
         deputy.finish_for_remote();
     }
@@ -135,7 +143,10 @@ impl Deputy {
         status.last_call = u64::from(number);
         let result = sys::gate(number, &parsed.request.args);
         match result {
-            ABORTED => self.come_home(false),
+            result if link::is_aborted(result) => {
+                self.broken_off = if result == ABORTED { 0 } else { result - BROKEN_OFF };
+                self.come_home(false)
+            }
             PARKED => {
                 self.pending = Pending {
                     present: 1,
@@ -166,10 +177,8 @@ impl Deputy {
         let result = sys::gate(nr::__NR_restart_syscall, &[0; 6]);
         match result {
             PARKED => self.come_home(true),
-            ABORTED => {
-                // Not even begun again: still pending.
-                self.come_home(true)
-            }
+            // Not even begun again: still pending.
+            result if link::is_aborted(result) => self.come_home(true),
             _ => {}
         }
         let link = &mut sys::state().link;
@@ -267,14 +276,36 @@ impl Deputy {
             status.phase = phase::FINISHING;
             sys::set_mask(head.blocked);
             let result = sys::finish_pending();
+            // A handler that ran now could not tell where it came from.
+            sys::set_mask(u64::MAX);
             store_outputs(&self.pending, result);
             registers.rax = result.cast_unsigned();
+        } else if self.is_interrupted(&head) {
+            registers.rip = registers.rip.wrapping_add(2);
+            registers.rax = (-4i64).cast_unsigned(); // EINTR
         }
         // A child that the program makes before the daemon has tidied up must not
         // inherit the region (MADV_DONTFORK).
         sys::plain(nr::__NR_madvise, [REGION, REGION_LEN, 10, 0, 0, 0]);
         status.phase = phase::HOME;
         sys::resume(&registers, restore::xsave(), head.blocked, &stack)
+    }
+}
+
+impl Deputy {
+    /// Whether the call that was broken off ends with EINTR instead of being issued
+    /// again: a handler is about to run, and the call or the handler's flags say so
+    /// (man 7 signal, "Interruption of system calls").
+    fn is_interrupted(&self, head: &Head) -> bool {
+        const ERESTARTNOINTR: i64 = -513;
+        const ERESTARTNOHAND: i64 = -514;
+        const SA_RESTART: u64 = 0x1000_0000;
+        let waiting = sys::pending_signals() & head.handled & !head.blocked;
+        if self.broken_off == 0 || self.broken_off == ERESTARTNOINTR || waiting == 0 {
+            return false;
+        }
+        let flags = sys::action_flags(waiting.trailing_zeros() + 1);
+        self.broken_off == ERESTARTNOHAND || flags & SA_RESTART == 0
     }
 }
 

@@ -55,6 +55,7 @@ pub(crate) fn run(role: &core::ffi::CStr) -> ! {
     let Ok(launch) = Launch::read_from_bytes(&bytes) else { sys::exit(65) };
     let all =
         CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
+    sys::set_name(b"conet-warden\0\0\0\0");
     must(1, sys::plain(nr::__NR_unshare, [all, 0, 0, 0, 0, 0]));
     sys::send(host_fd::CONTROL, b"U");
     let mut answer = [0];

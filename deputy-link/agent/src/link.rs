@@ -8,6 +8,7 @@
 //! leaves in one `send`. On the call path one `recv` brings a whole reply.
 
 use crate::sys;
+use conet_deputy_core::boot::{ABORTED, BROKEN_OFF};
 use conet_transport::session::protect::{Cipher, Key, Label, Opener, Replay, Sealer};
 use conet_wire::link::{FrameHeader, MAX_FRAME, split_frame};
 use conet_wire::session::{RECORD_PREFIX, TAG, emit_record_prefix, parse_record_prefix};
@@ -171,7 +172,7 @@ impl Link {
             let room = buffer.get_mut(self.filled..wanted).ok_or(Broken::Forged)?;
             match read(self.fd, room) {
                 -4 => {}
-                conet_deputy_core::boot::ABORTED => return Err(Broken::Interrupted),
+                n if is_aborted(n) => return Err(Broken::Interrupted),
                 n if n <= 0 => return Err(Broken::End),
                 n => self.filled += usize::try_from(n).map_err(|_| Broken::End)?,
             }
@@ -189,6 +190,11 @@ impl Link {
         let end = RECORD_PREFIX + payload.end;
         Ok(Frame { header, body: end - body.len()..end })
     }
+}
+
+/// Whether a gated call was given up because the program is wanted home.
+pub(crate) fn is_aborted(result: i64) -> bool {
+    (BROKEN_OFF - 514..=ABORTED).contains(&result)
 }
 
 /// `recv` that waits.

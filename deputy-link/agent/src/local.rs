@@ -6,7 +6,7 @@ use crate::trap::{self, Away, call, give_up, plain};
 use conet_deputy_core::marshal::{Fault, Memory};
 use conet_deputy_core::table::{Class, Local, lookup};
 use conet_wire::image::{PAGE, REGION, area_flags, overlaps_region};
-use conet_wire::link::{Desc, Exit, ReplyHead, Request, direction, kind};
+use conet_wire::link::{CHUNK, Desc, Exit, ReplyHead, Request, direction, kind};
 use linux_raw_sys::{errno, general as nr};
 use zerocopy::FromBytes;
 
@@ -32,6 +32,9 @@ pub(crate) fn run(which: Local, number: u32, args: &[u64; 6]) -> Result<i64, Awa
         Local::Close => plain(number, *args),
         Local::CloseRange => close_range(args),
         Local::Dup2 => duplicate(number, args),
+        Local::Kill => send_signal(number, args),
+        Local::Futex => futex(args),
+        Local::ClockGetres => clock_getres(args),
         Local::Exit => exit(args[0]),
     }
 }
@@ -121,11 +124,12 @@ fn change_action(args: &[u64; 6]) -> Result<i64, Away> {
     let keep = matches!(result, Ok(value) if value >= 0);
     if keep && !grown && after.handled != before.handled {
         sys::state().remote.signals = after;
-        tell_mask()?;
+        // Done is done: where home asks meanwhile, the image's head tells the mask.
+        tell_mask().ok();
     } else if !keep && grown {
         sys::state().remote.signals = before;
         if result.is_ok() {
-            tell_mask()?;
+            tell_mask().ok();
         }
     }
     result
@@ -155,25 +159,32 @@ fn clock_gettime(args: &[u64; 6]) -> Result<i64, Away> {
     if let Some(pair) = clock::read(id) {
         return Ok(write_pair(args[1], pair));
     }
-    let result = call(Class::Forward(BUFFERS), nr::__NR_clock_gettime, args)?;
     // Processor time is what was used at home and what is used here.
-    if result == 0 && matches!(id, nr::CLOCK_PROCESS_CPUTIME_ID | nr::CLOCK_THREAD_CPUTIME_ID) {
-        let here = sys::clock(id);
-        let (Ok(s), Ok(n)) = (read_word(args[1]), read_word(args[1].wrapping_add(8))) else {
-            return Ok(error(errno::EFAULT));
-        };
-        let total = n.cast_signed() + here;
-        let pair = [s.cast_signed() + total / clock::SECOND, total % clock::SECOND];
-        return Ok(write_pair(args[1], pair));
+    if matches!(id, nr::CLOCK_PROCESS_CPUTIME_ID | nr::CLOCK_THREAD_CPUTIME_ID) {
+        let used = sys::state().remote.cpu_time + sys::clock(id);
+        return Ok(write_pair(args[1], [used / clock::SECOND, used % clock::SECOND]));
     }
-    Ok(result)
+    call(Class::Forward(BUFFERS), nr::__NR_clock_gettime, args)
+}
+
+/// `clock_getres`: what every x86-64 kernel with high-resolution timers answers.
+fn clock_getres(args: &[u64; 6]) -> Result<i64, Away> {
+    const TICK: i64 = 4_000_000;
+    let id = u32::try_from(args[0] & 0xffff_ffff).unwrap_or(u32::MAX);
+    let nanos = match id {
+        nr::CLOCK_REALTIME_COARSE | nr::CLOCK_MONOTONIC_COARSE => TICK,
+        0..=nr::CLOCK_TAI => 1,
+        _ => return Ok(error(errno::EINVAL)),
+    };
+    Ok(if args[1] == 0 { 0 } else { write_pair(args[1], [0, nanos]) })
 }
 
 fn gettimeofday(args: &[u64; 6]) -> Result<i64, Away> {
-    if args[1] != 0 {
-        return Err(Away::GoHome);
-    }
     let Some([seconds, nanos]) = clock::read(nr::CLOCK_REALTIME) else { return Err(Away::GoHome) };
+    // The time zone is zero unless somebody has set it by settimeofday(2).
+    if args[1] != 0 && Program.write(args[1], &[0; 8]).is_err() {
+        return Ok(error(errno::EFAULT));
+    }
     Ok(if args[0] == 0 { 0 } else { write_pair(args[0], [seconds, nanos / 1000]) })
 }
 
@@ -253,6 +264,15 @@ fn memory(number: u32, args: &[u64; 6]) -> Result<i64, Away> {
         return refused;
     }
     match number {
+        nr::__NR_munmap if has_file(args[0], args[0].saturating_add(args[1])) => {
+            let result = plain(number, *args)?;
+            if result < 0 {
+                return Ok(result);
+            }
+        }
+        nr::__NR_mremap if has_file(args[0], args[0].saturating_add(args[1])) => {
+            return Err(Away::GoHome);
+        }
         nr::__NR_mremap if args[3] > 1 || args[0] >> 32 <= REGION >> 32 => {
             return Err(Away::GoHome);
         }
@@ -300,6 +320,13 @@ fn map(args: &[u64; 6]) -> Result<i64, Away> {
         return refused;
     }
     if anonymous && !shared {
+        // Where home has a file it must have this memory too.
+        if fixed && has_file(addr, addr.saturating_add(page_len)) {
+            let made = plain(nr::__NR_mmap, *args)?;
+            if made < 0 {
+                return Ok(made);
+            }
+        }
         return Ok(sys::plain(nr::__NR_mmap, *args));
     }
     if anonymous || !plain_file || (shared && writable) || len == 0 || len > 1 << 30 {
@@ -333,12 +360,21 @@ fn map(args: &[u64; 6]) -> Result<i64, Away> {
 /// Copies `len` bytes of file `fd` to `place`; what lies behind its end stays zero.
 fn fill(place: u64, len: u64, fd: u64, offset: u64) -> Result<(), Away> {
     let class = lookup(u64::from(nr::__NR_pread64)).ok_or(Away::GoHome)?;
-    let read = call(class, nr::__NR_pread64, &[fd, place, len, offset, 0, 0]);
-    if read.is_err() {
-        // The call is issued again at home, where mapping once more does no harm.
-        sys::unmap(place, len.div_ceil(PAGE) * PAGE);
+    let mut done = 0;
+    while done < len {
+        let piece = (len - done).min(CHUNK as u64);
+        let args = [fd, place + done, piece, offset + done, 0, 0];
+        match call(class, nr::__NR_pread64, &args) {
+            Ok(0) => break,
+            Ok(n) if n > 0 => done += n.cast_unsigned(),
+            // The call is issued again at home, where mapping once more does no harm.
+            failed => {
+                sys::unmap(place, len.div_ceil(PAGE) * PAGE);
+                return Err(failed.err().unwrap_or(Away::GoHome));
+            }
+        }
     }
-    read.map(|_| ())
+    Ok(())
 }
 
 /// Remembers a file mapping, for [`has_file`]. The list is not sorted any more,
@@ -377,6 +413,47 @@ fn close_range(args: &[u64; 6]) -> Result<i64, Away> {
         return Ok(0);
     }
     plain(nr::__NR_close_range, [from, last, flags, 0, 0, 0])
+}
+
+/// `kill` and its kin: what a program sends itself and handles is delivered before the
+/// call returns, so the call belongs where handlers run.
+fn send_signal(number: u32, args: &[u64; 6]) -> Result<i64, Away> {
+    let remote = &sys::state().remote;
+    let signal = if number == nr::__NR_tgkill { args[2] } else { args[1] };
+    let deliverable = remote.signals.handled & !remote.signals.blocked;
+    let is_ours = args[0] & 0xffff_ffff == remote.pid;
+    if is_ours && (1..=64).contains(&signal) && deliverable & 1 << (signal - 1) != 0 {
+        return Err(Away::GoHome);
+    }
+    plain(number, *args)
+}
+
+/// Futexes with an absolute timeout, which is home's time. With one thread and private
+/// memory nobody can wake the program, so it sleeps, at home.
+fn futex(args: &[u64; 6]) -> Result<i64, Away> {
+    use conet_deputy_core::table::{Buffer, Len};
+    const BUFFERS: &[Buffer] =
+        &[Buffer { arg: 2, input: true, output: false, len: Len::Fixed(16), mode: 0, unit: 1 }];
+    const WAIT_BITSET: u64 = 9;
+    const CLOCK_REALTIME_FLAG: u64 = 256;
+    const TIMER_ABSTIME: u64 = 1;
+    let [word, operation, value, timeout, ..] = *args;
+    if operation & 0x7f != WAIT_BITSET || timeout == 0 {
+        return Err(Away::GoHome);
+    }
+    let mut now = [0; 4];
+    if Program.read(word, &mut now).is_err() {
+        return Ok(error(errno::EFAULT));
+    }
+    if u64::from(u32::from_le_bytes(now)) != value & 0xffff_ffff {
+        return Ok(error(errno::EAGAIN));
+    }
+    let id = if operation & CLOCK_REALTIME_FLAG != 0 { 0 } else { 1 };
+    let sleep = [id, TIMER_ABSTIME, timeout, 0, 0, 0];
+    Ok(match call(Class::Forward(BUFFERS), nr::__NR_clock_nanosleep, &sleep)? {
+        0 => error(errno::ETIMEDOUT),
+        other => other,
+    })
 }
 
 fn duplicate(number: u32, args: &[u64; 6]) -> Result<i64, Away> {

@@ -44,6 +44,7 @@ const FAULTS: u64 = 1 << 6 | 1 << 10;
 pub(crate) fn run(launch: &Launch, proc_fd: i32) -> ! {
     take_descriptors(proc_fd);
     let state = sys::state();
+    state.remote.pid = u64::from(launch.pid.cast_unsigned());
     state.remote.maps = MAPS;
     state.remote.pagemap = PAGEMAP;
     state.link.start(
@@ -151,6 +152,7 @@ fn become_the_program(head: &Head) -> Result<(), Refusal> {
     sys::set_name(&head.name);
     let state = sys::state();
     state.remote.signals = Signals { blocked: head.blocked, handled: head.handled };
+    state.remote.cpu_time = head.cpu_time;
     let [a, b] = head.hidden_fds;
     state.remote.hidden_fds = [a.min(b), a.max(b)];
     if head.robust_addr != 0 {

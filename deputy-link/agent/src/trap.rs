@@ -40,6 +40,10 @@ pub(crate) struct Remote {
     pub(crate) offsets: Clocks,
     /// Home has asked for the program.
     pub(crate) asked: bool,
+    /// Processor time used at home, in nanoseconds.
+    pub(crate) cpu_time: i64,
+    /// The process's id.
+    pub(crate) pid: u64,
 }
 
 impl Remote {
@@ -52,6 +56,8 @@ impl Remote {
             pagemap: 0,
             offsets: Clocks { realtime: 0, monotonic: 0, boottime: 0, raw: 0 },
             asked: false,
+            cpu_time: 0,
+            pid: 0,
         }
     }
 }
@@ -83,6 +89,12 @@ pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
         Some(class) => call(class, number, &args),
     };
     let leave = match result {
+        // The stub in the patched vDSO: what called it is the agent's own code, which
+        // must return to the program before it can go home.
+        _ if sys::is_stub(context.rip) => {
+            context.rax = result.unwrap_or(-4).cast_unsigned();
+            return;
+        }
         Ok(value) => {
             context.rax = value.cast_unsigned();
             if !sys::state().remote.asked {
@@ -103,6 +115,14 @@ pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
 
 /// The warden rang.
 pub(crate) fn on_bell(context: &Context) {
+    // In a function of the vDSO, which is not at home: it rings again.
+    if sys::is_in_region(context.rip) || sys::is_stub(context.rip) {
+        return;
+    }
+    if sys::state().remote.asked {
+        let leave = Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 };
+        capture::go_home(context, leave);
+    }
     let link = &mut sys::state().link;
     // Only the first read may find nothing: the bell can be early, and rings again.
     let began = core::cell::Cell::new(link.has_begun());
@@ -227,17 +247,15 @@ fn exchange(plan: &Plan) -> Result<i64, Away> {
 /// Waits for the reply to call `seq`; without a plan, for one that another agent
 /// began.
 pub(crate) fn wait_for(seq: u32, plan: Option<&Plan>) -> Result<i64, Away> {
-    let state = sys::state();
-    let link = &mut state.link;
-    let Ok(frame) = link.receive(link::wait) else { give_up() };
+    let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
     if let Some(come) = come_home(&frame) {
-        state.remote.asked = true;
+        sys::state().remote.asked = true;
         return Err(if come.pending == 1 { Away::AskedPending } else { Away::Asked });
     }
     if frame.header.kind != kind::REPLY || frame.header.seq != seq {
         give_up();
     }
-    let body = link.received(&frame);
+    let body = sys::state().link.received(&frame);
     let result = match plan {
         Some(plan) => plan.store(body, &mut Program),
         None => crate::local::store_pending(body),

@@ -70,11 +70,12 @@ impl Warden {
         if fds[0].revents != 0 {
             self.reap();
         }
-        if fds[1].revents != 0 {
-            self.meet();
-        }
+        // Before a newer daemon takes the old one's place.
         if fds[2].revents != 0 {
             self.obey();
+        }
+        if fds[1].revents != 0 {
+            self.meet();
         }
         if fds[3].revents != 0 {
             self.is_orphan = true;

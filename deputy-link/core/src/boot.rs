@@ -66,14 +66,19 @@ pub mod entry {
 
 /// Result of a gated call that did not run because of [`Status::interrupt`].
 pub const ABORTED: i64 = -4000;
+/// Added to the kernel's mark (−512 to −514, `ERESTARTSYS` and its kin) of a gated call
+/// that had begun, was interrupted without effect, and is to be issued again.
+pub const BROKEN_OFF: i64 = -3500;
 /// Result of a gated call that stays pending in the kernel
 /// (`-ERESTART_RESTARTBLOCK`); `restart_syscall(2)` continues it.
 pub const PARKED: i64 = -4001;
 
 /// [`Status::phase`].
 pub mod phase {
-    /// The deputy has not begun.
-    pub const STARTING: u32 = 0;
+    /// The region is being prepared; the program still runs here.
+    pub const INSTALLING: u32 = 0;
+    /// The deputy is about to begin.
+    pub const STARTING: u32 = 7;
     /// Serving calls.
     pub const SERVING: u32 = 1;
     /// The image is coming in.
@@ -146,6 +151,8 @@ pub struct Boot {
     pub rseq_signature: u32,
     /// The program's mask, without what the deputy adds.
     pub blocked: u64,
+    /// Body of COMMIT, which the deputy sends first of all.
+    pub offsets: conet_wire::image::Clocks,
     /// The call that was pending when the process moved.
     pub pending: Pending,
 }

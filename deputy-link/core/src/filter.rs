@@ -151,16 +151,14 @@ impl Program {
     /// Calls of the program.
     fn program(&mut self) {
         self.load(NUMBER);
-        self.allow(nr::__NR_futex);
+        self.futex();
         self.allow(nr::__NR_sched_yield);
         self.allow(nr::__NR_set_robust_list);
         self.allow(nr::__NR_get_robust_list);
         self.allow(nr::__NR_rseq);
         self.allow(nr::__NR_brk);
-        for number in [nr::__NR_munmap, nr::__NR_mprotect] {
-            self.away_from_region(number, TRAP);
-        }
-        self.moving_away_from_region(nr::__NR_mremap, TRAP);
+        // munmap and mremap trap: where home has a file, home must hear of it.
+        self.away_from_region(nr::__NR_mprotect, TRAP);
         self.anonymous_map(TRAP, false);
         self.ret(TRAP);
     }
@@ -218,6 +216,29 @@ impl Program {
             self.ret(ALLOW);
             self.ret(otherwise);
         }
+    }
+
+    /// `futex`: waits that end by an absolute time are the agent's, since that time is
+    /// home's.
+    fn futex(&mut self) {
+        const OPERATION: u32 = 0x7f;
+        const LOCK_PI: u32 = 6;
+        const WAIT_BITSET: u32 = 9;
+        const WAIT_REQUEUE_PI: u32 = 11;
+        const LOCK_PI2: u32 = 13;
+        self.push(JEQ, 0, 12, nr::__NR_futex);
+        self.load(arg_low(1));
+        self.push(AND, 0, 0, OPERATION);
+        self.push(JEQ, 3, 0, WAIT_BITSET);
+        self.push(JEQ, 2, 0, LOCK_PI);
+        self.push(JEQ, 1, 0, WAIT_REQUEUE_PI);
+        self.push(JEQ, 0, 5, LOCK_PI2);
+        self.load(arg_low(3));
+        self.push(JEQ, 0, 2, 0);
+        self.load(arg_high(3));
+        self.push(JEQ, 1, 0, 0);
+        self.ret(TRAP);
+        self.ret(ALLOW);
     }
 
     fn on_descriptor(&mut self, number: u32, fd: u32) {
@@ -327,7 +348,22 @@ mod tests {
             assert_eq!(call(number, PROGRAM, [0; 6]), TRAP, "{number}");
         }
         let heap = [0x7f00_0000_0000, 1 << 40, 3, 0x22, u64::MAX, 0];
-        assert_eq!(call(nr::__NR_munmap, PROGRAM, heap), ALLOW);
+        assert_eq!(call(nr::__NR_mprotect, PROGRAM, heap), ALLOW);
+        assert_eq!(call(nr::__NR_munmap, PROGRAM, heap), TRAP);
+        for (operation, timeout, want) in [
+            (0, 1, ALLOW),
+            (1 | 128, 0, ALLOW),
+            (9 | 128, 0, ALLOW),
+            (9 | 128, 1, TRAP),
+            (9 | 128, 1 << 40, TRAP),
+            (9 | 128 | 256, 8, TRAP),
+            (6, 8, TRAP),
+            (13, 8, TRAP),
+            (6, 0, ALLOW),
+        ] {
+            let args = [0x7f00_0000_0000, operation, 0, timeout, 0, 0];
+            assert_eq!(call(nr::__NR_futex, PROGRAM, args), want, "{operation} {timeout}");
+        }
         assert_eq!(call(nr::__NR_mmap, PROGRAM, [0, 4096, 3, 0x22, u64::MAX, 0]), ALLOW);
         assert_eq!(call(nr::__NR_mmap, PROGRAM, [0, 4096, 3, 0x20022, u64::MAX, 0]), ALLOW);
         for flags in [0x32, 0x10_0022, 0x21, 0x01, 0x02] {
@@ -335,8 +371,9 @@ mod tests {
             assert_eq!(call(nr::__NR_mmap, PROGRAM, args), TRAP, "{flags:#x}");
         }
         let remap = |flags| [0x7f00_0000_0000, 4096, 8192, flags, 0, 0];
-        assert_eq!(call(nr::__NR_mremap, PROGRAM, remap(1)), ALLOW);
-        assert_eq!(call(nr::__NR_mremap, PROGRAM, remap(3)), TRAP);
+        assert_eq!(call(nr::__NR_mremap, PROGRAM, remap(1)), TRAP);
+        assert_eq!(call(nr::__NR_mremap, AGENT, remap(1)), ALLOW);
+        assert_eq!(call(nr::__NR_mremap, AGENT, remap(3)), KILL);
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub enum Local {
     Close,
     CloseRange,
     Dup2,
+    Kill,
+    Futex,
+    ClockGetres,
     Exit,
 }
 
@@ -272,7 +275,6 @@ pub const TABLE: &[Line] = &[
     Line(nr::__NR_timer_settime, "timer_settime", Forward(&[input(2, ITIMER), output(3, ITIMER)])),
     Line(nr::__NR_timer_gettime, "timer_gettime", Forward(&[output(1, ITIMER)])),
     Line(nr::__NR_timer_getoverrun, "timer_getoverrun", Forward(&[])),
-    Line(nr::__NR_clock_getres, "clock_getres", Forward(&[output(1, TIMESPEC)])),
 
     // Sockets: they are made and stay at home.
     Line(nr::__NR_socket, "socket", Forward(&[])),
@@ -310,9 +312,9 @@ pub const TABLE: &[Line] = &[
     Line(nr::__NR_getgroups, "getgroups", Forward(&[result(1, Len::Times(0, 4), 4)])),
     Line(nr::__NR_wait4, "wait4", Forward(&[output(1, INT), output(3, Len::Fixed(144))])),
     Line(nr::__NR_waitid, "waitid", Forward(&[output(2, SIGINFO), output(4, Len::Fixed(144))])),
-    Line(nr::__NR_kill, "kill", Forward(&[])),
-    Line(nr::__NR_tkill, "tkill", Forward(&[])),
-    Line(nr::__NR_tgkill, "tgkill", Forward(&[])),
+    Line(nr::__NR_kill, "kill", Class::Local(Local::Kill)),
+    Line(nr::__NR_tkill, "tkill", Class::Local(Local::Kill)),
+    Line(nr::__NR_tgkill, "tgkill", Class::Local(Local::Kill)),
     Line(nr::__NR_getpriority, "getpriority", Forward(&[])),
     Line(nr::__NR_setpriority, "setpriority", Forward(&[])),
     Line(nr::__NR_sched_getaffinity, "sched_getaffinity", Forward(&[result(2, Len::Arg(1), 1)])),
@@ -323,7 +325,7 @@ pub const TABLE: &[Line] = &[
     Line(nr::__NR_getrlimit, "getrlimit", Forward(&[output(1, RLIMIT)])),
     Line(nr::__NR_setrlimit, "setrlimit", Forward(&[input(1, RLIMIT)])),
     Line(nr::__NR_prlimit64, "prlimit64", Forward(&[input(2, RLIMIT), output(3, RLIMIT)])),
-    Line(nr::__NR_capget, "capget", Forward(&[both(0, LONG), output(1, Len::Fixed(24))])),
+    Line(nr::__NR_capget, "capget", Forward(&[always(0, LONG), output(1, Len::Fixed(24))])),
     Line(nr::__NR_prctl, "prctl", Class::Prctl),
 
     // Signals. Handlers run at home only, so what is pending stays there.
@@ -342,6 +344,8 @@ pub const TABLE: &[Line] = &[
     // Answered by the agent.
     Line(nr::__NR_arch_prctl, "arch_prctl", Class::Local(Local::ArchPrctl)),
     Line(nr::__NR_clock_gettime, "clock_gettime", Class::Local(Local::ClockGettime)),
+    Line(nr::__NR_clock_getres, "clock_getres", Class::Local(Local::ClockGetres)),
+    Line(nr::__NR_futex, "futex", Class::Local(Local::Futex)),
     Line(nr::__NR_gettimeofday, "gettimeofday", Class::Local(Local::Gettimeofday)),
     Line(nr::__NR_time, "time", Class::Local(Local::Time)),
     Line(nr::__NR_getrandom, "getrandom", Class::Local(Local::Getrandom)),
@@ -387,6 +391,7 @@ pub const IOCTLS: &[(u32, &[Buffer])] = &[
     (io::FIONBIO, &[input(2, INT)]),
     (io::FIOCLEX, &[]),
     (io::FIONCLEX, &[]),
+    (0x4004_9409, &[]), // FICLONE
 ];
 
 /// `fcntl` commands that are forwarded, by their second argument.
@@ -418,6 +423,8 @@ pub const PRCTLS: &[(u32, &[Buffer])] = &[
     (1, &[]),                           // PR_SET_PDEATHSIG
     (2, &[output(1, INT)]),             // PR_GET_PDEATHSIG
     (3, &[]),                           // PR_GET_DUMPABLE
+    (29, &[]),                          // PR_SET_TIMERSLACK
+    (30, &[]),                          // PR_GET_TIMERSLACK
     (15, &[text(1)]),                   // PR_SET_NAME
     (16, &[output(1, Len::Fixed(16))]), // PR_GET_NAME
     (23, &[]),                          // PR_CAPBSET_READ

@@ -101,6 +101,8 @@ pub(crate) struct Stopped {
     /// A `syscall` instruction in the process.
     gadget: Option<u64>,
     is_detached: bool,
+    /// A stop signal that came in the midst of a borrowed call.
+    held_back: libc::c_int,
     _thread: PhantomData<*const ()>,
 }
 
@@ -125,6 +127,7 @@ impl Stopped {
             mask: 0,
             gadget: None,
             is_detached: false,
+            held_back: 0,
             _thread: PhantomData,
         };
         stopped.interrupt()?;
@@ -258,8 +261,9 @@ impl Stopped {
         // Or the kernel restarts the interrupted call over these registers.
         regs.orig_rax = u64::MAX;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
-        // A signal must not be delivered in the midst of it.
-        self.write_mask(u64::MAX)?;
+        // No signal must be delivered in the midst of it. Blocking the one that tells of
+        // the step's end would reset its action (force_sig in kernel/signal.c).
+        self.write_mask(!(1 << (libc::SIGTRAP - 1)))?;
         let result = self.step(&regs);
         self.write_regs(&self.regs)?;
         self.write_mask(self.mask)?;
@@ -273,13 +277,16 @@ impl Stopped {
         }
     }
 
-    fn step(&self, regs: &Regs) -> Result<u64, TraceError> {
+    fn step(&mut self, regs: &Regs) -> Result<u64, TraceError> {
         self.write_regs(regs)?;
         request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, self.pid, 0, 0)?;
         loop {
             let status = wait(self.pid)?;
             if libc::WSTOPSIG(status) == libc::SIGTRAP && status >> 16 == 0 {
                 return Ok(self.read_regs()?.rax);
+            }
+            if libc::WSTOPSIG(status) == libc::SIGSTOP {
+                self.held_back = libc::SIGSTOP;
             }
             request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, self.pid, 0, 0)?;
         }
@@ -302,7 +309,8 @@ impl Stopped {
     /// Lets the process go on.
     pub(crate) fn release(mut self) -> Result<(), TraceError> {
         self.is_detached = true;
-        request("PTRACE_DETACH", libc::PTRACE_DETACH, self.pid, 0, 0).map(|_| ())
+        let signal = usize::try_from(self.held_back).unwrap_or(0);
+        request("PTRACE_DETACH", libc::PTRACE_DETACH, self.pid, 0, signal).map(|_| ())
     }
 }
 
@@ -351,4 +359,14 @@ pub(crate) fn get_descriptor(pid: Pid, fd: u64) -> io::Result<OwnedFd> {
     let got = i32::try_from(got).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(got) })
+}
+
+/// Reads a clock by its kernel number, in nanoseconds; none where there is no such.
+pub(crate) fn read_clock(clock: i32) -> Option<i64> {
+    let mut time = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: the kernel writes one timespec.
+    let result = unsafe { libc::clock_gettime(clock, time.as_mut_ptr()) };
+    // SAFETY: zeroed at first, which is a valid value.
+    let time = unsafe { time.assume_init() };
+    (result == 0).then(|| time.tv_sec * 1_000_000_000 + time.tv_nsec)
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub(crate) const POLICY: Policy = Policy { allow_root: true, is_deputy: true };
+pub(crate) const POLICY: Policy = Policy { allow_root: true, is_deputy: true, started: None };
 pub(crate) const GUEST_UID: u32 = 0x7000_0001;
 
 /// The other node: it hosts one process at a time.

@@ -387,5 +387,5 @@ fn pin(pid: u32, processor: Option<&usize>) -> bool {
 
 /// In milliseconds with two digits after the point.
 pub(super) fn milliseconds(us: u64) -> Value {
-    Value::from(Duration::from_micros(us / 10 * 10).as_secs_f64() * 1000.0)
+    Value::from(f64::from(u32::try_from(us / 10).unwrap_or(u32::MAX)) / 100.0)
 }

@@ -17,7 +17,7 @@ use crate::MARKER;
 /// else would end with.
 pub const STATUS: u8 = 37;
 /// Rounds of computing per line, some 10 ms.
-const ROUNDS: u32 = 5_000_000;
+const ROUNDS: u32 = 1_500_000;
 /// Bytes read per line.
 const READ: usize = 1024;
 /// Between two lines.

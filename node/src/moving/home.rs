@@ -198,6 +198,9 @@ impl Program {
 
     fn look_away(&mut self, pid: rustix::process::Pid, errands: &mut Vec<Errand>) -> bool {
         let Ok(status) = mover::status(pid) else {
+            if work::is_ending(self.record.process.pid) {
+                return false; // the next look finds that it has ended, away
+            }
             // It came home and became another program before anybody looked.
             return self.came_home(None);
         };

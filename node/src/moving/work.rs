@@ -130,6 +130,12 @@ pub(super) fn is_another_program(pid: u32) -> bool {
     }
 }
 
+/// Whether the process has given its memory back already: it has ended but for the
+/// kernel's own work, and its executable is no longer known (`proc_pid_exe(5)`).
+pub(super) fn is_ending(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_err()
+}
+
 /// Takes the agent out of a process that is home again.
 pub(super) fn take_out(pid: u32) {
     thread("conet-tidy", move || {

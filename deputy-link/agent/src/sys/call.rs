@@ -198,6 +198,23 @@ pub(crate) struct Action {
     pub(crate) mask: u64,
 }
 
+/// Signals that wait for this process (man 2 rt_sigpending).
+pub(crate) fn pending_signals() -> u64 {
+    let mut set = 0u64;
+    // SAFETY: the kernel writes 8 bytes.
+    unsafe { raw(nr::__NR_rt_sigpending, [out(&mut set), 8, 0, 0, 0, 0]) };
+    set
+}
+
+/// Flags of a signal's action.
+pub(crate) fn action_flags(signal: u32) -> u64 {
+    let mut action = Action { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    let args = [u64::from(signal), 0, out(&mut action), 8, 0, 0];
+    // SAFETY: `action` has the kernel's layout.
+    unsafe { raw(nr::__NR_rt_sigaction, args) };
+    action.flags
+}
+
 pub(super) fn set_action(signal: u32, action: &Action) -> i64 {
     // SAFETY: `action` has the kernel's layout and names handlers of this program.
     unsafe { raw(nr::__NR_rt_sigaction, [u64::from(signal), at(action), 0, 8, 0, 0]) }

@@ -95,6 +95,17 @@ pub(crate) fn patch(base: u64, entries: &VdsoEntries) {
     }
 }
 
+/// Whether `rip` is just behind the stub's system call instruction, or on it.
+pub(crate) fn is_stub(rip: u64) -> bool {
+    let stub = TRAP_STUB.load(Ordering::Relaxed);
+    stub != 0 && (stub..stub + 3).contains(&rip)
+}
+
+/// Whether `rip` is in conet's own region.
+pub(crate) const fn is_in_region(rip: u64) -> bool {
+    conet_wire::image::overlaps_region(rip, rip.wrapping_add(1))
+}
+
 /// A system call that traps, for what only the handler can answer.
 fn trapping(number: u32, a: u64, b: u64, c: u64) -> i64 {
     #[unsafe(naked)]
