@@ -27,6 +27,7 @@ mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::{self, Policy};
@@ -189,6 +190,7 @@ impl Movers {
         let Some(program) = self.programs.get_mut(&pid) else { return };
         let job = work::Job {
             pid,
+            turn: Arc::clone(&program.turn),
             record: program.record.clone(),
             to,
             policy: Policy {
@@ -238,7 +240,7 @@ impl Movers {
             match errand {
                 home::Errand::Out(pid, node) => self.begin(pid, Some(node), None, None),
                 home::Errand::Home(pid, why) => self.begin(pid, None, None, Some(why)),
-                home::Errand::TakeOut(pid) => work::take_out(pid),
+                home::Errand::TakeOut(pid, turn) => work::take_out(pid, turn),
                 home::Errand::Tell(pid, node, ask) => {
                     work::ask(self.node.clone(), node, ask, move |answer| {
                         let was_told = answer == Some(Answer::Done);

@@ -1,5 +1,6 @@
 //! Programs whose home is this node.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::describe_return;
@@ -47,6 +48,8 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) record: Record,
+    /// Held by the thread that traces it: a process has one tracer at a time.
+    pub(super) turn: Arc<Mutex<()>>,
     /// A thread is moving it.
     pub(super) is_busy: bool,
     /// The agent's region is in it, or may be.
@@ -75,7 +78,7 @@ pub(super) enum Errand {
     /// Bring it home, because of this.
     Home(u32, Reason),
     /// Take the agent's region out of it.
-    TakeOut(u32),
+    TakeOut(u32, Arc<Mutex<()>>),
     /// Tell its node that it was stopped, or continues.
     Tell(u32, String, Ask),
     /// Ask the node whether this stay goes on.
@@ -103,6 +106,7 @@ impl Program {
     fn from_record(record: Record) -> Self {
         Self {
             record,
+            turn: Arc::default(),
             is_busy: false,
             has_region: false,
             calls_now: 0,
@@ -182,7 +186,9 @@ impl Program {
         let raw = self.record.process.pid;
         if self.has_region {
             match mover::status(pid) {
-                Ok(status) if status.phase == phase::HOME => errands.push(Errand::TakeOut(raw)),
+                Ok(status) if status.phase == phase::HOME => {
+                    errands.push(Errand::TakeOut(raw, Arc::clone(&self.turn)));
+                }
                 Ok(_) => {}
                 Err(_) => self.has_region = false,
             }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,7 @@ const WHERE_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) pid: u32,
+    pub(super) turn: Arc<Mutex<()>>,
     pub(super) record: Record,
     /// The node to move to; home where none is named.
     pub(super) to: Option<String>,
@@ -137,9 +139,10 @@ pub(super) fn is_ending(pid: u32) -> bool {
 }
 
 /// Takes the agent out of a process that is home again.
-pub(super) fn take_out(pid: u32) {
+pub(super) fn take_out(pid: u32, turn: Arc<Mutex<()>>) {
     thread("conet-tidy", move || {
-        if let Some(pid) = as_pid(pid) {
+        // A move that is under way takes it out, or makes use of it.
+        if let (Some(pid), Ok(_turn)) = (as_pid(pid), turn.try_lock()) {
             mover::take_out(pid);
         }
     });
@@ -174,7 +177,11 @@ pub(super) fn reason_of(lock: &Lock) -> Reason {
 pub(super) fn start(node: NodeHandle<Event>, job: Job, answer: Option<Responder>) {
     thread("conet-mover", move || {
         let pid = job.pid;
+        let turn = Arc::clone(&job.turn);
+        // It guards no data: a panic elsewhere leaves nothing half done.
+        let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = run(&node, job, answer.as_ref());
+        drop(turn);
         node.post(Event::Worked { pid, outcome: Box::new(outcome), answer });
     });
 }
