@@ -1,8 +1,8 @@
 //! Builds the agent, a `no_std` program for the host target, and embeds it.
 //!
 //! The agent is a workspace of its own (a `no_std` program breaks `cargo build` and
-//! `cargo test` in a shared one), so cargo is called with a target directory below
-//! `OUT_DIR`. The result is checked: no relocation may be left and nothing
+//! `cargo test` in a shared one), so cargo is called with a target directory of its
+//! own. The result is checked: no relocation may be left and nothing
 //! undefined, since nobody would fill them in.
 
 use object::{Object, ObjectSection, ObjectSegment, SegmentFlags};
@@ -25,12 +25,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     {
         println!("cargo::rerun-if-changed={}", here.join(path).display());
     }
-    let program = build(&here.join("agent"), &out.join("agent"))?;
+    let program = build(&here.join("agent"), &shared(&out))?;
     let bytes = fs::read(&program)?;
     let constants = describe(&bytes)?;
     fs::write(out.join("agent.elf"), &bytes)?;
     fs::write(out.join("agent.rs"), constants)?;
     Ok(())
+}
+
+/// Where the agent is built: one directory for all profiles of the outer build, since
+/// the agent has one profile, and its crates take a minute.
+fn shared(out: &Path) -> PathBuf {
+    // Cargo marks a target directory that it made; in another we stay below `OUT_DIR`.
+    let target = out.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
+    target.unwrap_or(out).join("agent")
 }
 
 fn build(agent: &Path, target: &Path) -> Result<PathBuf, Box<dyn Error>> {

@@ -268,3 +268,58 @@ fn watch(mut program: common::Program) -> Vec<(String, f64)> {
     assert!(program.finish().status.success());
     lines
 }
+
+/// Computes, sleeps, reads, and every now and then starts a child or a thread, for
+/// which it comes home by itself.
+const MIXED: &str = "
+import hashlib, os, subprocess, sys, threading, time
+h = sys.argv[1].encode()
+for i in range(120):
+    for k in range(20000): h = hashlib.sha256(h).digest()
+    what = h[0] % 40
+    if what == 0: print(subprocess.run(['echo', 'child'], capture_output=True).stdout)
+    elif what == 1:
+        t = threading.Thread(target=lambda: time.sleep(0.01)); t.start(); t.join()
+        print('thread')
+    elif what < 6: time.sleep(0.02)
+    elif what < 12: print(len(os.listdir('/usr/bin')) > 0)
+    print(i, h.hex()[:16], flush=True)
+sys.exit(int(sys.argv[1]))
+";
+
+#[test]
+fn several_programs_hop_at_once_and_for_reasons_of_their_own() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"));
+    let seed = setting("CONET_CROSSING_SEED", 1);
+    let lab = Lab::up("wireguard");
+    let (lab, python) = (&lab, &python());
+    std::thread::scope(|scope| {
+        for number in 1..=3u64 {
+            scope.spawn(move || {
+                let mut random = Random::new(seed + number);
+                let number = number.to_string();
+                let command = [python.as_str(), "-c", MIXED, &number];
+                let expected = Command::new(command[0]).args(&command[1..]).output().unwrap();
+                let program = lab.run(&command);
+                let pid = program.pid();
+                let output = std::thread::spawn(move || program.finish());
+                let mut moved = 0;
+                while !output.is_finished() {
+                    hop(&mut random, Duration::from_millis(120));
+                    let to = if random.chance(500) { "conet-h2" } else { "home" };
+                    let answer = common::try_migrate(pid, to);
+                    moved += u32::from(answer.status.success());
+                    let said = String::from_utf8_lossy(&answer.stderr);
+                    // It has a child or a thread just now, or has ended.
+                    let reasons = ["must stay at home", "has ended", "not one of yours"];
+                    let is_told = reasons.iter().any(|reason| said.contains(reason));
+                    assert!(answer.status.success() || is_told, "seed {seed}: {said}");
+                }
+                let output = output.join().unwrap();
+                assert_eq!(output.status, expected.status, "seed {seed}: {}", row(pid));
+                assert!(output.stdout == expected.stdout, "seed {seed}: the output differs");
+                assert!(moved > 4, "seed {seed}: {moved} moves");
+            });
+        }
+    });
+}

@@ -180,6 +180,9 @@ fn a_program_outlives_either_daemon() {
     assert_eq!(lines, expected + "end\n");
     assert_eq!(row(pid)["hops_done"], 9, "{}", row(pid));
     assert_eq!(row(pid)["sent_home"], 0);
+    let ended = row(pid);
+    Lab::restart("conet-h1");
+    assert_eq!(row(pid), ended, "the record outlives the daemon");
 }
 
 #[test]

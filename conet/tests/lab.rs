@@ -5,85 +5,15 @@
 //! of somebody else's is up, `lab up` refuses, the test fails, and that lab stays.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod common;
+
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use conet_netsys::{Netlink, Netns};
+use common::{CONET, Lab, conet, failed, json, nothing_remains, ok};
 use conet_testkit::Need;
-use conet_testkit::privileged::{Exclusive, exclusive};
+use conet_testkit::privileged::exclusive;
 use serde_json::Value;
-
-const CONET: &str = env!("CARGO_BIN_EXE_conet");
-
-fn conet(arguments: &[&str]) -> Output {
-    Command::new(CONET).args(arguments).stdin(Stdio::null()).output().unwrap()
-}
-
-#[track_caller]
-fn ok(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {said}", output.status);
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Asserts a failure that is told in one line, and gives the line.
-#[track_caller]
-fn failed(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "it succeeded");
-    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-    said
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap()
-}
-
-/// A lab that this test made; removed when dropped.
-struct Lab {
-    _alone: Exclusive,
-}
-
-impl Lab {
-    fn up(mode: &str) -> Self {
-        let alone = exclusive();
-        // Only a lab that came up is ours to remove.
-        ok(&conet(&["lab", "up", "--hosts", "2", "--guests", "1", "--mode", mode]));
-        Self { _alone: alone }
-    }
-
-    fn exec(host: &str, command: &[&str]) -> Output {
-        conet(&[&["lab", "exec", host, "--"], command].concat())
-    }
-
-    fn daemon(host: &str) -> i32 {
-        let status = json(&ok(&Self::exec(host, &[CONET, "status", "--json"])));
-        i32::try_from(status["pid"].as_i64().unwrap()).unwrap()
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let removed = conet(&["lab", "down"]);
-        if !std::thread::panicking() {
-            ok(&removed);
-            nothing_remains();
-        }
-    }
-}
-
-#[track_caller]
-fn nothing_remains() {
-    let links = Netlink::open().unwrap().links().unwrap();
-    let links: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
-    assert!(!links.iter().any(|name| conet_lab::is_lab_name(name)), "{links:?}");
-    let namespaces = Netns::list().unwrap();
-    let left = namespaces.iter().find(|name| conet_lab::is_lab_name(name.as_str()));
-    assert!(left.is_none(), "{left:?}");
-    assert!(!std::path::Path::new(conet_lab::STATE_DIR).exists());
-    let error = failed(&conet(&["lab", "status"]));
-    assert_eq!(error.trim_end(), "conet: no lab is up; make one with: conet lab up");
-}
 
 fn in_guest(guest: &str, command: &[&str]) -> Output {
     Command::new("ip").args(["netns", "exec", guest]).args(command).output().unwrap()
@@ -228,7 +158,7 @@ fn a_killed_daemon_finds_its_guests_again() {
     conet_testkit::privileged!(Need::Tun, Need::Program("ping"));
     let _lab = Lab::up("wireguard");
     let before = Lab::daemon("conet-h1");
-    let killed = rustix::process::Pid::from_raw(before).unwrap();
+    let killed = common::as_pid(before);
     rustix::process::kill_process(killed, rustix::process::Signal::KILL).unwrap();
     ok(&conet(&["lab", "restart", "conet-h1"]));
     assert_ne!(Lab::daemon("conet-h1"), before);

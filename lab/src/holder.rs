@@ -21,8 +21,9 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use conet_netsys::{NETNS_DIR, Netns, NetnsName};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -109,14 +110,37 @@ fn enter_host(plan: &Plan) -> Result<(), LabError> {
     // Downstream: the machine's later mounts and unmounts arrive, ours stay here.
     let cut = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", cut).map_err(LabError::step("cut the mounts off"))?;
+    let program = own_program();
     private_directory("/tmp", "mode=1777")?;
     private_directory("/run", "mode=0755")?;
+    if let Some((path, tree)) = program {
+        put_back(&path, tree).map_err(LabError::step("bring conet along"))?;
+    }
     fs::create_dir(NETNS_DIR).map_err(LabError::step_on("make", NETNS_DIR))?;
     move_mount(netns_tree, "", CWD, NETNS_DIR, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(LabError::step_on("mount", NETNS_DIR))?;
     rustix::system::sethostname(plan.name.as_bytes())
         .map_err(LabError::step("set the host's name"))?;
     shift_clocks(plan.clock_s)
+}
+
+/// This program, where it was started from one of the directories that a host has
+/// for itself: without it no `conet` could be run there.
+fn own_program() -> Option<(PathBuf, OwnedFd)> {
+    let path = std::env::current_exe().ok()?;
+    let is_hidden = ["/tmp", "/run"].iter().any(|directory| path.starts_with(directory));
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    // Fails where the file is gone since: then there is nothing to bring.
+    let tree = is_hidden.then(|| open_tree(CWD, &path, flags).ok())??;
+    Some((path, tree))
+}
+
+fn put_back(path: &Path, tree: OwnedFd) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::File::create(path)?;
+    Ok(move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 fn private_directory(path: &str, options: &str) -> Result<(), LabError> {

@@ -3,7 +3,7 @@
 //!
 //! IPv6 is off on the bridge, its ports and the hosts' links to it: the kernel
 //! would announce link-local addresses there, and a capture of the LAN is to show
-//! what conet sends. For the same reason the bridge does not snoop on multicast.
+//! what conet sends.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -21,10 +21,6 @@ pub(crate) fn make_bridge(netlink: &mut Netlink) -> Result<(), LabError> {
     let bridge = IfName::new(LAN)?;
     netlink.add_bridge(bridge)?;
     without_ipv6(bridge)?;
-    // A bridge that snoops joins 224.0.0.106 when it comes up, and says so by IGMP
-    // (RFC 4286). Where /sys is not this namespace's or read-only it goes on
-    // saying so, which harms nothing: only the capture shows it.
-    std::fs::write(format!("/sys/class/net/{LAN}/bridge/multicast_snooping"), "0").ok();
     Ok(netlink.set_up(bridge)?)
 }
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use crate::{IfName, MacAddr, NetError, Netlink, Netns, Object, Op};
@@ -81,13 +81,17 @@ impl Netlink {
         self.create_link(Op::AddVeth, veth.name, message)
     }
 
-    /// Makes a bridge, down and without ports.
+    /// Makes a bridge, down and without ports, that says nothing of its own: it does
+    /// not snoop on multicast, for which it would join 224.0.0.106 (RFC 4286).
     ///
     /// # Errors
     /// EEXIST when the name is taken.
     pub fn add_bridge(&mut self, name: IfName) -> Result<(), NetError> {
         let mut message = named(name);
-        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)])),
+        ]));
         self.create_link(Op::AddBridge, name, message)
     }
 

@@ -7,18 +7,18 @@
 //! ```
 //!
 //! The control thread owns the table; it never waits. A move runs on a thread of its
-//! own ([`work`]), which answers by an [`Event`]. What can be seen from outside is
+//! own (`work`), which answers by an [`Event`]. What can be seen from outside is
 //! looked at 20 times a second while a program is away ([`Movers::handle_timeout`]):
 //! whether it came home by itself, is stopped, has a handled signal waiting, or has
 //! ended. That costs some 100 µs per program and look; in return nothing of a
 //! program's life depends on this daemon, which may die and come back at any time.
 //!
-//! What is known is written to the state directory before each move ([`store`]), so
+//! What is known is written to the state directory before each move (`store`), so
 //! a later daemon finds every deputy again; which side of a half-done move it is on
 //! says the process itself.
 //!
-//! - [`home`]: records of this node's programs.
-//! - [`guests`]: programs of others, in sandboxes here.
+//! - `home`: records of this node's programs.
+//! - `guests`: programs of others, in sandboxes here.
 
 mod guests;
 mod home;
@@ -52,7 +52,7 @@ const IDLE_WATCH: Duration = Duration::from_millis(500);
 /// How long an ended program is listed.
 const KEEP_ENDED: Duration = Duration::from_secs(600);
 /// Most ended programs that are listed.
-const MAX_ENDED: usize = 1000;
+const MAX_ENDED: usize = 500;
 /// How far above a process its registered ancestor may be.
 const MAX_DEPTH: u32 = 64;
 
@@ -64,7 +64,7 @@ pub enum Event {
         /// The program.
         pid: u32,
         /// How it went.
-        outcome: Outcome,
+        outcome: Box<Outcome>,
         /// Who asked, unless nobody did.
         answer: Option<Responder>,
     },
@@ -118,22 +118,17 @@ impl Movers {
         let file = state.join("processes.json");
         let mut programs = BTreeMap::new();
         for record in store::load::<Vec<Record>>(&file).unwrap_or_default() {
-            if let Some(program) = Program::found_again(record) {
-                tracing::info!(pid = program.record.process.pid, "found a program again");
-                programs.insert(program.record.process.pid, program);
-            }
+            let program = Program::found_again(record);
+            let pid = program.record.process.pid;
+            tracing::info!(pid, place = ?program.record.place, "found a program again");
+            programs.insert(pid, program);
         }
         let guests = Guests::new(node.clone(), state.join("hosted"));
         Self { node, programs, guests, file, next_look: Instant::now() }
     }
 
     fn save(&self) {
-        let records: Vec<&Record> = self
-            .programs
-            .values()
-            .filter(|program| program.record.place != Place::Ended)
-            .map(|program| &program.record)
-            .collect();
+        let records: Vec<&Record> = self.programs.values().map(|p| &p.record).collect();
         if let Err(error) = store::save(&self.file, &records) {
             tracing::error!(%error, file = %self.file.display(), "cannot keep the table");
         }
@@ -202,7 +197,7 @@ impl Movers {
             why,
         };
         if let Some(node) = &job.to {
-            program.record.stay = Some((node.clone(), job.ticket));
+            program.record.next = Some((node.clone(), job.ticket));
         }
         program.is_busy = true;
         program.record.place = Place::Moving;
@@ -422,7 +417,7 @@ impl Processes for Movers {
 
     fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Worked { pid, outcome, answer } => self.finish(pid, outcome, answer),
+            Event::Worked { pid, outcome, answer } => self.finish(pid, *outcome, answer),
             Event::Told { pid, was_told } => {
                 if let Some(program) = self.programs.get_mut(&pid) {
                     program.told(was_told);

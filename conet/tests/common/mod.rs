@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use conet_netsys::{Netlink, Netns};
@@ -295,8 +295,12 @@ pub(crate) fn children_ran() -> Duration {
 
 /// The interpreter itself, where `python3` is a script that starts it.
 pub(crate) fn python() -> String {
-    let arguments = ["-c", "import sys; print(sys.executable)"];
-    ok(&Command::new("python3").args(arguments).output().unwrap()).trim().to_owned()
+    static FOUND: OnceLock<String> = OnceLock::new();
+    let look = || {
+        let arguments = ["-c", "import sys; print(sys.executable)"];
+        ok(&Command::new("python3").args(arguments).output().unwrap()).trim().to_owned()
+    };
+    FOUND.get_or_init(look).clone()
 }
 
 /// A file that all hosts see, removed when dropped.

@@ -113,6 +113,10 @@ pub fn run<P: Processes>(
     config: Config,
     processes: impl FnOnce(NodeHandle<P::Event>) -> P,
 ) -> Result<(), DaemonError> {
+    // A lab starts it by another name.
+    if let Err(error) = rustix::thread::set_name(c"conet") {
+        tracing::warn!(%error, "the process keeps its name");
+    }
     let config = Arc::new(config);
     let _lock = lock(&config.node.state_dir)?;
     let poll = Poll::new().map_err(DaemonError::resource("poll"))?;

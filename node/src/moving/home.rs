@@ -25,8 +25,12 @@ pub(super) struct Record {
     pub(super) process: ProcessRef,
     pub(super) uid: u32,
     pub(super) place: Place,
-    /// The node it is at, or on its way to, and the name of its stay there.
+    /// The node it is at, and the name of its stay there.
     pub(super) stay: Option<(String, Ticket)>,
+    /// The same of where it is to go. From one node to another it passes by home, so
+    /// that a daemon which ends meanwhile leaves a program that is at either.
+    #[serde(default)]
+    pub(super) next: Option<(String, Ticket)>,
     pub(super) remote_pid: Option<u32>,
     pub(super) hops: u64,
     pub(super) sent_home: u64,
@@ -34,6 +38,9 @@ pub(super) struct Record {
     pub(super) calls: u64,
     pub(super) freeze_us: Option<u64>,
     pub(super) reason: Option<Reason>,
+    /// Its name, as last seen.
+    #[serde(default)]
+    command: String,
 }
 
 /// A program, as the table keeps it.
@@ -58,7 +65,6 @@ pub(super) struct Program {
     is_checking: bool,
     /// How often in a row its node did not know of it.
     unknown: u32,
-    command: String,
 }
 
 /// Something to be done for a program, found by looking at it.
@@ -83,12 +89,14 @@ impl Program {
             uid,
             place: Place::Home,
             stay: None,
+            next: None,
             remote_pid: None,
             hops: 0,
             sent_home: 0,
             calls: 0,
             freeze_us: None,
             reason: None,
+            command: String::new(),
         })
     }
 
@@ -106,32 +114,42 @@ impl Program {
             next_check: Instant::now() + CHECK_PERIOD,
             is_checking: false,
             unknown: 0,
-            command: String::new(),
         }
     }
 
-    /// A program that an earlier daemon knew; none if it has ended since. Where a
-    /// move was under way, the process itself says on which side it is.
-    pub(super) fn found_again(record: Record) -> Option<Self> {
-        if !record.process.is_alive() {
-            return None;
-        }
+    /// A program that an earlier daemon knew. Where a move was under way, the process
+    /// itself says on which side it is.
+    pub(super) fn found_again(record: Record) -> Self {
         let mut program = Self::from_record(record);
-        let pid = work::as_pid(program.record.process.pid)?;
-        let deputy = mover::status(pid).ok();
+        let raw = program.record.process.pid;
+        if program.record.place == Place::Ended || !program.record.process.is_alive() {
+            program.end(None);
+            return program;
+        }
+        let deputy = work::as_pid(raw).and_then(|pid| mover::status(pid).ok());
         program.has_region = deputy.is_some();
-        let is_away = deputy.is_some_and(|status| {
-            matches!(status.phase, phase::STARTING | phase::SERVING | phase::COMING)
-        });
-        program.record.place =
-            if is_away && program.record.stay.is_some() { Place::Away } else { Place::Home };
-        Some(program)
+        let record = &mut program.record;
+        record.stay = record.stay.take().or_else(|| record.next.take());
+        if work::is_away(raw) && record.stay.is_some() {
+            record.place = Place::Away;
+            program.next_check = Instant::now();
+        } else {
+            program.is_home();
+        }
+        program
+    }
+
+    fn is_home(&mut self) {
+        self.record.place = Place::Home;
+        self.record.remote_pid = None;
+        self.record.stay = None;
+        self.record.next = None;
     }
 
     pub(super) fn command(&self) -> String {
         Stat::of(self.record.process.pid)
             .filter(|stat| stat.started == self.record.process.started)
-            .map_or_else(|| self.command.clone(), |stat| stat.command)
+            .map_or_else(|| self.record.command.clone(), |stat| stat.command)
     }
 
     /// Looks at the process; whether something worth keeping has changed.
@@ -149,10 +167,8 @@ impl Program {
         if self.is_busy {
             return false;
         }
+        self.record.command = self.command();
         let Some(pid) = work::as_pid(self.record.process.pid) else { return false };
-        if self.command.is_empty() || self.wanted.is_some() {
-            self.command = Stat::of(self.record.process.pid).map(|s| s.command).unwrap_or_default();
-        }
         match self.record.place {
             Place::Away => self.look_away(pid, errands),
             _ => {
@@ -250,6 +266,10 @@ impl Program {
                 self.record.remote_pid = Some(remote_pid);
                 self.unknown = 0;
             }
+            Some(Answer::Unknown) if self.record.next.is_some() => {
+                self.record.stay = self.record.next.take();
+                self.next_check = Instant::now();
+            }
             Some(Answer::Unknown) => {
                 self.unknown += 1;
                 if self.unknown >= MAX_UNKNOWN {
@@ -263,12 +283,10 @@ impl Program {
     /// It is home without having been asked.
     fn came_home(&mut self, status: Option<&Status>) -> bool {
         let record = &mut self.record;
-        record.place = Place::Home;
         record.hops += 1;
         record.sent_home += 1;
         record.calls += status.map_or(self.calls_now, |status| status.calls);
-        record.remote_pid = None;
-        record.stay = None;
+        self.is_home();
         self.calls_now = 0;
         self.has_region = true;
         self.record.reason = Some(match status {
@@ -325,7 +343,6 @@ impl Program {
             record.hops += 1;
             record.calls += returned.calls;
             record.freeze_us = Some(work::micros(returned.total));
-            record.remote_pid = None;
             self.calls_now = 0;
             self.has_region = true;
             if let Some(why) = outcome.why {
@@ -339,6 +356,7 @@ impl Program {
             self.record.freeze_us = Some(work::micros(out.moved.freeze));
             self.record.remote_pid = out.remote_pid;
             self.record.stay = Some((out.node.clone(), out.ticket));
+            self.record.next = None;
             self.record.place = Place::Away;
             self.record.reason = None;
             self.has_region = true;
@@ -347,10 +365,9 @@ impl Program {
             self.next_check = Instant::now() + CHECK_PERIOD;
         } else if outcome.is_still_away {
             self.record.place = Place::Away;
-            self.record.stay = outcome.stay;
+            self.record.next = None;
         } else {
-            self.record.place = Place::Home;
-            self.record.stay = None;
+            self.is_home();
         }
         match outcome.failure {
             Some(failure) => {

@@ -62,8 +62,6 @@ pub struct Outcome {
     pub(super) out: Option<Out>,
     /// It is where it was, away.
     pub(super) is_still_away: bool,
-    /// The stay that goes on then.
-    pub(super) stay: Option<(String, Ticket)>,
     pub(super) why: Option<Reason>,
     /// Nobody waits for the answer.
     pub(super) is_unasked: bool,
@@ -177,7 +175,7 @@ pub(super) fn start(node: NodeHandle<Event>, job: Job, answer: Option<Responder>
     thread("conet-mover", move || {
         let pid = job.pid;
         let outcome = run(&node, job, answer.as_ref());
-        node.post(Event::Worked { pid, outcome, answer });
+        node.post(Event::Worked { pid, outcome: Box::new(outcome), answer });
     });
 }
 
@@ -187,21 +185,18 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
         returned: None,
         out: None,
         is_still_away: false,
-        stay: None,
         why: job.why.clone(),
         is_unasked: answer.is_none(),
         failure: None,
         total: Duration::ZERO,
     };
-    let away = job.record.remote_pid.is_some() || is_deputy_serving(job.pid);
     let result = (|| {
-        if away {
+        if is_away(job.pid) {
             tell_progress(answer, "home", "asking it home");
             match bring_home(node, &job) {
                 Ok(returned) => outcome.returned = Some(returned),
                 Err(error) => {
-                    outcome.is_still_away = matches!(error, MoveError::Late | MoveError::Locked(_));
-                    outcome.stay = job.record.stay.clone();
+                    outcome.is_still_away = is_away(job.pid);
                     return Err(failure(job.pid, &error));
                 }
             }
@@ -216,7 +211,8 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
     outcome
 }
 
-fn is_deputy_serving(pid: u32) -> bool {
+/// Whether the process is a deputy, whose program is away: it says so itself.
+pub(super) fn is_away(pid: u32) -> bool {
     use conet_deputy_link::phase;
     as_pid(pid).and_then(|pid| mover::status(pid).ok()).is_some_and(|status| {
         matches!(status.phase, phase::STARTING | phase::SERVING | phase::COMING)
@@ -352,8 +348,8 @@ fn where_is(node: &NodeHandle<Event>, peer: &str, ticket: Ticket) -> Option<u32>
                 _ => return None,
             },
             Err(error) => {
-                tracing::warn!(%error, peer, "the remote's pid is not known");
-                return None;
+                tracing::warn!(%error, peer, "the remote's pid is not known yet");
+                thread::sleep(Duration::from_millis(50));
             }
         }
     }
