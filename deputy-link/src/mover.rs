@@ -42,7 +42,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a program may take to come home once it is asked.
 const HOME_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the bell is rung until the image comes.
-const BELL_PERIOD: Duration = Duration::from_millis(10);
+const BELL_PERIOD: Duration = Duration::from_millis(3);
 /// Round trips by which clocks are compared; the shortest counts.
 const CLOCK_ROUNDS: u32 = 5;
 /// Where the deputy keeps the link, if the process may have so many descriptors:

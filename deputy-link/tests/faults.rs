@@ -380,6 +380,8 @@ print('woken')
         Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         thread::sleep(Duration::from_millis(50));
     };
+    // The interpreter has to begin first.
+    thread::sleep(Duration::from_millis(1000));
     kill("-INT");
     away.bring_home(child.id()).unwrap();
     thread::sleep(Duration::from_millis(100));
