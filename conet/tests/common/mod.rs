@@ -17,7 +17,7 @@ use serde_json::Value;
 
 pub(crate) const CONET: &str = env!("CARGO_BIN_EXE_conet");
 /// A directory that all lab hosts share: `/tmp` and `/run` are each host's own.
-pub(crate) const SHARED: &str = env!("CARGO_TARGET_TMPDIR");
+pub(crate) const SHARED: &str = "/var/tmp";
 
 pub(crate) fn conet(arguments: &[&str]) -> Output {
     Command::new(CONET).args(arguments).stdin(Stdio::null()).output().unwrap()
