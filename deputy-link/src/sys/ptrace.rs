@@ -116,7 +116,10 @@ impl Stopped {
             .read(true)
             .write(true)
             .open(format!("/proc/{}/mem", pid.as_raw_nonzero()))
-            .map_err(|source| TraceError::Request { request: "memory", source })?;
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::ESRCH | libc::ENOENT) => TraceError::Gone,
+                _ => TraceError::Request { request: "memory", source },
+            })?;
         request("PTRACE_SEIZE", libc::PTRACE_SEIZE, pid, 0, 0)?;
         // SAFETY: a zeroed register file is a valid value to be overwritten.
         let regs = unsafe { MaybeUninit::<Regs>::zeroed().assume_init() };
