@@ -126,7 +126,7 @@ fn every_call_fails_once() {
 #[test]
 fn a_packet_past_the_hook_counts_as_sent() {
     privileged!();
-    let mut scene = Scene::new();
+    let scene = Scene::new();
     let (client, _server) = scene.connect(MOVING_4, "10.200.1.1");
     let calls = Fault::at(usize::MAX);
     let old = failing(scene.old.run(NftLock::open).expect("nftables"), &calls);
