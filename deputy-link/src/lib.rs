@@ -24,6 +24,7 @@ mod image;
 pub mod locks;
 pub mod mover;
 mod procfs;
+mod ranges;
 mod sys;
 mod vdso;
 

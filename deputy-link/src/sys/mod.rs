@@ -5,6 +5,7 @@
 pub(crate) mod processor;
 pub(crate) mod ptrace;
 pub(crate) mod spawn;
+pub(crate) mod userfault;
 
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,

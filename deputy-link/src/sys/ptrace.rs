@@ -8,11 +8,14 @@
 //! Sources: man 2 ptrace, especially "Attaching and detaching" and
 //! PTRACE_EVENT_STOP; arch/x86/kernel/signal.c for the restart of calls.
 
+use crate::procfs::Mapping;
+use conet_deputy_core::areas::Backing;
 use rustix::process::Pid;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -238,7 +241,15 @@ impl Stopped {
             && conf[0] != 0
     }
 
-    /// Finds a `syscall` instruction in `start..end`, the vDSO.
+    /// Finds a `syscall` instruction in the vDSO; gives its place.
+    pub(crate) fn use_vdso(&mut self, maps: &[Mapping]) -> Result<Range<u64>, TraceError> {
+        let vdso = maps.iter().find(|mapping| mapping.backing == Backing::Vdso);
+        let vdso = vdso.ok_or(TraceError::NoVdso)?;
+        self.use_gadget(vdso.start, vdso.end)?;
+        Ok(vdso.start..vdso.end)
+    }
+
+    /// Finds a `syscall` instruction in `start..end`.
     pub(crate) fn use_gadget(&mut self, start: u64, end: u64) -> Result<(), TraceError> {
         let mut code = vec![0; usize::try_from(end - start).map_err(|_| TraceError::NoVdso)?];
         self.memory.read_exact_at(&mut code, start).map_err(|_| TraceError::NoVdso)?;

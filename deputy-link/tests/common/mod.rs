@@ -5,6 +5,7 @@
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
+use conet_deputy_link::mover::How;
 use conet_deputy_link::{LinkSecret, Status, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
@@ -88,7 +89,7 @@ impl Node {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
         let stream = TcpStream::connect(address).unwrap();
-        let moved = mover::move_out(as_pid(pid), stream, home, POLICY);
+        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, How::default());
         let hosted = host.join().unwrap();
         let moved = moved?;
         let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();

@@ -244,6 +244,7 @@ fn failure(pid: u32, error: &MoveError) -> Failure {
             ("link", "see conet peers, and the log of the other node".to_owned())
         }
         MoveError::Process(_) => ("failed", "see the daemon's log".to_owned()),
+        MoveError::Replaced => ("replaced", "try again".to_owned()),
         MoveError::Late => ("late", "try again".to_owned()),
         MoveError::Lost(_) => ("lost", format!("see conet ps for process {pid}")),
     };
@@ -299,8 +300,8 @@ fn move_out(
     };
     let policy =
         Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
-    let moved =
-        mover::move_out(pid, stream, secret, policy).map_err(|error| failure(job.pid, &error))?;
+    let moved = mover::move_out(pid, stream, secret, policy, mover::How::default())
+        .map_err(|error| failure(job.pid, &error))?;
     let remote_pid = where_is(node, to, job.ticket);
     Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
 }
