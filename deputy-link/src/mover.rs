@@ -198,18 +198,21 @@ pub fn move_out(
 }
 
 /// Stops a process where its state can be told: in its own code, or in a deputy that
-/// waits for a call to end.
+/// waits for a call to end. Not in the vDSO, whose data the other node does not have.
 fn stop_at_rest(pid: Pid) -> Result<Stopped, MoveError> {
-    for _ in 0..200 {
+    let maps = procfs::maps(pid).map_err(gone)?;
+    let vdso = maps.into_iter().find(|m| m.backing == Backing::Vdso);
+    let in_vdso = |rip| vdso.as_ref().is_some_and(|vdso| (vdso.start..vdso.end).contains(&rip));
+    for _ in 0..400 {
         let stopped = Stopped::new(pid)?;
         let regs = stopped.regs();
         let waits = regs.rip == agent::ENTRY + entry::FINISH_END && is_to_restart(regs)
             || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL;
-        if waits || !overlaps_region(regs.rip, regs.rip + 1) {
+        if waits || !overlaps_region(regs.rip, regs.rip + 1) && !in_vdso(regs.rip) {
             return Ok(stopped);
         }
         stopped.release()?;
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_micros(500));
     }
     Err(MoveError::Locked(vec![Lock::Reserved]))
 }
