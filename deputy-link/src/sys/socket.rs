@@ -16,6 +16,11 @@ const MARGIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// `TCP_RTO_MAX_MS`, Linux 6.15.
 const TCP_RTO_MAX_MS: i32 = 44;
+/// Sizes, as the kernel takes them.
+#[allow(clippy::cast_possible_truncation, reason = "both are below 1 KiB")]
+const INT: libc::socklen_t = size_of::<i32>() as libc::socklen_t;
+#[allow(clippy::cast_possible_truncation, reason = "both are below 1 KiB")]
+const TCP_INFO: libc::socklen_t = size_of::<libc::tcp_info>() as libc::socklen_t;
 
 /// Has the kernel ask once a second whether the other end is there, and end the link
 /// when there was no answer for `timeout` and a margin.
@@ -41,7 +46,7 @@ fn limit_retry(link: BorrowedFd<'_>) -> bool {
             libc::IPPROTO_TCP,
             TCP_RTO_MAX_MS,
             (&raw const most).cast(),
-            size_of::<i32>() as libc::socklen_t,
+            INT,
         )
     };
     result == 0
@@ -50,7 +55,7 @@ fn limit_retry(link: BorrowedFd<'_>) -> bool {
 /// For how long nothing has come from the other end.
 pub(crate) fn silence(link: BorrowedFd<'_>) -> io::Result<Duration> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let mut len = TCP_INFO;
     // SAFETY: the kernel writes at most `len` bytes.
     let result = unsafe {
         libc::getsockopt(
