@@ -287,4 +287,3 @@ fn collect(exec: &Exec, staging: Option<&Staging>) -> bool {
     }
     true
 }
-

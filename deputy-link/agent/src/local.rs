@@ -1,8 +1,8 @@
 //! Calls that the agent answers itself, wholly or in part.
 
-use crate::{clock, exec};
 use crate::sys::{self, Program};
 use crate::trap::{self, Away, call, give_up, plain};
+use crate::{clock, exec};
 use conet_deputy_core::marshal::{Fault, Memory};
 use conet_deputy_core::table::{Class, Local, lookup};
 use conet_wire::image::{PAGE, REGION, area_flags, overlaps_region};
