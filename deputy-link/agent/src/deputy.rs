@@ -70,6 +70,7 @@ pub(crate) fn run() -> ! {
     sys::lists().maps = i32::try_from(boot.maps).unwrap_or(-1);
     let status = status();
     status.blocked = boot.blocked;
+    status.link = boot.link;
     status.phase = phase::SERVING;
     let rseq = (boot.rseq_addr, boot.rseq_len, boot.rseq_signature);
     if rseq.0 != 0 {

@@ -168,15 +168,9 @@ fn clock_gettime(args: &[u64; 6]) -> Result<i64, Away> {
     call(Class::Forward(BUFFERS), nr::__NR_clock_gettime, args)
 }
 
-/// `clock_getres`: what every x86-64 kernel with high-resolution timers answers.
 fn clock_getres(args: &[u64; 6]) -> Result<i64, Away> {
-    const TICK: i64 = 4_000_000;
     let id = u32::try_from(args[0] & 0xffff_ffff).unwrap_or(u32::MAX);
-    let nanos = match id {
-        nr::CLOCK_REALTIME_COARSE | nr::CLOCK_MONOTONIC_COARSE => TICK,
-        0..=nr::CLOCK_TAI => 1,
-        _ => return Ok(error(errno::EINVAL)),
-    };
+    let Some(nanos) = clock::resolution(id) else { return Ok(error(errno::EINVAL)) };
     Ok(if args[1] == 0 { 0 } else { write_pair(args[1], [0, nanos]) })
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct Context {
     rdx: u64,
     pub(crate) rax: u64,
     rcx: u64,
-    rsp: u64,
+    pub(crate) rsp: u64,
     pub(crate) rip: u64,
     eflags: u64,
     segments: [u16; 4],
@@ -65,6 +65,11 @@ impl Context {
     /// Arguments of the system call that trapped.
     pub(crate) const fn args(&self) -> [u64; 6] {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+
+    /// Sets the first three arguments of a function or system call.
+    pub(crate) const fn set_arguments(&mut self, [rdi, rsi, rdx]: [u64; 3]) {
+        (self.rdi, self.rsi, self.rdx) = (rdi, rsi, rdx);
     }
 
     /// General registers; the bases are not part of a frame.

@@ -17,4 +17,7 @@ pub(crate) use entry::{finish_pending, gate};
 pub(crate) use frame::{Context, handler_stack, resume, take_signals};
 pub(crate) use memory::{Program, slice, slice_mut};
 pub(crate) use statics::{buffers, lists, state};
-pub(crate) use vdso::{is_in_region, is_stub, local_clock, patch, use_local_vdso};
+pub(crate) use vdso::{
+    Inside, finish_return, has_returned, inside, local_clock, patch, restore_return, stop_at_return,
+    undo, use_local_vdso,
+};
