@@ -1,8 +1,8 @@
 //! Calls that the agent answers itself, wholly or in part.
 
-use crate::clock;
 use crate::sys::{self, Program};
 use crate::trap::{self, Away, call, give_up, plain};
+use crate::{clock, exec};
 use conet_deputy_core::marshal::{Fault, Memory};
 use conet_deputy_core::table::{Class, Local, lookup};
 use conet_wire::image::{PAGE, REGION, area_flags, overlaps_region};
@@ -35,6 +35,7 @@ pub(crate) fn run(which: Local, number: u32, args: &[u64; 6]) -> Result<i64, Awa
         Local::Kill => send_signal(number, args),
         Local::Futex => futex(args),
         Local::ClockGetres => clock_getres(args),
+        Local::Exec => exec::run(number, args),
         Local::Exit => exit(args[0]),
     }
 }

@@ -227,7 +227,7 @@ impl Program {
             if work::is_ending(self.record.process.pid) {
                 return false; // the next look finds that it has ended, away
             }
-            // It came home and became another program before anybody looked.
+            // It became another program: away, or before anybody saw it at home.
             return self.came_home(None);
         };
         match status.phase {
@@ -337,11 +337,12 @@ impl Program {
         }
     }
 
-    /// It is home without having been asked.
+    /// It is home without having been asked; without a status, as another program.
     fn came_home(&mut self, status: Option<&Status>) -> bool {
         let record = &mut self.record;
         record.hops += 1;
-        record.sent_home += 1;
+        // What becomes another program has not been sent home for want of anything.
+        record.sent_home += u64::from(status.is_some());
         record.calls += status.map_or(self.calls_now, |status| status.calls);
         self.is_home();
         self.calls_now = 0;
@@ -357,7 +358,7 @@ impl Program {
             },
             None => Reason {
                 code: "execve".to_owned(),
-                sentence: "it came home and became another program".to_owned(),
+                sentence: "it became another program, which is at home".to_owned(),
                 passing: true,
             },
         });

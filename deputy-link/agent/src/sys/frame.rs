@@ -98,6 +98,11 @@ impl Context {
         }
     }
 
+    /// Has every signal blocked when the handler returns.
+    pub(super) const fn block_all(&mut self) {
+        self.mask = u64::MAX;
+    }
+
     fn set_registers(&mut self, r: &Registers) {
         self.r15 = r.r15;
         self.r14 = r.r14;
@@ -181,7 +186,7 @@ pub(crate) fn resume(registers: &Registers, xsave: &[u8], mask: u64, stack: &Alt
 }
 
 #[unsafe(naked)]
-extern "C" fn restorer() {
+pub(super) extern "C" fn restorer() {
     naked_asm!("mov eax, 15", "syscall")
 }
 

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "the kernel and foreign memory are reached from here only")]
 
 mod call;
+mod divert;
 mod entry;
 mod frame;
 mod memory;
@@ -11,6 +12,7 @@ mod statics;
 mod vdso;
 
 pub(crate) use call::*;
+pub(crate) use divert::divert;
 pub(crate) use entry::{finish_pending, gate};
 pub(crate) use frame::{Context, handler_stack, resume, take_signals};
 pub(crate) use memory::{Program, slice, slice_mut};
