@@ -43,6 +43,12 @@ pub(crate) fn split_offset(id: u32) -> Option<[i64; 2]> {
     offset(id).map(|offset| [offset.div_euclid(SECOND), offset.rem_euclid(SECOND)])
 }
 
+/// Nanoseconds of the local `CLOCK_MONOTONIC`, to take times with.
+pub(crate) fn ticks() -> u64 {
+    let [seconds, nanos] = sys::local_clock(nr::CLOCK_MONOTONIC).unwrap_or_default();
+    (seconds * SECOND + nanos).unsigned_abs()
+}
+
 /// Resolution of home's clock `id` in nanoseconds: what every x86-64 kernel with
 /// high-resolution timers answers; `None` for clocks that are not time of the day.
 pub(crate) const fn resolution(id: u32) -> Option<i64> {

@@ -47,6 +47,16 @@ const TRAP: i64 = -4096;
 /// Where the jump is in a patched entry point, `mov r11, target; jmp r11`.
 const PATCH_JUMP: u64 = 10;
 
+/// Nanoseconds of `CLOCK_MONOTONIC` by the `clock_gettime` of a vDSO.
+pub(crate) fn monotonic(clock: u64) -> u64 {
+    let mut time = [0u64; 2];
+    // SAFETY: the daemon found the symbol in this process's own vDSO, which nobody
+    // can unmap while the deputy runs; it has this signature (vdso(7)).
+    let function: extern "C" fn(u32, *mut [u64; 2]) -> i32 = unsafe { core::mem::transmute(clock) };
+    function(nr::CLOCK_MONOTONIC, &raw mut time);
+    time[0].wrapping_mul(1_000_000_000).wrapping_add(time[1])
+}
+
 /// What to add to each local clock, as seconds and nanoseconds; `i64::MIN` seconds
 /// where the clock is not time of the day.
 static OFFSETS: [[AtomicI64; 2]; CLOCKS] =
