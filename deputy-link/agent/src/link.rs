@@ -75,7 +75,11 @@ impl Link {
 
     /// Takes over descriptor and keys.
     pub(crate) fn start(&mut self, fd: i32, set: u32, keys: &Keys) {
-        let cipher = if keys.cipher == 0 { Cipher::Aes128Gcm } else { Cipher::ChaCha20Poly1305 };
+        let cipher = match keys.cipher {
+            0 => Cipher::Aes128Gcm,
+            2 => Cipher::Plain,
+            _ => Cipher::ChaCha20Poly1305,
+        };
         self.fd = fd;
         self.set = set;
         self.sealer = Some(Sealer::new(cipher, &Key::new(keys.seal), keys.seal_next));

@@ -137,7 +137,7 @@ pub struct Boot {
     pub link: u32,
     /// Descriptor of the process's own `/proc/self/maps`.
     pub maps: u32,
-    /// 0 AES-128-GCM, 1 ChaCha20-Poly1305.
+    /// 0 AES-128-GCM, 1 ChaCha20-Poly1305, 2 none.
     pub cipher: u32,
     /// Zero.
     pub reserved: u32,
