@@ -1,0 +1,68 @@
+//! What a process that is away pays: its forwarded calls, its local calls, its moves.
+//!
+//! The program is an ordinary process ([`work`]) that deputy-link's own mover has moved
+//! to a sandbox on this machine; the link is TCP over loopback. Beside it run, in turn
+//! and in the same run, the program at home, the peers and the bounds ([`peers`]).
+//! Batches of about a millisecond go round all of them; what is shown is the median of
+//! the rounds, and how far the middle half of ours spreads.
+//!
+//! Not comparable: peers that send nothing over a network say so. Two processes on one
+//! processor show what the code takes; on two, waking a sleeping processor takes most,
+//! and in a virtual machine that is several times what it is on the metal.
+//!
+//! `--json`: one object a line. `--test`: two short rounds, to see that it works.
+
+mod lanes;
+mod measure;
+mod moved;
+mod peers;
+mod roles;
+mod sys;
+mod work;
+
+use anyhow::{Result, ensure};
+use conet_benches::report::Format;
+use std::process::ExitCode;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Options {
+    format: Format,
+    is_test: bool,
+}
+
+fn options(args: &[String]) -> Result<Options> {
+    let mut options = Options { format: Format::Table, is_test: false };
+    for arg in args {
+        match arg.as_str() {
+            // Cargo's own.
+            "--bench" => {}
+            "--test" => options.is_test = true,
+            "--json" => options.format = Format::Json,
+            other => anyhow::bail!("unknown option {other}; there are --json and --test"),
+        }
+    }
+    Ok(options)
+}
+
+fn run() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, role @ ..] = args.as_slice()
+        && first == "--role"
+    {
+        return roles::run(role);
+    }
+    let options = options(&args)?;
+    ensure!(rustix::process::geteuid().is_root(), "moving programs needs root: run it as root");
+    measure::run(options.format, options.is_test)
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("deputy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
