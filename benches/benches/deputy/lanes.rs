@@ -47,6 +47,7 @@ pub(crate) enum Kind {
     Tcp(Wait),
     Bound {
         sealed: bool,
+        wait: Wait,
     },
     PtraceInject,
     PtraceForward,
@@ -63,8 +64,10 @@ impl Kind {
             Self::Moved(Cipher::ChaCha20Poly1305) => "chacha20-poly1305",
             Self::Tcp(Wait::Block) => "tcp",
             Self::Tcp(Wait::Spin) => "tcp_spin",
-            Self::Bound { sealed: true } => "bound",
-            Self::Bound { sealed: false } => "bound_plain",
+            Self::Bound { sealed: true, wait: Wait::Block } => "bound",
+            Self::Bound { sealed: true, wait: Wait::Spin } => "bound_spin",
+            Self::Bound { sealed: false, wait: Wait::Block } => "bound_plain",
+            Self::Bound { sealed: false, wait: Wait::Spin } => "bound_plain_spin",
             Self::PtraceInject => "ptrace_inject",
             Self::PtraceForward => "ptrace_forward",
             Self::SeccompNotify => "seccomp_notify",
@@ -74,7 +77,8 @@ impl Kind {
     /// Whether it is worth measuring there: two that spin on one processor wait for
     /// each other's time slices.
     pub(crate) fn is_for(self, placement: Placement) -> bool {
-        self != Self::Tcp(Wait::Spin) || placement.caller != placement.server
+        let spins = matches!(self, Self::Tcp(Wait::Spin) | Self::Bound { wait: Wait::Spin, .. });
+        !spins || placement.caller != placement.server
     }
 }
 
@@ -133,6 +137,13 @@ impl Drop for Role {
     }
 }
 
+fn how(wait: Wait) -> &'static str {
+    match wait {
+        Wait::Block => "block",
+        Wait::Spin => "spin",
+    }
+}
+
 fn as_pid(id: u64) -> Result<Pid> {
     Pid::from_raw(i32::try_from(id)?).context("process 0")
 }
@@ -171,13 +182,13 @@ impl Lane {
             }
             Kind::Tcp(wait) => {
                 let server = Role::start(&["serve-tcp"])?;
-                let how = if wait == Wait::Spin { "spin" } else { "block" };
-                Self::with(kind, &["tcp", &server.hello.to_string(), how], vec![server])
+                Self::with(kind, &["tcp", &server.hello.to_string(), how(wait)], vec![server])
             }
-            Kind::Bound { sealed } => {
-                let how = if sealed { "sealed" } else { "plain" };
-                let server = Role::start(&["serve-bound", how])?;
-                Self::with(kind, &["program-bound", &server.hello.to_string(), how], vec![server])
+            Kind::Bound { sealed, wait } => {
+                let seal = if sealed { "sealed" } else { "plain" };
+                let server = Role::start(&["serve-bound", seal])?;
+                let port = server.hello.to_string();
+                Self::with(kind, &["program-bound", &port, seal, how(wait)], vec![server])
             }
             Kind::PtraceInject => {
                 let mut lane = Self::with(kind, &["inject"], vec![])?;

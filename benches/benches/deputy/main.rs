@@ -11,6 +11,7 @@
 //! and in a virtual machine that is several times what it is on the metal.
 //!
 //! `--json`: one object a line. `--test`: two short rounds, to see that it works.
+//! For looking closer: `--case TEXT`, `--lane NAME` (repeatable), `--rounds N`.
 
 mod lanes;
 mod measure;
@@ -20,26 +21,48 @@ mod roles;
 mod sys;
 mod work;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use conet_benches::report::Format;
 use std::process::ExitCode;
 
 /// What was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Options {
     format: Format,
     is_test: bool,
+    /// Only cases whose name has this in it.
+    case: Option<String>,
+    /// Only lanes of this name; none: all.
+    lanes: Vec<String>,
+    /// How often each lane's turn comes.
+    rounds: u32,
+}
+
+impl Options {
+    fn wants(&self, case: &str) -> bool {
+        self.case.as_ref().is_none_or(|wanted| case.contains(wanted))
+    }
+
+    fn has(&self, lane: &str) -> bool {
+        self.lanes.is_empty() || self.lanes.iter().any(|wanted| wanted == lane)
+    }
 }
 
 fn options(args: &[String]) -> Result<Options> {
-    let mut options = Options { format: Format::Table, is_test: false };
-    for arg in args {
+    let mut options =
+        Options { format: Format::Table, is_test: false, case: None, lanes: vec![], rounds: 61 };
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
         match arg.as_str() {
             // Cargo's own.
             "--bench" => {}
-            "--test" => options.is_test = true,
+            "--test" => (options.is_test, options.rounds) = (true, 2),
             "--json" => options.format = Format::Json,
-            other => anyhow::bail!("unknown option {other}; there are --json and --test"),
+            "--case" => options.case = Some(value()?.clone()),
+            "--lane" => options.lanes.push(value()?.clone()),
+            "--rounds" => options.rounds = value()?.parse().context("--rounds wants a number")?,
+            other => bail!("unknown option {other}; see the top of benches/deputy/main.rs"),
         }
     }
     Ok(options)
@@ -54,7 +77,7 @@ fn run() -> Result<()> {
     }
     let options = options(&args)?;
     ensure!(rustix::process::geteuid().is_root(), "moving programs needs root: run it as root");
-    measure::run(options.format, options.is_test)
+    measure::run(&options)
 }
 
 fn main() -> ExitCode {

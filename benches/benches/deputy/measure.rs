@@ -1,17 +1,17 @@
 //! The run: which cases, in which lanes, against which rules.
 
+use crate::Options;
 use crate::lanes::{Kind, Lane, Placement};
 use crate::peers::conn::Wait;
 use crate::work::Op;
 use anyhow::{Context as _, Result};
-use conet_benches::report::{Format, Report, Row, Rule};
+use conet_benches::report::{Report, Row, Rule};
 use conet_benches::stats::{median, spread};
 use conet_transport::session::protect::Cipher;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 /// What a batch should take.
 const BATCH_NS: f64 = 1.5e6;
-const ROUNDS: u32 = 61;
 
 const FORWARDED: [Op; 7] = [
     Op::Getppid,
@@ -22,7 +22,7 @@ const FORWARDED: [Op; 7] = [
     Op::Read(4096),
     Op::Read(65536),
 ];
-const LOCAL: [Op; 8] = [
+const LOCAL: [Op; 13] = [
     Op::Munmap,
     Op::Mprotect,
     Op::Madvise,
@@ -31,8 +31,12 @@ const LOCAL: [Op; 8] = [
     Op::FutexWake,
     Op::SchedYield,
     Op::Sigprocmask,
+    Op::ClockGettime,
+    Op::Gettimeofday,
+    Op::Time,
+    Op::Getcpu,
+    Op::ClockGetres,
 ];
-const CLOCKS: [Op; 5] = [Op::ClockGettime, Op::Gettimeofday, Op::Time, Op::Getcpu, Op::ClockGetres];
 
 /// The first two processors that this process may use; one twice where there is one.
 fn processors() -> Result<[usize; 2]> {
@@ -100,27 +104,39 @@ fn rows(
     Ok(())
 }
 
+/// Starts those lanes that are wanted.
+fn start(options: &Options, kinds: impl IntoIterator<Item = Kind>) -> Result<Vec<Lane>> {
+    kinds.into_iter().filter(|kind| options.has(kind.name())).map(Lane::start).collect()
+}
+
 /// Forwarded calls: the time, and what bounds it.
-fn forwarded(report: &mut Report, rounds: u32, ops: &[Op], places: &[Placement]) -> Result<()> {
-    let ciphers = [Kind::Moved(Cipher::Aes128Gcm)];
-    let peers = [
+fn forwarded(
+    report: &mut Report,
+    options: &Options,
+    ops: &[Op],
+    places: &[Placement],
+) -> Result<()> {
+    let kinds = [
+        Kind::Moved(Cipher::Aes128Gcm),
         Kind::Native,
         Kind::Tcp(Wait::Block),
         Kind::Tcp(Wait::Spin),
-        Kind::Bound { sealed: false },
-        Kind::Bound { sealed: true },
+        Kind::Bound { sealed: false, wait: Wait::Block },
+        Kind::Bound { sealed: true, wait: Wait::Block },
+        Kind::Bound { sealed: true, wait: Wait::Spin },
         Kind::PtraceInject,
         Kind::PtraceForward,
         Kind::SeccompNotify,
     ];
-    let mut lanes = Vec::new();
-    for kind in ciphers.into_iter().chain(peers) {
-        lanes.push(Lane::start(kind)?);
-    }
+    let mut lanes = start(options, kinds)?;
     for at in places {
         for op in ops {
-            report.progress(&format!("{}, {}", op.name(), at.name()));
-            let times = interleaved(&mut lanes, *op, *at, rounds)?;
+            let what = format!("{}, {}", op.name(), at.name());
+            if !options.wants(&what) {
+                continue;
+            }
+            report.progress(&what);
+            let times = interleaved(&mut lanes, *op, *at, options.rounds)?;
             rows(report, *op, *at, &times, |_| {
                 if at.caller != at.server {
                     return Some(Rule::times(1.25, "tcp"));
@@ -135,42 +151,38 @@ fn forwarded(report: &mut Report, rounds: u32, ops: &[Op], places: &[Placement])
 }
 
 /// Calls that a process makes where it is.
-fn local(
-    report: &mut Report,
-    rounds: u32,
-    calls: &[Op],
-    clocks: &[Op],
-    at: Placement,
-) -> Result<()> {
-    let mut lanes = Vec::new();
-    for kind in [Kind::Moved(Cipher::preferred()), Kind::Native, Kind::Filtered, Kind::Trapped] {
-        lanes.push(Lane::start(kind)?);
-    }
-    for op in calls.iter().chain(clocks) {
-        report.progress(&format!("{}, away", op.name()));
-        let times = interleaved(&mut lanes, *op, at, rounds)?;
+fn local(report: &mut Report, options: &Options, ops: &[Op], at: Placement) -> Result<()> {
+    let kinds = [Kind::Moved(Cipher::preferred()), Kind::Native, Kind::Filtered, Kind::Trapped];
+    let mut lanes = start(options, kinds)?;
+    for op in ops {
+        let what = format!("{}, away", op.name());
+        if !options.wants(&what) {
+            continue;
+        }
+        report.progress(&what);
+        let times = interleaved(&mut lanes, *op, at, options.rounds)?;
         rows(report, *op, at, &times, |_| Some(Rule::times(1.1, "native")))?;
     }
     Ok(())
 }
 
 /// Everything, or, as a test, a little of each.
-pub(crate) fn run(format: Format, is_test: bool) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let [one, two] = processors()?;
     let mut places = vec![Placement { caller: one, server: one }];
-    let mut report = Report::new("deputy", format);
+    let mut report = Report::new("deputy", options.format);
     if one == two {
         report.note("one processor only: nothing is measured across processors");
     } else {
         places.push(Placement { caller: one, server: two });
     }
-    if is_test {
-        forwarded(&mut report, 2, &[Op::Getppid, Op::Read(4096)], &places)?;
-        local(&mut report, 2, &[Op::Munmap], &[Op::ClockGettime], places[0])?;
+    let (ops, locals) = if options.is_test {
+        (&[Op::Getppid, Op::Read(4096)][..], &[Op::Munmap, Op::ClockGettime][..])
     } else {
-        forwarded(&mut report, ROUNDS, &FORWARDED, &places)?;
-        local(&mut report, ROUNDS, &LOCAL, &CLOCKS, places[0])?;
-    }
+        (&FORWARDED[..], &LOCAL[..])
+    };
+    forwarded(&mut report, options, ops, &places)?;
+    local(&mut report, options, locals, places[0])?;
     report.finish()?;
     Ok(())
 }

@@ -12,6 +12,10 @@ fn port(text: &str) -> Result<u16> {
     text.parse().context("a port")
 }
 
+fn waiting(how: &str) -> Wait {
+    if how == "spin" { Wait::Spin } else { Wait::Block }
+}
+
 /// Plays a role until its input, its connection or its parent ends.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -45,15 +49,12 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             let _ = listener.into_raw_fd();
             serve(&mut program, number)
         }
-        ["program-bound", at, how] => {
+        ["program-bound", at, how, wait] => {
             let mut program = Program::new()?;
-            bound::trap_to(port(at)?, *how == "sealed")?;
+            bound::trap_to(port(at)?, *how == "sealed", waiting(wait))?;
             serve(&mut program, 0)
         }
-        ["tcp", at, how] => {
-            let wait = if *how == "spin" { Wait::Spin } else { Wait::Block };
-            serve(&mut bound::RoundTrip::new(port(at)?, wait)?, 0)
-        }
+        ["tcp", at, how] => serve(&mut bound::RoundTrip::new(port(at)?, waiting(how))?, 0),
         ["inject"] => {
             let mut borrowed = inject::Borrowed::start()?;
             let id = borrowed.id();

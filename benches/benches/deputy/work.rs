@@ -242,7 +242,7 @@ impl Caller for Program {
             Op::ClockGettime => timed(count, calls::clock_gettime),
             Op::Gettimeofday => timed(count, calls::gettimeofday),
             Op::Time => timed(count, calls::time),
-            Op::Getcpu => timed(count, calls::getcpu),
+            Op::Getcpu => timed(count, calls::get_cpu),
             Op::ClockGetres => timed(count, calls::clock_getres),
         };
         Ok(took?)

@@ -17,9 +17,8 @@ use std::time::Duration;
 static CONN: Mutex<Option<Conn>> = Mutex::new(None);
 
 /// Makes this process's calls be made by the server at `port`.
-pub(crate) fn trap_to(port: u16, sealed: bool) -> Result<()> {
-    *CONN.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some(Conn::connect(port, sealed, Wait::Block)?);
+pub(crate) fn trap_to(port: u16, sealed: bool, wait: Wait) -> Result<()> {
+    *CONN.lock().unwrap_or_else(PoisonError::into_inner) = Some(Conn::connect(port, sealed, wait)?);
     filter::answer_traps(|number, args| {
         let mut conn = CONN.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(conn) = conn.as_mut() else { return -i64::from(libc::ENOTCONN) };

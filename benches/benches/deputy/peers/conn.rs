@@ -16,6 +16,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 const CLEAR: usize = 20;
 const REQUEST: usize = CLEAR + 8 + 8 + 48;
@@ -29,8 +30,12 @@ const ROOM: usize = REQUEST + BUFFER + MAX_SIZE + TAG;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     Block,
+    /// Polls for [`PATIENCE`] before it blocks, so that it is quiet between batches.
     Spin,
 }
+
+/// Longer than any reply takes that is not waiting for a sleeping processor.
+const PATIENCE: Duration = Duration::from_micros(200);
 
 /// One end.
 pub(crate) struct Conn {
@@ -131,11 +136,10 @@ impl Conn {
     /// Receives a message; its length without the tag, or nothing at the end.
     fn receive(&mut self) -> Result<Option<usize>> {
         let (mut filled, mut all) = (0, 4);
+        let since = Instant::now();
         while filled < all {
-            let flags = match self.wait {
-                Wait::Block => RecvFlags::empty(),
-                Wait::Spin => RecvFlags::DONTWAIT,
-            };
+            let polls = self.wait == Wait::Spin && since.elapsed() < PATIENCE;
+            let flags = if polls { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
             match recv(&self.fd, &mut self.received[filled..], flags) {
                 Err(Errno::AGAIN) => continue,
                 Err(Errno::CONNRESET) | Ok((0, _)) => return Ok(None),

@@ -57,10 +57,16 @@ pub(crate) fn time() -> Result<(), Errno> {
     check(unsafe { libc::time(ptr::null_mut()) }).map(drop)
 }
 
-/// `getcpu`, as `sched_getcpu` has it (rseq where the C library registered one).
-pub(crate) fn getcpu() -> Result<(), Errno> {
-    // SAFETY: no arguments.
-    check(unsafe { libc::sched_getcpu() }.into()).map(drop)
+unsafe extern "C" {
+    /// glibc 2.29 and musl; the `libc` crate does not declare it.
+    fn getcpu(cpu: *mut u32, node: *mut u32) -> i32;
+}
+
+/// `getcpu`, which the vDSO serves (`sched_getcpu` may read the rseq area instead).
+pub(crate) fn get_cpu() -> Result<(), Errno> {
+    let (mut cpu, mut node) = (0, 0);
+    // SAFETY: both are written.
+    check(unsafe { getcpu(&raw mut cpu, &raw mut node) }.into()).map(drop)
 }
 
 /// `clock_getres(CLOCK_MONOTONIC)`.
