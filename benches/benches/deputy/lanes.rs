@@ -14,6 +14,7 @@ use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Processors of a lane's two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,11 +116,11 @@ impl Role {
         as_pid(self.id().into())
     }
 
-    /// Has a batch done; nanoseconds for one call.
-    pub(crate) fn run(&mut self, batch: Batch) -> Result<f64> {
+    /// Has a batch done; how long it took.
+    pub(crate) fn run(&mut self, batch: Batch) -> Result<Duration> {
         self.child.stdin.as_mut().context("no input")?.write_all(&batch.emit())?;
         let ns = self.word().with_context(|| format!("{} ended", batch.op.name()))?;
-        Ok(ns as f64 / batch.count as f64)
+        Ok(Duration::from_nanos(ns))
     }
 }
 
@@ -239,14 +240,13 @@ impl Lane {
         Ok(())
     }
 
-    /// Has a batch done there; nanoseconds for one call.
-    pub(crate) fn run(&mut self, op: Op, count: u64, placement: Placement) -> Result<f64> {
+    /// Has a batch done there; how long it took.
+    pub(crate) fn run(&mut self, op: Op, count: u64, placement: Placement) -> Result<Duration> {
         self.pin(placement)?;
         let ran = self.program.run(Batch { op, count });
-        let ns = ran.with_context(|| format!("{}: {}", self.kind.name(), op.name()))?;
-        ensure!(ns > 0.0, "{}: {} took no time", self.kind.name(), op.name());
+        let took = ran.with_context(|| format!("{}: {}", self.kind.name(), op.name()))?;
         self.check_away(op)?;
-        Ok(ns)
+        Ok(took)
     }
 
     /// A program that has come home by itself would be measured as the fastest.

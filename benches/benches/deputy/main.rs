@@ -16,6 +16,7 @@
 mod lanes;
 mod measure;
 mod moved;
+mod moves;
 mod peers;
 mod roles;
 mod sys;

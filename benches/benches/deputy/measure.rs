@@ -2,6 +2,7 @@
 
 use crate::Options;
 use crate::lanes::{Kind, Lane, Placement};
+use crate::moves;
 use crate::peers::conn::Wait;
 use crate::work::Op;
 use anyhow::{Context as _, Result};
@@ -10,8 +11,8 @@ use conet_benches::stats::{median, spread};
 use conet_transport::session::protect::Cipher;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
-/// What a batch should take.
-const BATCH_NS: f64 = 1.5e6;
+/// What a batch should take, in nanoseconds.
+const BATCH_NS: u128 = 1_500_000;
 
 const FORWARDED: [Op; 7] = [
     Op::Getppid,
@@ -60,19 +61,25 @@ impl Times {
 
 /// Goes round the lanes.
 fn interleaved(lanes: &mut [Lane], op: Op, at: Placement, rounds: u32) -> Result<Times> {
+    const TRIAL: u64 = 8;
     let mut counts = Vec::new();
     let mut times = Vec::new();
     for lane in &mut *lanes {
         times.push((lane.kind, Vec::new()));
-        let ns = if lane.kind.is_for(at) { lane.run(op, 8, at)? } else { 1.0 };
-        counts.push((BATCH_NS / ns).clamp(8.0, 20_000.0) as u64);
+        let mut count = 0;
+        if lane.kind.is_for(at) {
+            let took = lane.run(op, TRIAL, at)?.as_nanos().max(1);
+            count = u64::try_from(BATCH_NS * u128::from(TRIAL) / took)?.clamp(TRIAL, 20_000);
+        }
+        counts.push(count);
     }
     for round in 0..rounds {
         for i in 0..lanes.len() {
             // Each round begins with another one.
             let i = (i + round as usize) % lanes.len();
-            if lanes[i].kind.is_for(at) {
-                times[i].1.push(lanes[i].run(op, counts[i], at)?);
+            if counts[i] > 0 {
+                let took = lanes[i].run(op, counts[i], at)?;
+                times[i].1.push(took.as_secs_f64() * 1e9 / counts[i] as f64);
             }
         }
     }
@@ -86,7 +93,7 @@ fn rows(
     op: Op,
     at: Placement,
     times: &Times,
-    rule: impl Fn(Kind) -> Option<Rule>,
+    rule: impl Fn(Op, Placement) -> Option<Rule>,
 ) -> Result<()> {
     for (kind, own) in times.lanes.iter().filter(|(kind, _)| matches!(kind, Kind::Moved(_))) {
         report.add(Row {
@@ -95,7 +102,7 @@ fn rows(
             unit: "ns",
             ours: median(own),
             peers: times.peers(),
-            rule: rule(*kind),
+            rule: rule(op, at),
             pin: at.pin(),
             runs: own.len(),
             spread: spread(own),
@@ -104,9 +111,27 @@ fn rows(
     Ok(())
 }
 
-/// Starts those lanes that are wanted.
-fn start(options: &Options, kinds: impl IntoIterator<Item = Kind>) -> Result<Vec<Lane>> {
-    kinds.into_iter().filter(|kind| options.has(kind.name())).map(Lane::start).collect()
+/// Does the cases that are wanted, in the lanes that are wanted, which are started only
+/// if there is a case.
+fn cases(
+    report: &mut Report,
+    options: &Options,
+    kinds: &[Kind],
+    cases: impl Iterator<Item = (Op, Placement, String)>,
+    rule: impl Fn(Op, Placement) -> Option<Rule>,
+) -> Result<()> {
+    let mut lanes = Vec::new();
+    for (op, at, what) in cases.filter(|(_, _, what)| options.wants(what)) {
+        report.progress(&what);
+        if lanes.is_empty() {
+            for kind in kinds.iter().filter(|kind| options.has(kind.name())) {
+                lanes.push(Lane::start(*kind)?);
+            }
+        }
+        let times = interleaved(&mut lanes, op, at, options.rounds)?;
+        rows(report, op, at, &times, &rule)?;
+    }
+    Ok(())
 }
 
 /// Forwarded calls: the time, and what bounds it.
@@ -128,42 +153,25 @@ fn forwarded(
         Kind::PtraceForward,
         Kind::SeccompNotify,
     ];
-    let mut lanes = start(options, kinds)?;
-    for at in places {
-        for op in ops {
-            let what = format!("{}, {}", op.name(), at.name());
-            if !options.wants(&what) {
-                continue;
-            }
-            report.progress(&what);
-            let times = interleaved(&mut lanes, *op, *at, options.rounds)?;
-            rows(report, *op, *at, &times, |_| {
-                if at.caller != at.server {
-                    return Some(Rule::times(1.25, "tcp"));
-                }
-                // The figure is for calls without bulk.
-                matches!(op, Op::Getppid | Op::Write(16) | Op::Read(16))
-                    .then(|| Rule::constant(9000.0))
-            })?;
+    let all = places.iter().flat_map(|at| ops.iter().map(|op| (*op, *at)));
+    let named = all.map(|(op, at)| (op, at, format!("{}, {}", op.name(), at.name())));
+    cases(report, options, &kinds, named, |op, at| {
+        if at.caller != at.server {
+            return Some(Rule::times(1.25, "tcp"));
         }
-    }
-    Ok(())
+        // The figure, 8 µs in plain and 1 µs for the cipher, is for calls without bulk.
+        matches!(op, Op::Getppid | Op::Write(16) | Op::Read(16)).then(|| Rule::constant(9000.0))
+    })
 }
 
 /// Calls that a process makes where it is.
 fn local(report: &mut Report, options: &Options, ops: &[Op], at: Placement) -> Result<()> {
     let kinds = [Kind::Moved(Cipher::preferred()), Kind::Native, Kind::Filtered, Kind::Trapped];
-    let mut lanes = start(options, kinds)?;
-    for op in ops {
-        let what = format!("{}, away", op.name());
-        if !options.wants(&what) {
-            continue;
-        }
-        report.progress(&what);
-        let times = interleaved(&mut lanes, *op, at, options.rounds)?;
-        rows(report, *op, at, &times, |_| Some(Rule::times(1.1, "native")))?;
-    }
-    Ok(())
+    let named = ops.iter().map(|op| (*op, at, format!("{}, away", op.name())));
+    cases(report, options, &kinds, named, |op, _| {
+        let factor = if matches!(op, Op::ClockGettime) { 1.0 } else { 1.1 };
+        Some(Rule::times(factor, "native"))
+    })
 }
 
 /// Everything, or, as a test, a little of each.
@@ -183,6 +191,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     forwarded(&mut report, options, ops, &places)?;
     local(&mut report, options, locals, places[0])?;
+    moves::run(&mut report, options)?;
     report.finish()?;
     Ok(())
 }

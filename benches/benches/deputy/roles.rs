@@ -5,7 +5,7 @@ use crate::peers::{bound, inject, notify};
 use crate::sys::filter::{self, Catch, Which};
 use crate::work::{Program, serve};
 use anyhow::{Context as _, Result, bail};
-use rustix::fd::{AsRawFd as _, IntoRawFd as _};
+use rustix::fd::AsRawFd as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 fn port(text: &str) -> Result<u16> {
@@ -19,8 +19,8 @@ fn waiting(how: &str) -> Wait {
 /// Plays a role until its input, its connection or its parent ends.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    // The measured program is not touched: it ends with its input.
-    if args != ["program"] {
+    // The programs that move are not touched: they end with their input.
+    if !matches!(args.as_slice(), ["program"] | ["memory", _]) {
         set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     match args.as_slice() {
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             let listener = listener.context("no listener")?;
             let number = u64::from(listener.as_raw_fd().unsigned_abs());
             // Stays open as long as this process, for its supervisor to take.
-            let _ = listener.into_raw_fd();
+            std::mem::forget(listener);
             serve(&mut program, number)
         }
         ["program-bound", at, how, wait] => {
@@ -54,6 +54,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             bound::trap_to(port(at)?, *how == "sealed", waiting(wait))?;
             serve(&mut program, 0)
         }
+        ["memory", mib] => serve(&mut crate::moves::Memory::new(mib.parse()?), 0),
         ["tcp", at, how] => serve(&mut bound::RoundTrip::new(port(at)?, waiting(how))?, 0),
         ["inject"] => {
             let mut borrowed = inject::Borrowed::start()?;

@@ -13,7 +13,7 @@
 //! whole batch; an eighth of the batch goes before it, unmeasured.
 
 use crate::sys::calls;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub(crate) enum Op {
     Time,
     Getcpu,
     ClockGetres,
+    /// Changes that many pages of a program that only has memory.
+    Dirty(u32),
 }
 
 impl Op {
@@ -68,6 +70,7 @@ impl Op {
             Self::Time => "time".to_owned(),
             Self::Getcpu => "getcpu".to_owned(),
             Self::ClockGetres => "clock_getres".to_owned(),
+            Self::Dirty(pages) => format!("{pages} pages changed"),
         }
     }
 
@@ -90,6 +93,7 @@ impl Op {
             Self::Time => (13, 0),
             Self::Getcpu => (14, 0),
             Self::ClockGetres => (15, 0),
+            Self::Dirty(pages) => (16, pages),
         }
     }
 
@@ -111,6 +115,7 @@ impl Op {
             13 => Self::Time,
             14 => Self::Getcpu,
             15 => Self::ClockGetres,
+            16 => Self::Dirty(size),
             _ => return None,
         })
     }
@@ -244,6 +249,7 @@ impl Caller for Program {
             Op::Time => timed(count, calls::time),
             Op::Getcpu => timed(count, calls::get_cpu),
             Op::ClockGetres => timed(count, calls::clock_getres),
+            Op::Dirty(_) => bail!("this program has no memory to change"),
         };
         Ok(took?)
     }

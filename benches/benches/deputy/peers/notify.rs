@@ -8,6 +8,7 @@ use crate::sys::filter::{answer_notified, next_notified, wake_synchronously};
 use crate::work::MAX_SIZE;
 use anyhow::{Context as _, Result};
 use rustix::fd::AsFd as _;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// Makes the calls of the program `pid`, whose listener is its descriptor `fd`.
@@ -19,7 +20,11 @@ pub(crate) fn supervise(pid: i32, fd: i32) -> Result<()> {
     rustix::io::write(rustix::stdio::stdout(), &[0; 8])?;
     let (mut input, mut output) = (vec![0; MAX_SIZE], vec![0; MAX_SIZE]);
     loop {
-        let notified = next_notified(listener)?;
+        let notified = match next_notified(listener) {
+            // It ended while it was told of.
+            Err(Errno::NOENT) => return Ok(()),
+            other => other?,
+        };
         let (number, args) = (notified.number, notified.args);
         let len = usize::try_from(args[2]).unwrap_or(0).min(MAX_SIZE);
         let input = &mut input[..if is_write(number) { len } else { 0 }];
