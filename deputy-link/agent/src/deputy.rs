@@ -103,16 +103,16 @@ pub(crate) fn lost(why: u32, detail: u64) -> ! {
     sys::die(9)
 }
 
-pub(crate) fn gated_receive(fd: i32, into: &mut [u8]) -> i64 {
-    let args =
-        [u64::from(fd.cast_unsigned()), into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0];
+pub(crate) fn gated_receive(fd: i32, into: &mut [u8], flags: u32) -> i64 {
+    let (fd, at) = (u64::from(fd.cast_unsigned()), into.as_mut_ptr() as u64);
+    let args = [fd, at, into.len() as u64, u64::from(flags), 0, 0];
     sys::gate(nr::__NR_recvfrom, &args)
 }
 
 impl Deputy {
     /// Takes one frame and does what it says.
     fn serve(&mut self) {
-        let frame = match sys::state().link.receive(gated_receive) {
+        let frame = match sys::state().link.expect(gated_receive) {
             Ok(frame) => frame,
             Err(Broken::Interrupted) => self.come_home(false),
             Err(Broken::End) => lost(fault::END, 0),

@@ -12,7 +12,7 @@
 //! checked copy may raise.
 
 use crate::capture::{self, Leave};
-use crate::link::{self, Broken, Frame};
+use crate::link::{Broken, Frame};
 use crate::local;
 use crate::sys::{self, Context, Program};
 use conet_deputy_core::marshal::{self, NotForwarded, Plan, Signals};
@@ -264,7 +264,7 @@ fn exchange(plan: &Plan) -> Result<i64, Away> {
 /// Waits for the reply to call `seq`; without a plan, for one that another agent
 /// began.
 pub(crate) fn wait_for(seq: u32, plan: Option<&Plan>) -> Result<i64, Away> {
-    let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
+    let Ok(frame) = sys::state().link.expect(sys::receive) else { give_up() };
     if let Some(come) = come_home(&frame) {
         sys::state().remote.asked = true;
         return Err(if come.pending == 1 { Away::AskedPending } else { Away::Asked });
