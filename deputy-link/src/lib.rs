@@ -12,7 +12,9 @@
 //!   image and turns it into a deputy; [`mover::bring_home`] brings it home again.
 //! - [`hosting`]: the remote side's node. [`hosting::start`] makes the sandbox and
 //!   leaves a warden in it; [`hosting::Warden`] talks to one, also after a restart.
+//! - [`life`]: whether the other half can be reached.
 //! - [`locks`]: why a process cannot move.
+//! - [`trace`]: which calls are forwarded.
 //!
 //! The code that runs inside processes is the embedded agent (`agent/`), and what it
 //! decides is in `conet-deputy-core`.
@@ -21,11 +23,13 @@ mod agent;
 mod channel;
 pub mod hosting;
 mod image;
+pub mod life;
 pub mod locks;
 pub mod mover;
 mod procfs;
 mod ranges;
 mod sys;
+pub mod trace;
 mod vdso;
 
 pub use channel::{ChannelError, LinkSecret};

@@ -13,8 +13,11 @@
 //! # socket = "…"                    state_dir/control.sock where absent
 //! # guests_from = ["a"]             whose processes may run here
 //! # host_for_us = ["a"]             who may run ours
+//! # plain_links = ["a"]             between whom and us links of processes go in the
+//! #                                 clear, where both nodes say so
 //! # allow_root = false              whether processes of uid 0 may leave
 //! # guest_uid_base = 1879048192     first host uid for processes of others
+//! # link_timeout = 60               seconds that a process waits for a node out of reach
 //! # clock_offset = "-90s"           a lab host's clock against the machine's
 //!
 //! [[peer]]
@@ -72,6 +75,8 @@ pub const DEFAULT_WIREGUARD_PORT: u16 = 51_820;
 /// defaults, systemd's dynamic and container uids below 0x7000_0000), and
 /// below 2^31, from where on some programs take a uid for negative.
 pub const DEFAULT_GUEST_UID_BASE: u32 = 0x7000_0000;
+/// How long the halves of a process wait for each other where nothing is said.
+pub const DEFAULT_LINK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where the daemon keeps its state where it is not told.
 pub const DEFAULT_STATE_DIR: &str = "/run/conet";
 /// The control socket's name in the state directory.
@@ -111,6 +116,9 @@ pub struct NodeConfig {
     pub allow_root: bool,
     /// First uid of this host that processes of other nodes run under.
     pub guest_uid_base: u32,
+    /// How long the halves of a process wait for each other when the network is away;
+    /// whole seconds, 5 to 86,400.
+    pub link_timeout: Duration,
     /// Added to the machine's clock to make this host's.
     pub clock_offset: ClockOffset,
 }
@@ -202,6 +210,9 @@ pub struct Grants {
     pub guests_from: bool,
     /// It may run ours (`host_for_us`).
     pub host_for_us: bool,
+    /// Links of processes to and from it go in the clear (`plain_links`), if it says
+    /// the same.
+    pub plain_links: bool,
 }
 
 /// `[[peer]]`: another host.

@@ -250,6 +250,10 @@ impl<P: Processes> Daemon<P> {
             }
             Request::Migrate { pid, to } => self.processes.migrate(caller, pid, &to, answer),
             Request::Why { pid } => self.processes.why(caller, pid, answer),
+            Request::Trace { pid, timed } => {
+                let trace = self.processes.trace(caller, pid, timed);
+                answer.answer(trace.map(Response::Trace));
+            }
             Request::Shutdown {} if caller.administers => {
                 tracing::info!(uid = caller.uid, "asked to end");
                 self.ending = true;

@@ -31,7 +31,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::{self, Policy};
-use conet_wire::control::{Failure, Moved, Place, Process, Reason, Response, Why};
+use conet_deputy_link::trace;
+use conet_wire::control::{
+    Failure, Moved, Place, Process, Reason, Response, Trace, TracedCall, Why,
+};
 use conet_wire::moving::{Answer, Ask, Ticket};
 use conet_wire::peer;
 
@@ -52,6 +55,8 @@ const WATCH: Duration = Duration::from_millis(50);
 const IDLE_WATCH: Duration = Duration::from_millis(500);
 /// How long an ended program is listed.
 const KEEP_ENDED: Duration = Duration::from_secs(600);
+/// How long calls are timed after the last that asked for it.
+const TIMED: Duration = Duration::from_secs(5);
 /// Most ended programs that are listed.
 const MAX_ENDED: usize = 500;
 /// How far above a process its registered ancestor may be.
@@ -229,12 +234,13 @@ impl Movers {
 
     /// Looks at every program.
     fn look(&mut self) {
+        let link_timeout = self.node.config().node.link_timeout;
         let pids: Vec<u32> = self.programs.keys().copied().collect();
         let mut changed = false;
         let mut errands = Vec::new();
         for pid in pids {
             let Some(program) = self.programs.get_mut(&pid) else { continue };
-            changed |= program.look(&mut errands);
+            changed |= program.look(link_timeout, &mut errands);
         }
         for errand in errands {
             match errand {
@@ -294,13 +300,17 @@ fn row(program: &Program, home: &str) -> Process {
         pid: record.process.pid,
         uid: record.uid,
         command: program.command(),
-        place: record.place,
+        place: match (record.place, program.silence) {
+            (Place::Away, Some(_)) => Place::Unreachable,
+            (place, _) => place,
+        },
         node: away.map_or_else(|| home.to_owned(), |(node, _)| node.clone()),
         remote_pid: record.remote_pid.filter(|_| record.place == Place::Away),
         hops_done: record.hops,
         sent_home: record.sent_home,
         calls_forwarded: record.calls + program.calls_now,
         freeze_us: record.freeze_us,
+        waited_us: work::micros(record.waited + program.silence.unwrap_or_default()),
         reason: record.reason.clone(),
     }
 }
@@ -362,6 +372,15 @@ impl Processes for Movers {
             )));
         }
         let record = &program.record;
+        if let (Place::Away, Some(silence), Some((node, _))) =
+            (record.place, program.silence, &record.stay)
+        {
+            return answer.answer(Err(Failure::new(
+                "unreachable",
+                format!("{node} has not been heard of for {} s", silence.as_secs()),
+                format!("process {pid} waits for it; see conet peers"),
+            )));
+        }
         match (record.place, &to) {
             (Place::Ended, _) => answer.answer(Err(no_such_process(pid))),
             (Place::Home, None) => answer.answer(Ok(stays(pid, &home, None))),
@@ -396,6 +415,35 @@ impl Processes for Movers {
                 Err(_) => Err(no_such_process(pid)),
             });
         });
+    }
+
+    fn trace(&mut self, caller: Caller, pid: u32, timed: bool) -> Result<Trace, Failure> {
+        let program = self.find(caller, pid)?;
+        let away = (program.record.place == Place::Away).then_some(&program.record.stay);
+        let (Some(Some((node, _))), Some(process)) = (away, work::as_pid(pid)) else {
+            return Err(Failure::new(
+                "not-away",
+                format!("process {pid} is not away: its calls are its kernel's own"),
+                "move it with conet migrate",
+            ));
+        };
+        let node = node.clone();
+        if timed {
+            program.timed_until = Some(Instant::now() + TIMED);
+        }
+        let read = trace::take_times(process, program.timed_until.is_some());
+        let calls = read.and_then(|()| trace::read(process)).map_err(|_| no_such_process(pid))?;
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let calls = calls.into_iter().map(|call| TracedCall {
+            number: call.number,
+            name: call.name.to_owned(),
+            calls: call.calls,
+            timed: call.timed,
+            ran_ns: nanos(call.ran),
+            waited_for: call.waited_for,
+            waited_ns: nanos(call.waited),
+        });
+        Ok(Trace { pid, command: program.command(), node, calls: calls.collect() })
     }
 
     fn handle_peer_ask(&mut self, peer: &PeerConfig, message: Vec<u8>, answer: PeerResponder) {

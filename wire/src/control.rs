@@ -65,6 +65,13 @@ pub enum Request {
         /// The process at home.
         pid: u32,
     },
+    /// Which of a process's calls are forwarded: [`Response::Trace`].
+    Trace {
+        /// The process at home.
+        pid: u32,
+        /// Whether to take times from now on; that ends by itself after seconds.
+        timed: bool,
+    },
     /// End the daemon, and leave moved processes running: [`Response::Done`].
     Shutdown {},
 }
@@ -130,6 +137,8 @@ pub enum Response {
     Moved(Moved),
     /// To [`Request::Why`].
     Why(Why),
+    /// To [`Request::Trace`].
+    Trace(Trace),
     /// To [`Request::Shutdown`].
     Done {},
     /// To any request that could not be carried out.
@@ -245,6 +254,9 @@ pub enum Place {
     Moving,
     /// On another node; the pid at home is its deputy.
     Away,
+    /// On another node that has not been heard of for seconds. It waits, and so does
+    /// what it calls at home.
+    Unreachable,
     /// It has ended; kept for a while for its reason.
     Ended,
 }
@@ -272,8 +284,43 @@ pub struct Process {
     pub calls_forwarded: u64,
     /// How long the last move held it, in microseconds.
     pub freeze_us: Option<u64>,
+    /// For how long, in all, its other half could not be reached, in microseconds.
+    #[serde(default)]
+    pub waited_us: u64,
     /// The latest thing worth telling: why it was brought home, or ended.
     pub reason: Option<Reason>,
+}
+
+/// The calls that are forwarded for a process, since it went out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// At home.
+    pub pid: u32,
+    /// Its command's name.
+    pub command: String,
+    /// The node it runs on.
+    pub node: String,
+    /// By number.
+    pub calls: Vec<TracedCall>,
+}
+
+/// A system call in a [`Trace`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedCall {
+    /// Its number in the x86-64 table.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// How often it was forwarded.
+    pub calls: u64,
+    /// How many of these were timed at home.
+    pub timed: u64,
+    /// How long those ran at home, in all, in nanoseconds.
+    pub ran_ns: u64,
+    /// How many were timed by the program's side.
+    pub waited_for: u64,
+    /// How long the program waited for those, in all, in nanoseconds.
+    pub waited_ns: u64,
 }
 
 /// Why a process stays, came home or ended.

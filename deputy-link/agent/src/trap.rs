@@ -12,7 +12,8 @@
 //! checked copy may raise.
 
 use crate::capture::{self, Leave};
-use crate::link::{self, Broken, Frame};
+use crate::clock;
+use crate::link::{Broken, Frame};
 use crate::local;
 use crate::sys::{self, Context, Program};
 use conet_deputy_core::marshal::{self, NotForwarded, Plan, Signals};
@@ -46,6 +47,10 @@ pub(crate) struct Remote {
     pub(crate) cpu_time: i64,
     /// The process's id.
     pub(crate) pid: u64,
+    /// Home wants to know how long calls take.
+    pub(crate) is_timed: bool,
+    /// How long the last one took, in nanoseconds, where it was timed.
+    pub(crate) took: u64,
 }
 
 impl Remote {
@@ -61,6 +66,8 @@ impl Remote {
             asked: false,
             cpu_time: 0,
             pid: 0,
+            is_timed: false,
+            took: 0,
         }
     }
 }
@@ -76,56 +83,75 @@ pub(crate) enum Away {
     AskedPending,
 }
 
+/// Home asked for the program, and nothing is under way.
+const ASKED: Leave = Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 };
+
 /// A system call trapped.
 pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
     let detail = u64::from(number);
     if arch != AUDIT_ARCH_X86_64 {
-        capture::go_home(
-            context,
-            Leave { rewind: true, pending: false, reason: reason::CALL_32, detail },
-        );
+        let leave = Leave { rewind: true, reason: reason::CALL_32, detail, ..ASKED };
+        capture::go_home(context, leave);
+    }
+    let vdso = sys::inside(context.rip, true);
+    if vdso.is_some() {
+        sys::restore_return();
     }
     let args = context.args();
     let result = match table::lookup(detail) {
+        // The deputy waits for the image and takes no more calls.
+        _ if sys::state().remote.asked => Err(Away::Asked),
         None => Err(Away::GoHome),
         Some(Class::Local(which)) => local::run(which, number, &args),
         Some(class) => call(class, number, &args),
     };
     let leave = match result {
-        // The stub in the patched vDSO: what called it is the agent's own code, which
-        // must return to the program before it can go home.
-        _ if sys::is_stub(context.rip) => {
-            context.rax = result.unwrap_or(-4).cast_unsigned();
-            return;
-        }
         Ok(value) => {
             context.rax = value.cast_unsigned();
             if !sys::state().remote.asked {
                 return;
             }
-            Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 }
+            ASKED
         }
-        Err(Away::GoHome) => Leave { rewind: true, pending: false, reason: reason::CALL, detail },
-        Err(Away::Asked) => {
-            Leave { rewind: true, pending: false, reason: reason::ASKED, detail: 0 }
-        }
-        Err(Away::AskedPending) => {
-            Leave { rewind: false, pending: true, reason: reason::ASKED, detail: 0 }
-        }
+        Err(Away::GoHome) => Leave { rewind: true, reason: reason::CALL, detail, ..ASKED },
+        Err(Away::Asked) => Leave { rewind: true, ..ASKED },
+        Err(Away::AskedPending) => Leave { pending: true, ..ASKED },
     };
-    capture::go_home(context, leave);
+    match vdso {
+        // The stub does not exist at home: there the function begins, or has ended.
+        Some(sys::Inside::Begin(entry)) if leave.rewind => {
+            context.rip = entry;
+            capture::go_home(context, Leave { rewind: false, ..leave });
+        }
+        Some(_) if !sys::finish_return(context) => give_up(),
+        _ => capture::go_home(context, leave),
+    }
 }
 
 /// The warden rang.
-pub(crate) fn on_bell(context: &Context) {
-    // In a function of the vDSO, which is not at home: it rings again.
-    if sys::is_in_region(context.rip) || sys::is_stub(context.rip) {
+pub(crate) fn on_bell(context: &mut Context) {
+    if !sys::state().remote.asked && !has_asked() {
         return;
     }
-    if sys::state().remote.asked {
-        let leave = Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 };
-        capture::go_home(context, leave);
+    sys::state().remote.asked = true;
+    match sys::inside(context.rip, false) {
+        None => capture::go_home(context, ASKED),
+        Some(sys::Inside::Begin(entry)) => {
+            context.rip = entry;
+            capture::go_home(context, ASKED);
+        }
+        Some(sys::Inside::Return) => {
+            if sys::finish_return(context) {
+                capture::go_home(context, ASKED);
+            }
+            give_up();
+        }
+        Some(sys::Inside::Midst) => sys::stop_at_return(context),
     }
+}
+
+/// Whether home's wish is on the link.
+fn has_asked() -> bool {
     let link = &mut sys::state().link;
     // Only the first read may find nothing: the bell can be early, and rings again.
     let began = core::cell::Cell::new(link.has_begun());
@@ -137,21 +163,19 @@ pub(crate) fn on_bell(context: &Context) {
         if n == -11 { conet_deputy_core::boot::ABORTED } else { n }
     };
     match link.receive(read) {
-        Ok(frame) => {
-            if come_home(&frame).is_some() {
-                let leave =
-                    Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 };
-                capture::go_home(context, leave);
-            }
-            give_up();
-        }
-        Err(Broken::Interrupted) => {}
-        Err(_) => give_up(),
+        Ok(frame) if come_home(&frame).is_some() => true,
+        Err(Broken::Interrupted) => false,
+        Ok(_) | Err(_) => give_up(),
     }
 }
 
 /// The program faulted.
-pub(crate) fn on_fault(context: &Context, signal: u32) {
+pub(crate) fn on_fault(context: &mut Context, signal: u32) {
+    if sys::has_returned(context) {
+        capture::go_home(context, ASKED);
+    }
+    // In a function of the vDSO: it faults again in home's.
+    sys::undo(context);
     let leave =
         Leave { rewind: false, pending: false, reason: reason::FAULT, detail: u64::from(signal) };
     capture::go_home(context, leave);
@@ -241,23 +265,32 @@ fn exchange(plan: &Plan) -> Result<i64, Away> {
     let state = sys::state();
     state.remote.seq = state.remote.seq.wrapping_add(1);
     let seq = state.remote.seq;
+    let took = core::mem::take(&mut state.remote.took);
+    let field = core::mem::offset_of!(Request, took);
+    state.link.body()[field..field + 8].copy_from_slice(&took.to_le_bytes());
+    let begin = state.remote.is_timed.then(clock::ticks);
     if state.link.send(kind::CALL, seq, plan.len).is_err() {
         give_up();
     }
-    wait_for(seq, Some(plan))
+    let result = wait_for(seq, Some(plan));
+    if let Some(begin) = begin {
+        sys::state().remote.took = clock::ticks().saturating_sub(begin);
+    }
+    result
 }
 
 /// Waits for the reply to call `seq`; without a plan, for one that another agent
 /// began.
 pub(crate) fn wait_for(seq: u32, plan: Option<&Plan>) -> Result<i64, Away> {
-    let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
+    let Ok(frame) = sys::state().link.expect(sys::receive) else { give_up() };
     if let Some(come) = come_home(&frame) {
         sys::state().remote.asked = true;
         return Err(if come.pending == 1 { Away::AskedPending } else { Away::Asked });
     }
-    if frame.header.kind != kind::REPLY || frame.header.seq != seq {
+    if !matches!(frame.header.kind, kind::REPLY | kind::REPLY_TIMED) || frame.header.seq != seq {
         give_up();
     }
+    sys::state().remote.is_timed = frame.header.kind == kind::REPLY_TIMED;
     let body = sys::state().link.received(&frame);
     let result = match plan {
         Some(plan) => plan.store(body, &mut Program),

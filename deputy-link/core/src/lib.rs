@@ -19,3 +19,4 @@ pub mod filter;
 pub mod marshal;
 pub mod scan;
 pub mod table;
+pub mod waiting;

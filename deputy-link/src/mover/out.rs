@@ -9,16 +9,15 @@ use crate::agent;
 use crate::channel::{Channel, ChannelError, LinkSecret};
 use crate::image::{Snapshot, is_to_restart};
 use crate::locks::{Lock, Policy, Seen, locks, locks_of_stopped};
-use crate::sys::keep_alive;
 use crate::sys::ptrace::{Stopped, TraceError, get_descriptor};
 use crate::sys::userfault::Userfault;
+use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::entry;
 use conet_deputy_core::scan::UFFD_FLAGS;
 use conet_wire::image::{Clocks, End, overlaps_region};
 use conet_wire::link::kind;
 use rustix::process::Pid;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -95,7 +94,6 @@ pub fn move_out(
     let begin = Instant::now();
     let mut channel = Channel::new(stream, secret);
     channel.stream().set_nodelay(true).map_err(ChannelError::from)?;
-    keep_alive(channel.stream().as_fd()).map_err(ChannelError::from)?;
     channel.stream().set_read_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
     // A peer that reads no more must not keep the process stopped.
     channel.stream().set_write_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
@@ -165,9 +163,7 @@ impl Out {
     /// Stops the process for a moment and gives it a userfaultfd, of which it keeps
     /// nothing.
     fn track(&mut self) -> Result<Result<(Tracker, Files), StopReason>, MoveError> {
-        let begin = Instant::now();
-        let mut stopped = stop_at_rest(self.pid)?;
-        let seen = self.look(&stopped)?;
+        let (mut stopped, seen, begin) = self.stop()?;
         stopped.use_vdso(&seen.maps)?;
         let files = Files::open(self.pid)?;
         let made = stopped.call("userfaultfd", libc::SYS_userfaultfd, [UFFD_FLAGS, 0, 0, 0, 0, 0]);
@@ -223,6 +219,30 @@ impl Out {
         Ok(None)
     }
 
+    /// Stops the process where its state can be told: in its own code, or in a deputy
+    /// that waits for a call to end. Not in the vDSO, whose data the other node does not
+    /// have. Gives what it is, and when it was stopped.
+    fn stop(&self) -> Result<(Stopped, Seen, Instant), MoveError> {
+        for _ in 0..400 {
+            let begin = Instant::now();
+            let stopped = Stopped::new(self.pid)?;
+            let regs = stopped.regs();
+            let waits = regs.rip == agent::ENTRY + entry::FINISH_END && is_to_restart(regs)
+                || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL;
+            if waits || !overlaps_region(regs.rip, regs.rip + 1) {
+                let seen = self.look(&stopped)?;
+                let vdso = seen.maps.iter().find(|mapping| mapping.backing == Backing::Vdso);
+                let at = stopped.regs().rip;
+                if !vdso.is_some_and(|vdso| (vdso.start..vdso.end).contains(&at)) {
+                    return Ok((stopped, seen, begin));
+                }
+            }
+            stopped.release()?;
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Err(MoveError::Locked(vec![Lock::Reserved]))
+    }
+
     /// Whether the stopped process may move, and what it is.
     fn look(&self, stopped: &Stopped) -> Result<Seen, MoveError> {
         if stopped.dispatches_calls() {
@@ -235,9 +255,7 @@ impl Out {
 
     /// Stops the process, sends the rest, and makes it the deputy of its remote half.
     fn freeze(&mut self, tracker: &Tracker, method: Method) -> Result<Moved, MoveError> {
-        let frozen = Instant::now();
-        let mut stopped = stop_at_rest(self.pid)?;
-        let seen = self.look(&stopped)?;
+        let (mut stopped, seen, frozen) = self.stop()?;
         let files = Files::open(self.pid)?;
         if method == Method::Precopy && !files.is_registered() {
             return Err(MoveError::Replaced);
@@ -310,21 +328,4 @@ impl Out {
         }
         Ok(end)
     }
-}
-
-/// Stops a process where its state can be told: in its own code, or in a deputy that
-/// waits for a call to end.
-fn stop_at_rest(pid: Pid) -> Result<Stopped, MoveError> {
-    for _ in 0..200 {
-        let stopped = Stopped::new(pid)?;
-        let regs = stopped.regs();
-        let waits = regs.rip == agent::ENTRY + entry::FINISH_END && is_to_restart(regs)
-            || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL;
-        if waits || !overlaps_region(regs.rip, regs.rip + 1) {
-            return Ok(stopped);
-        }
-        stopped.release()?;
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Err(MoveError::Locked(vec![Lock::Reserved]))
 }

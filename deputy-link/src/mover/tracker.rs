@@ -28,7 +28,7 @@ use crate::channel::Channel;
 use crate::image::area;
 use crate::procfs::{self, Mapping};
 use crate::ranges::Ranges;
-use crate::sys::userfault::{Userfault, scan};
+use crate::sys::userfault::{Userfault, has_registered, scan};
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::scan::{Purpose, Region, Verdict, is, verdict};
 use conet_wire::image::{Area, PAGE, REGION, REGION_LEN, TASK_SIZE};
@@ -62,9 +62,7 @@ impl Files {
 
     /// Whether any memory of this address space is registered.
     pub(super) fn is_registered(&self) -> bool {
-        let mut found = false;
-        let range = (PAGE, TASK_SIZE);
-        scan(&self.pagemap, Purpose::Registered, range, |_| found = true).is_ok() && found
+        has_registered(&self.pagemap, (PAGE, TASK_SIZE))
     }
 
     /// Regions of a range that serve the purpose, from either of the kernel's ways to

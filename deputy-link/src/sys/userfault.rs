@@ -80,6 +80,15 @@ pub(crate) fn scan(
     Ok(())
 }
 
+/// Whether anything in a range is registered with any userfaultfd of this mode.
+pub(crate) fn has_registered(pagemap: &File, range: (u64, u64)) -> bool {
+    let mut region = Region { start: 0, end: 0, categories: 0 };
+    let place = &raw mut region as u64;
+    // It stops at the first page.
+    let mut argument = scan_arg(Purpose::Registered, range, place, 1);
+    ioctl(pagemap, PAGEMAP_SCAN, &mut argument).is_ok_and(|found| found > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -94,8 +94,10 @@ state_dir = "/run/elsewhere"
 socket = "/run/s"
 guests_from = ["two"]
 host_for_us = ["three"]
+plain_links = ["three"]
 allow_root = true
 guest_uid_base = 0x10_0000
+link_timeout = 7
 clock_offset = "-90s"
 {PEER}persistent_keepalive = 25
 wireguard_endpoint = "192.0.2.9:9"
@@ -122,17 +124,18 @@ address = "10.77.1.2"
     assert_eq!(node.socket, Path::new("/run/s"));
     assert_eq!(node.state_dir, Path::new("/run/elsewhere"));
     assert_eq!(node.guest_uid_base, 0x10_0000);
+    assert_eq!(node.link_timeout, Duration::from_secs(7));
     assert_eq!(node.clock_offset.nanoseconds, -90_000_000_000);
     assert!(node.allow_root);
     let two = config.peer("two").unwrap();
     assert_eq!(two.mode, Mode::IpIp);
-    assert_eq!(two.grants, Grants { guests_from: true, host_for_us: false });
+    assert_eq!(two.grants, Grants { guests_from: true, ..Grants::default() });
     assert_eq!(two.persistent_keepalive, Some(Duration::from_secs(25)));
     assert_eq!(two.wireguard_endpoint, "192.0.2.9:9".parse().ok());
     assert_eq!(two.allowed_ips, ["10.77.2.0/24".parse().unwrap()]);
     let three = config.peer("three").unwrap();
     assert_eq!(three.mode, Mode::WireGuard);
-    assert_eq!(three.grants, Grants { guests_from: false, host_for_us: true });
+    assert_eq!(three.grants, Grants { host_for_us: true, plain_links: true, ..Grants::default() });
     assert_eq!(three.endpoint, None);
     assert_eq!(config.peer("four").unwrap().key.identity(), None);
     assert_eq!(config.guests[0].address, Ipv4Addr::new(10, 77, 1, 2));
@@ -212,6 +215,7 @@ fn wrong_types_and_values_are_refused_with_what_to_write() {
             "guest_uid_base = 1000",
             "guest_uid_base: `1000` is not valid; write a uid from 65536 to 4294901759",
         ),
+        ("link_timeout = 4", "link_timeout: `4` is not valid; write seconds from 5 to 86400"),
         (
             "clock_offset = \"fast\"",
             "clock_offset: `fast` is not valid; write a signed number with ns, us, ms, s, m, h or \

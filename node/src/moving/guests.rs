@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::hosting::{self, Hosting, Warden, WardenEvent};
-use conet_deputy_link::{LinkSecret, processor};
+use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::moving::{Answer, Ask, Ticket};
 use serde::{Deserialize, Serialize};
@@ -180,6 +180,8 @@ impl Guests {
         let cipher = match cipher {
             0 => Cipher::Aes128Gcm,
             1 => Cipher::ChaCha20Poly1305,
+            2 if peer.grants.plain_links => Cipher::Plain,
+            2 => return refuse("plain", "it takes no link in the clear (plain_links)"),
             _ => return refuse("cipher", "it does not know the cipher"),
         };
         let guest_uid = self.guest_uid(&peer.name, uid);
@@ -312,6 +314,9 @@ fn begin(
         tracing::debug!("a link brought no ticket of ours");
         return;
     };
+    if let Err(error) = life::keep_alive(&stream, node.config().node.link_timeout) {
+        tracing::warn!(%error, "a link will not notice that its other end is gone");
+    }
     let socket = directory.join(format!("{ticket}.sock"));
     let ended = || node.post(Event::GuestEnded { ticket, status: None });
     let Ok(pid) = i32::try_from(stay.pid) else { return ended() };

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::{Lock, Policy};
 use conet_deputy_link::mover::{self, MoveError, Moved, Returned};
-use conet_deputy_link::{LinkSecret, processor};
+use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::control::{Failure, Reason};
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
@@ -284,7 +284,7 @@ fn move_out(
     let mut root = [0; 32];
     fill_random(&mut root);
     ask_to_host(node, job, to, Root(root))?;
-    let stream = connect(address, job.ticket).map_err(|error| {
+    let stream = connect(address, job.ticket, config.node.link_timeout).map_err(|error| {
         Failure::new(
             "link",
             format!("no link to {to} at {address}: {error}"),
@@ -294,7 +294,7 @@ fn move_out(
     tell_progress(answer, "copy", "moving memory");
     let keys = link_keys(&Key::new(root), &job.ticket.0);
     let secret = LinkSecret {
-        cipher: Cipher::preferred(),
+        cipher: cipher_for(peer),
         seal: keys.home_to_remote,
         open: keys.remote_to_home,
     };
@@ -306,6 +306,11 @@ fn move_out(
     Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
 }
 
+/// What protects the links of processes that go to `peer`.
+fn cipher_for(peer: &PeerConfig) -> Cipher {
+    if peer.grants.plain_links { Cipher::Plain } else { Cipher::preferred() }
+}
+
 fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Result<(), Failure> {
     let local = processor().ok_or_else(|| {
         Failure::new("processor", "this processor has no XSAVE", "use a newer machine")
@@ -313,9 +318,10 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     let ask = Ask::Host {
         ticket: job.ticket,
         root,
-        cipher: match Cipher::preferred() {
+        cipher: match cipher_for(peer_that_hosts(node.config(), to)?) {
             Cipher::Aes128Gcm => 0,
             Cipher::ChaCha20Poly1305 => 1,
+            Cipher::Plain => 2,
         },
         pid: job.pid,
         uid: job.record.uid,
@@ -339,8 +345,9 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     }
 }
 
-fn connect(address: SocketAddr, ticket: Ticket) -> io::Result<TcpStream> {
+fn connect(address: SocketAddr, ticket: Ticket, patience: Duration) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+    life::keep_alive(&stream, patience)?;
     io::Write::write_all(&mut stream, &ticket.0)?;
     Ok(stream)
 }
