@@ -221,9 +221,9 @@ fn a_peer_without_the_grant_or_with_another_key_is_refused() {
     migrate(pid, "home");
 
     // In the clear only where both say so.
-    reconfigure("conet-h1", "s/^host_for_us = .*/&\nplain_links = [\"conet-h2\"]/");
+    reconfigure("conet-h1", "s/^host_for_us = .*/&\\nplain_links = [\"conet-h2\"]/");
     refused("it takes no link in the clear");
-    reconfigure("conet-h2", "s/^host_for_us = .*/&\nplain_links = [\"conet-h1\"]/");
+    reconfigure("conet-h2", "s/^host_for_us = .*/&\\nplain_links = [\"conet-h1\"]/");
     take_out(pid);
     migrate(pid, "home");
 
