@@ -144,6 +144,8 @@ pub struct Returned {
     pub pages: u64,
     /// Pages of them that differed from what was at home.
     pub changed: u64,
+    /// Whether only pages that were changed away came; otherwise, all that it had.
+    pub is_delta: bool,
     /// Calls that ran at home while it was away.
     pub calls: u64,
 }

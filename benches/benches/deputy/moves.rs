@@ -12,6 +12,7 @@ use crate::work::{Batch, Caller, Op};
 use anyhow::{Result, bail};
 use conet_benches::report::{Report, Row, Rule};
 use conet_benches::stats::{median, spread};
+use conet_deputy_link::mover::How;
 use conet_transport::session::protect::Cipher;
 use std::time::{Duration, Instant};
 
@@ -60,18 +61,20 @@ impl Caller for Memory {
 /// What was seen of one size.
 #[derive(Default)]
 struct Seen {
-    freeze: Vec<f64>,
-    total: Vec<f64>,
+    /// Pre-copy, and stop-and-copy.
+    freeze: [Vec<f64>; 2],
+    total: [Vec<f64>; 2],
     home: Vec<f64>,
     came: Vec<f64>,
     changed: Vec<f64>,
 }
 
-fn hop(program: &mut Role, node: &mut Node, seen: &mut Seen) -> Result<()> {
+fn hop(program: &mut Role, node: &mut Node, seen: &mut Seen, how: How) -> Result<()> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let away = node.take(program.pid()?, Cipher::preferred())?;
-    seen.freeze.push(ms(away.moved.freeze));
-    seen.total.push(ms(away.moved.total));
+    let away = node.take(program.pid()?, Cipher::preferred(), how)?;
+    let which = usize::from(how == How::Stop);
+    seen.freeze[which].push(ms(away.moved.freeze));
+    seen.total[which].push(ms(away.moved.total));
     program.run(Batch { op: Op::Dirty(DIRTY), count: 1 })?;
     let home = away.bring_home(program.pid()?)?;
     seen.home.push(ms(home.total));
@@ -90,12 +93,14 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<()> {
             continue;
         }
         let rounds = if options.is_test { 2 } else { rounds };
-        report.progress(&format!("move {case}, stop-and-copy"));
+        report.progress(&format!("move {case}"));
         let mut program = Role::start(&["memory", &mib.to_string()])?;
         let mut node = Node::new()?;
         let mut seen = Seen::default();
         for _ in 0..rounds {
-            hop(&mut program, &mut node, &mut seen)?;
+            for how in [How::Precopy, How::Stop] {
+                hop(&mut program, &mut node, &mut seen, how)?;
+            }
         }
         add(report, &case, &seen)?;
     }
@@ -107,8 +112,10 @@ fn add(report: &mut Report, case: &str, seen: &Seen) -> Result<()> {
     let few = || Rule::above("dirtied", OTHERS);
     let freeze = (case == "256 MB").then(|| Rule::constant(5.0));
     for (metric, unit, values, peers, rule) in [
-        ("freeze, stop-and-copy", "ms", &seen.freeze, vec![], freeze),
-        ("total, stop-and-copy", "ms", &seen.total, vec![], None),
+        ("freeze, pre-copy", "ms", &seen.freeze[0], vec![], freeze),
+        ("total, pre-copy", "ms", &seen.total[0], vec![], None),
+        ("freeze, stop-and-copy", "ms", &seen.freeze[1], vec![], None),
+        ("total, stop-and-copy", "ms", &seen.total[1], vec![], None),
         ("home again, total", "ms", &seen.home, vec![], None),
         ("home again, came", "pages", &seen.came, dirtied.clone(), Some(few())),
         ("home again, changed", "pages", &seen.changed, dirtied, Some(few())),

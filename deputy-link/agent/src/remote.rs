@@ -58,7 +58,7 @@ pub(crate) fn run(launch: &Launch, proc_fd: i32) -> ! {
             open_next: launch.open_next,
         },
     );
-    if let Err(refusal) = prepare(launch.clock_skew) {
+    if let Err(refusal) = prepare(launch) {
         if state.link.send_value(kind::REFUSED, 0, &refusal).is_ok() {
             let mut byte = [0];
             while sys::receive(LINK, &mut byte, 0) > 0 {}
@@ -105,17 +105,17 @@ fn refused(step: u32, result: i64) -> Result<(), Refusal> {
     }
 }
 
-fn prepare(skew: i64) -> Result<(), Refusal> {
+fn prepare(launch: &Launch) -> Result<(), Refusal> {
     clear_address_space()?;
     if sys::state().link.send(kind::READY, 0, 0).is_err() {
         give_up();
     }
-    sys::state().remote.tracks = tracking::begin();
+    sys::state().remote.tracks = launch.follows == 1 && tracking::begin();
     let mut incoming = Incoming::new(Side::Remote);
     loop {
         let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
         match frame.header.kind {
-            kind::CLOCKS => tell_clocks(&frame, skew),
+            kind::CLOCKS => tell_clocks(&frame, launch.clock_skew),
             kind::ROUND => {
                 incoming.end_round()?;
                 if sys::state().link.send(kind::ROUND, frame.header.seq, 0).is_err() {

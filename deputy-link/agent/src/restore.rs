@@ -115,6 +115,11 @@ impl Incoming {
         (self.pages, self.changed)
     }
 
+    /// Whether only what has changed came.
+    pub(crate) const fn is_delta(&self) -> bool {
+        self.is_delta
+    }
+
     /// Takes a frame; true when the image is complete.
     pub(crate) fn handle(&mut self, frame: &Frame) -> Result<bool, Refusal> {
         let body: &[u8] = sys::state().link.received(frame);

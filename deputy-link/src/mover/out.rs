@@ -195,6 +195,7 @@ impl Out {
         tracker: &mut Tracker,
         files: &Files,
     ) -> Result<Option<StopReason>, MoveError> {
+        let mut before: Option<u64> = None;
         for number in 0..MAX_ROUNDS {
             // Before and after pages are protected: what is read in between is missed.
             if let Some(reason) = tracker.obstacle() {
@@ -209,12 +210,12 @@ impl Out {
             if let Some(reason) = tracker.obstacle() {
                 return Ok(Some(reason));
             }
-            let before = self.rounds.last().map(|round| round.pages);
             self.rounds.push(Round { pages, time: begin.elapsed() });
             let makes_progress = before.is_none_or(|before| pages < before / 4 * 3);
             if pages < FEW_PAGES || !makes_progress {
                 break;
             }
+            before = Some(pages);
         }
         Ok(None)
     }

@@ -346,8 +346,17 @@ fn groups(mappings: &[Mapping]) -> impl Iterator<Item = ((u64, u64), &[Mapping])
     })
 }
 
-fn regions(files: &Files, purpose: Purpose, range: (u64, u64)) -> Result<Vec<Region>, MoveError> {
-    files.regions(purpose, range).map_err(gone)
+fn regions(
+    files: &Files,
+    purpose: Purpose,
+    range: (u64, u64),
+) -> Result<Vec<Region>, MoveError> {
+    files.regions(purpose, range).map_err(|error| match error.raw_os_error() {
+        // Nothing is left of this address space; whether of the process, others tell.
+        Some(libc::ESRCH) => MoveError::Replaced,
+        _ if error.kind() == io::ErrorKind::UnexpectedEof => MoveError::Replaced,
+        _ => MoveError::Process(error),
+    })
 }
 
 /// What is not registered.

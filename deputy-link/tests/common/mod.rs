@@ -26,6 +26,10 @@ pub(crate) struct Node {
     directory: tempfile::TempDir,
     listener: TcpListener,
     generation: u8,
+    /// How processes move here.
+    pub(crate) how: How,
+    /// Whether what they change here is followed.
+    pub(crate) follows: bool,
 }
 
 /// A process that is away.
@@ -39,7 +43,7 @@ impl Node {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        Self { directory, listener, generation: 0 }
+        Self { directory, listener, generation: 0, how: How::default(), follows: true }
     }
 
     pub(crate) fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
@@ -65,13 +69,13 @@ impl Node {
     ) -> thread::JoinHandle<Result<Hosted, HostError>> {
         let socket: PathBuf = self.directory.path().join("warden");
         let listener = self.listener.try_clone().unwrap();
+        let follows = self.follows;
         thread::spawn(move || {
             let (link, _) = listener.accept().unwrap();
             let pid = i32::try_from(pid).unwrap();
-            hosting::start(
-                link,
-                &Hosting { pid, secret: &secret, uid: GUEST_UID, clock_skew: 0, socket: &socket },
-            )
+            let (secret, socket) = (&secret, socket.as_path());
+            let hosting = Hosting { pid, secret, uid: GUEST_UID, clock_skew: 0, follows, socket };
+            hosting::start(link, &hosting)
         })
     }
 
@@ -89,7 +93,7 @@ impl Node {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
         let stream = TcpStream::connect(address).unwrap();
-        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, How::default());
+        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how);
         let hosted = host.join().unwrap();
         let moved = moved?;
         let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();

@@ -206,6 +206,9 @@ static void change(struct slot *s) {
         s->prot = PROT_READ;
         return;
     }
+    case 9: /* out to swap, where there is any */
+        madvise(at, len, 21 /* MADV_PAGEOUT */);
+        return;
     default:
         for (int i = from; i < from + count && i < from + 40; i++)
             if (s->prot & PROT_WRITE && below(3) == 0) fill(s, i, below(8) ? draw() : 0);
