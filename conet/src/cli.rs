@@ -92,6 +92,19 @@ pub(crate) enum Command {
     },
     /// End the node's daemon; programs run on.
     Down,
+    /// Tell what this machine can and cannot do for conet, and the remedy.
+    ///
+    /// Each line is a facility, found by trying it: ok, limited or missing, what was
+    /// found, and where it is not ok what of conet that touches and what to do. Exits
+    /// with 0 where programs can move and packets can travel; where only root can,
+    /// an ordinary user's answer is about its own namespaces.
+    Doctor {
+        #[command(flatten)]
+        output: Output,
+        /// Make one trial in this process; what `doctor` runs.
+        #[arg(long, hide = true, value_name = "NAME")]
+        trial: Option<String>,
+    },
     /// Be a program that `conet demo` moves.
     #[command(hide = true)]
     DemoProgram {

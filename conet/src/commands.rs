@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod doctor;
 mod keys;
 mod lab;
 mod node;
@@ -31,6 +32,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),
         Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
         Command::Down => node::down(&mut connect()?),
+        Command::Doctor { trial: Some(name), .. } => doctor::trial(&name),
+        Command::Doctor { output, trial: None } => doctor::doctor(&socket, output),
         Command::DemoProgram { program: DemoProgram::Calls } => Ok(program::calls()?),
         Command::DemoProgram { program: DemoProgram::Work { file, lines } } => {
             program::work(&file, lines)?;

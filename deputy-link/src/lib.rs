@@ -23,6 +23,7 @@ pub mod hosting;
 mod image;
 pub mod locks;
 pub mod mover;
+pub mod probe;
 mod procfs;
 mod sys;
 mod vdso;

@@ -5,6 +5,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod identity;
 pub mod moving;
 pub mod peers;
