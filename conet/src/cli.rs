@@ -1,10 +1,11 @@
 //! What can be typed. What it does is in `commands`.
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use conet_node::config::{DEFAULT_PATH, Mode};
+use conet_node::config::{DEFAULT_PATH, GuestKind, Mode};
 
 /// conet joins machines into one: guests share their host's address over
 /// WireGuard or IP-in-IP, and running processes move between machines.
@@ -53,6 +54,11 @@ pub(crate) enum Command {
     Peers {
         #[command(flatten)]
         output: Output,
+    },
+    /// The node's guests: add, list, remove, and run programs in them.
+    Guest {
+        #[command(subcommand)]
+        command: GuestCommand,
     },
     /// Start a program that may move; it has this command's pid.
     Run {
@@ -127,6 +133,50 @@ pub(crate) enum DemoProgram {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum GuestCommand {
+    /// Make a guest: a network namespace with addresses in the overlay.
+    ///
+    /// It is there until it is removed, also for later daemons. Root and members of
+    /// group conet may.
+    Add {
+        /// Its name, and that of its namespace: 1 to 15 letters, digits, `.`, `_`, `-`.
+        name: String,
+        /// An address in this node's overlay; may be repeated. The lowest free one
+        /// where there is none.
+        #[arg(long, value_name = "A")]
+        address: Vec<Ipv4Addr>,
+        /// How its packets reach the host.
+        #[arg(long, value_enum, default_value_t = KindName::Netns)]
+        kind: KindName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the guests.
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove a guest that was added, if no program runs in it.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Run a program in a guest's network; it has this command's pid (needs root).
+    Exec {
+        /// The guest.
+        name: String,
+        /// The program and its arguments.
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
     /// Make a lab: hosts conet-h1, conet-h2, … on one LAN, each with its daemon.
     Up {
@@ -198,6 +248,25 @@ pub(crate) enum ModeName {
     Ipip,
 }
 
+/// A guest's kind, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KindName {
+    /// By veth: packets stay in the kernel.
+    Netns,
+    /// By a TAP device and a thread of the daemon.
+    Tap,
+}
+
+impl KindName {
+    /// As the daemon spells it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Netns => GuestKind::Netns.as_str(),
+            Self::Tap => GuestKind::Tap.as_str(),
+        }
+    }
+}
+
 impl From<ModeName> for Mode {
     fn from(name: ModeName) -> Self {
         match name {
@@ -265,6 +334,9 @@ mod tests {
             &["conet", "run"],
             &["conet", "lab"],
             &["conet", "lab", "up", "--mode", "fou"],
+            &["conet", "guest", "add", "x", "--kind", "qemu"],
+            &["conet", "guest", "add", "x", "--address", "10.77.1.0/24"],
+            &["conet", "guest", "exec", "x"],
         ] {
             let line = one_line(&Cli::try_parse_from(arguments).unwrap_err());
             assert!(!line.contains('\n') && line.contains("conet --help"), "{line}");

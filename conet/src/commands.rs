@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod doctor;
+mod guest;
 mod keys;
 mod lab;
 mod node;
@@ -27,6 +28,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Up { config } => node::up(&config),
         Command::Status { output } => node::status(&mut connect()?, output),
         Command::Peers { output } => node::peers(&mut connect()?, output),
+        Command::Guest { command } => guest::run(&mut connect()?, command),
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),
         Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),

@@ -138,7 +138,7 @@ mod tests {
                 && peer.grants.guests_from
                 && peer.grants.host_for_us));
             assert_eq!(config.guests.len(), 2);
-            assert_eq!(config.guests[1].address, host.guest_address(2));
+            assert_eq!(config.guests[1].addresses, [host.guest_address(2)]);
         }
     }
 
