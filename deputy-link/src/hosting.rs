@@ -12,7 +12,7 @@
 
 use crate::agent;
 use crate::channel::{ChannelError, LinkSecret};
-use crate::sys::{keep_alive, spawn};
+use crate::sys::spawn;
 use conet_deputy_core::boot::{Launch, warden};
 use conet_transport::session::protect::{OpenError, Opener, Replay};
 use conet_wire::link::{kind, split_frame};
@@ -126,7 +126,6 @@ fn check_hello(link: &mut TcpStream, secret: &LinkSecret) -> Result<(), ChannelE
 pub fn start(mut link: TcpStream, hosting: &Hosting<'_>) -> Result<Hosted, HostError> {
     link.set_nodelay(true).map_err(failed("TCP_NODELAY"))?;
     link.set_read_timeout(Some(START_TIMEOUT)).map_err(failed("SO_RCVTIMEO"))?;
-    keep_alive(link.as_fd()).map_err(failed("SO_KEEPALIVE"))?;
     check_hello(&mut link, hosting.secret)?;
     link.set_read_timeout(None).map_err(failed("SO_RCVTIMEO"))?;
     // A socket of an earlier process with this name is stale.

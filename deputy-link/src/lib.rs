@@ -12,6 +12,7 @@
 //!   image and turns it into a deputy; [`mover::bring_home`] brings it home again.
 //! - [`hosting`]: the remote side's node. [`hosting::start`] makes the sandbox and
 //!   leaves a warden in it; [`hosting::Warden`] talks to one, also after a restart.
+//! - [`life`]: whether the other half can be reached.
 //! - [`locks`]: why a process cannot move.
 //!
 //! The code that runs inside processes is the embedded agent (`agent/`), and what it
@@ -21,6 +22,7 @@ mod agent;
 mod channel;
 pub mod hosting;
 mod image;
+pub mod life;
 pub mod locks;
 pub mod mover;
 pub mod probe;

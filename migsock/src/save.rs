@@ -157,7 +157,11 @@ impl<K: Kernel, L: Lock> Host<K, L> {
         // What the kernel sends from now on (paced, or repeated) runs into the lock:
         // the peer has not seen it. Restored as sent, it would wait a second for the
         // first retransmission timeout; restored as unsent, it goes out at once.
-        let unsent_at_lock = socket.queued(Queued::OutNotSent)?;
+        // Asked for by TCP_INFO, which waits for the socket's own lock: a packet that had
+        // passed the hook before is counted as sent by then. SIOCOUTQNSD does not wait;
+        // with its answer such a packet would be sent again as new, the peer would
+        // acknowledge more than this side had sent, and the connection would hang.
+        let unsent_at_lock = info(&socket)?.unsent;
         let undo = Undo {
             repair: false,
             reuse_address: socket.get_i32(opt::REUSEADDR, "SO_REUSEADDR")?,
@@ -236,25 +240,31 @@ fn peek_offset<K: Kernel>(socket: &Socket<'_, K>) -> Result<i32, SaveError> {
     }
 }
 
-/// The front of `struct tcp_info`, which every kernel fills.
+/// Of `struct tcp_info`, whose first 148 bytes every kernel since 4.6 fills.
 struct Info {
     state: TcpState,
     options: u8,
     scales: u8,
+    /// Bytes in the send queue that were never sent (`tcpi_notsent_bytes`, Linux 4.6).
+    unsent: usize,
 }
+
+/// Where `tcpi_notsent_bytes` lies in `struct tcp_info`.
+const INFO_UNSENT: usize = 144;
 
 const INFO_TIMESTAMPS: u8 = 1;
 const INFO_SACK: u8 = 2;
 const INFO_SCALES: u8 = 4;
 
 fn info<K: Kernel>(socket: &Socket<'_, K>) -> Result<Info, SaveError> {
-    let mut bytes = [0; 8];
+    let mut bytes = [0; INFO_UNSENT + 4];
     socket
         .kernel
         .getsockopt(socket.fd, opt::INFO, &mut bytes)
         .map_err(|source| failed("getsockopt", "TCP_INFO", source))?;
-    let [state, _, _, _, _, options, scales, _] = bytes;
-    Ok(Info { state: TcpState(state), options, scales })
+    let [state, _, _, _, _, options, scales, .., a, b, c, d] = bytes;
+    let unsent = usize::try_from(u32::from_ne_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    Ok(Info { state: TcpState(state), options, scales, unsent })
 }
 
 fn established(info: &Info) -> Result<(), SaveError> {

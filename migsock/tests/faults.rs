@@ -118,3 +118,26 @@ fn every_call_fails_once() {
     eprintln!("{stayed} faults left the connection where it was, {moved} moves went through");
     assert!(stayed > 90 && moved >= 5, "{stayed}, {moved}");
 }
+
+/// Between a packet's passing the lock's hook and its being counted as sent, only the
+/// socket's own lock is held: `SIOCOUTQNSD`, which does not take it, may be asked in
+/// repair mode alone. A connection that was restored by its answer hung: the peer
+/// acknowledged what this side believed unsent.
+#[test]
+fn a_packet_past_the_hook_counts_as_sent() {
+    privileged!();
+    let scene = Scene::new();
+    let (client, _server) = scene.connect(MOVING_4, "10.200.1.1");
+    let calls = Fault::at(usize::MAX);
+    let old = failing(scene.old.run(NftLock::open).expect("nftables"), &calls);
+    drop(old.freeze(client.as_fd()).expect("established"));
+    let calls = calls.calls.lock().expect("alive").clone();
+    let first = |what: &str| {
+        let found = calls.iter().position(|call| call.starts_with(what));
+        found.unwrap_or_else(|| panic!("no {what} in {calls:?}"))
+    };
+    let repair = first("setsockopt Opt { level: 6, name: 19 }");
+    assert!(first("lock") < repair && repair < first("queued OutNotSent"), "{calls:?}");
+    let asks = calls[first("lock")..repair].iter();
+    assert!(asks.into_iter().any(|call| call == "getsockopt Opt { level: 6, name: 11 }"));
+}

@@ -15,6 +15,7 @@
 //! # host_for_us = ["a"]             who may run ours
 //! # allow_root = false              whether processes of uid 0 may leave
 //! # guest_uid_base = 1879048192     first host uid for processes of others
+//! # link_timeout = 60               seconds that a process waits for a node out of reach
 //! # clock_offset = "-90s"           a lab host's clock against the machine's
 //!
 //! [[peer]]
@@ -73,6 +74,8 @@ pub const DEFAULT_WIREGUARD_PORT: u16 = 51_820;
 /// defaults, systemd's dynamic and container uids below 0x7000_0000), and
 /// below 2^31, from where on some programs take a uid for negative.
 pub const DEFAULT_GUEST_UID_BASE: u32 = 0x7000_0000;
+/// How long the halves of a process wait for each other where nothing is said.
+pub const DEFAULT_LINK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where the daemon keeps its state where it is not told.
 pub const DEFAULT_STATE_DIR: &str = "/run/conet";
 /// The control socket's name in the state directory.
@@ -112,6 +115,9 @@ pub struct NodeConfig {
     pub allow_root: bool,
     /// First uid of this host that processes of other nodes run under.
     pub guest_uid_base: u32,
+    /// How long the halves of a process wait for each other when the network is away;
+    /// whole seconds, 5 to 86,400.
+    pub link_timeout: Duration,
     /// Added to the machine's clock to make this host's.
     pub clock_offset: ClockOffset,
 }

@@ -229,12 +229,13 @@ impl Movers {
 
     /// Looks at every program.
     fn look(&mut self) {
+        let link_timeout = self.node.config().node.link_timeout;
         let pids: Vec<u32> = self.programs.keys().copied().collect();
         let mut changed = false;
         let mut errands = Vec::new();
         for pid in pids {
             let Some(program) = self.programs.get_mut(&pid) else { continue };
-            changed |= program.look(&mut errands);
+            changed |= program.look(link_timeout, &mut errands);
         }
         for errand in errands {
             match errand {
@@ -294,13 +295,17 @@ fn row(program: &Program, home: &str) -> Process {
         pid: record.process.pid,
         uid: record.uid,
         command: program.command(),
-        place: record.place,
+        place: match (record.place, program.silence) {
+            (Place::Away, Some(_)) => Place::Unreachable,
+            (place, _) => place,
+        },
         node: away.map_or_else(|| home.to_owned(), |(node, _)| node.clone()),
         remote_pid: record.remote_pid.filter(|_| record.place == Place::Away),
         hops_done: record.hops,
         sent_home: record.sent_home,
         calls_forwarded: record.calls + program.calls_now,
         freeze_us: record.freeze_us,
+        waited_us: work::micros(record.waited + program.silence.unwrap_or_default()),
         reason: record.reason.clone(),
     }
 }
@@ -362,6 +367,15 @@ impl Processes for Movers {
             )));
         }
         let record = &program.record;
+        if let (Place::Away, Some(silence), Some((node, _))) =
+            (record.place, program.silence, &record.stay)
+        {
+            return answer.answer(Err(Failure::new(
+                "unreachable",
+                format!("{node} has not been heard of for {} s", silence.as_secs()),
+                format!("process {pid} waits for it; see conet peers"),
+            )));
+        }
         match (record.place, &to) {
             (Place::Ended, _) => answer.answer(Err(no_such_process(pid))),
             (Place::Home, None) => answer.answer(Ok(stays(pid, &home, None))),

@@ -141,6 +141,20 @@ fn a_blocked_call_is_asked_for_once_a_second() {
     assert_eq!((waited, world.outcomes[&1].executions), (1, 1));
 }
 
+/// Whichever of the two keys is the larger: the one that has asked into the void
+/// does not sit out its pause when the other proves to be there.
+#[test]
+fn a_peer_that_starts_late_is_met_at_once() {
+    for late in 0..2 {
+        let mut world = World::new(11, Faults { lose: 1000, ..Faults::none(GOOD) });
+        world.run_for(SECOND * 4);
+        world.link.set_faults(Faults::none(GOOD));
+        world.restart(late, 2);
+        world.run_while(world.now + Duration::from_millis(1), |world| !world.is_up());
+        assert!(world.is_up(), "node {late} came late");
+    }
+}
+
 #[test]
 fn calls_end_as_unknown_when_the_server_restarts() {
     let mut world = good(3);

@@ -285,6 +285,9 @@ pub enum Place {
     Moving,
     /// On another node; the pid at home is its deputy.
     Away,
+    /// On another node that has not been heard of for seconds. It waits, and so does
+    /// what it calls at home.
+    Unreachable,
     /// It has ended; kept for a while for its reason.
     Ended,
 }
@@ -312,6 +315,9 @@ pub struct Process {
     pub calls_forwarded: u64,
     /// How long the last move held it, in microseconds.
     pub freeze_us: Option<u64>,
+    /// For how long, in all, its other half could not be reached, in microseconds.
+    #[serde(default)]
+    pub waited_us: u64,
     /// The latest thing worth telling: why it was brought home, or ended.
     pub reason: Option<Reason>,
 }

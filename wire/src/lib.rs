@@ -9,6 +9,7 @@
 
 #[cfg(feature = "control")]
 pub mod control;
+pub mod family;
 pub mod image;
 pub mod ip;
 pub mod link;

@@ -50,6 +50,10 @@ pub mod kind {
     pub const COME_HOME: u32 = 18;
     /// Remote → home: the program ended by `exit_group` ([`super::Exit`]).
     pub const EXIT: u32 = 19;
+    /// Remote → home: become another program ([`crate::family::Exec`]).
+    pub const EXEC: u32 = 20;
+    /// Remote → home: bytes of its path, arguments and environment.
+    pub const EXEC_DATA: u32 = 21;
 }
 
 /// Largest data of one call in one direction, in bytes; longer transfers are

@@ -61,6 +61,7 @@ pub(super) fn ps(client: &mut Client, output: Output) -> Result<()> {
         "SENT HOME",
         "CALLS",
         "FREEZE",
+        "WAITED",
         "COMMAND",
     ];
     let mut rows = table::table(&headings);
@@ -76,7 +77,7 @@ pub(super) fn ps(client: &mut Client, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn row(process: &Process) -> [String; 10] {
+fn row(process: &Process) -> [String; 11] {
     [
         process.pid.to_string(),
         process.uid.to_string(),
@@ -87,6 +88,7 @@ fn row(process: &Process) -> [String; 10] {
         process.sent_home.to_string(),
         process.calls_forwarded.to_string(),
         process.freeze_us.map_or_else(|| "-".to_owned(), milliseconds),
+        milliseconds(process.waited_us),
         process.command.clone(),
     ]
 }
@@ -96,6 +98,7 @@ fn place(place: Place) -> &'static str {
         Place::Home => "home",
         Place::Moving => "moving",
         Place::Away => "away",
+        Place::Unreachable => "unreachable",
         Place::Ended => "ended",
     }
 }

@@ -29,7 +29,7 @@ use conet_wire::link::{
 use linux_raw_sys::general as nr;
 use zerocopy::{FromBytes, IntoBytes};
 
-fn status() -> &'static mut Status {
+pub(crate) fn status() -> &'static mut Status {
     let bytes = sys::slice_mut(STATUS, size_of::<Status>());
     match Status::mut_from_bytes(bytes) {
         Ok(status) => status,
@@ -38,9 +38,9 @@ fn status() -> &'static mut Status {
 }
 
 /// What a deputy needs to know between two calls.
-struct Deputy {
+pub(crate) struct Deputy {
     /// Sequence of the last call that ran.
-    done: u32,
+    pub(crate) done: u32,
     rseq: (u64, u32, u32),
     pending: Pending,
     /// The kernel's mark (−512 to −514) of the call that was broken off to fetch the
@@ -70,6 +70,7 @@ pub(crate) fn run() -> ! {
     sys::lists().maps = i32::try_from(boot.maps).unwrap_or(-1);
     let status = status();
     status.blocked = boot.blocked;
+    status.link = boot.link;
     status.phase = phase::SERVING;
     let rseq = (boot.rseq_addr, boot.rseq_len, boot.rseq_signature);
     if rseq.0 != 0 {
@@ -91,7 +92,7 @@ pub(crate) fn run() -> ! {
 }
 
 /// Ends the process, whose other half is lost. The pause lets the daemon read why.
-fn lost(why: u32, detail: u64) -> ! {
+pub(crate) fn lost(why: u32, detail: u64) -> ! {
     let status = sys::slice_mut(STATUS, size_of::<Status>());
     if let Ok(status) = Status::mut_from_bytes(status) {
         status.fault = why;
@@ -102,7 +103,7 @@ fn lost(why: u32, detail: u64) -> ! {
     sys::die(9)
 }
 
-fn gated_receive(fd: i32, into: &mut [u8]) -> i64 {
+pub(crate) fn gated_receive(fd: i32, into: &mut [u8]) -> i64 {
     let args =
         [u64::from(fd.cast_unsigned()), into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0];
     sys::gate(nr::__NR_recvfrom, &args)
@@ -120,6 +121,7 @@ impl Deputy {
         let link = &mut sys::state().link;
         match frame.header.kind {
             kind::CALL => self.call(&frame),
+            kind::EXEC => self.exec(&frame),
             kind::EXIT => {
                 status().phase = phase::EXITING;
                 let exit = Exit::read_from_prefix(link.received(&frame));
@@ -204,7 +206,7 @@ impl Deputy {
     }
 
     /// Asks the remote half for the program.
-    fn come_home(&mut self, pending: bool) -> ! {
+    pub(crate) fn come_home(&mut self, pending: bool) -> ! {
         let link = &mut sys::state().link;
         if pending || self.pending.present == 1 {
             if self.pending.set == link.set {
@@ -236,7 +238,7 @@ impl Deputy {
             };
             match frame.header.kind {
                 // It was sent before COME_HOME was seen; it is issued again.
-                kind::CALL => {}
+                kind::CALL | kind::EXEC | kind::EXEC_DATA => {}
                 kind::EXIT => {
                     status.phase = phase::EXITING;
                     let exit = Exit::read_from_prefix(sys::state().link.received(&frame));

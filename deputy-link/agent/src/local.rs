@@ -1,8 +1,8 @@
 //! Calls that the agent answers itself, wholly or in part.
 
-use crate::clock;
 use crate::sys::{self, Program};
 use crate::trap::{self, Away, call, give_up, plain};
+use crate::{clock, exec};
 use conet_deputy_core::marshal::{Fault, Memory};
 use conet_deputy_core::table::{Class, Local, lookup};
 use conet_wire::image::{PAGE, REGION, area_flags, overlaps_region};
@@ -35,6 +35,7 @@ pub(crate) fn run(which: Local, number: u32, args: &[u64; 6]) -> Result<i64, Awa
         Local::Kill => send_signal(number, args),
         Local::Futex => futex(args),
         Local::ClockGetres => clock_getres(args),
+        Local::Exec => exec::run(number, args),
         Local::Exit => exit(args[0]),
     }
 }
@@ -167,15 +168,9 @@ fn clock_gettime(args: &[u64; 6]) -> Result<i64, Away> {
     call(Class::Forward(BUFFERS), nr::__NR_clock_gettime, args)
 }
 
-/// `clock_getres`: what every x86-64 kernel with high-resolution timers answers.
 fn clock_getres(args: &[u64; 6]) -> Result<i64, Away> {
-    const TICK: i64 = 4_000_000;
     let id = u32::try_from(args[0] & 0xffff_ffff).unwrap_or(u32::MAX);
-    let nanos = match id {
-        nr::CLOCK_REALTIME_COARSE | nr::CLOCK_MONOTONIC_COARSE => TICK,
-        0..=nr::CLOCK_TAI => 1,
-        _ => return Ok(error(errno::EINVAL)),
-    };
+    let Some(nanos) = clock::resolution(id) else { return Ok(error(errno::EINVAL)) };
     Ok(if args[1] == 0 { 0 } else { write_pair(args[1], [0, nanos]) })
 }
 

@@ -21,6 +21,7 @@
 mod capture;
 mod clock;
 mod deputy;
+mod exec;
 mod launch;
 mod link;
 mod local;

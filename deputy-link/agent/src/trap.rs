@@ -73,56 +73,75 @@ pub(crate) enum Away {
     AskedPending,
 }
 
+/// Home asked for the program, and nothing is under way.
+const ASKED: Leave = Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 };
+
 /// A system call trapped.
 pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
     let detail = u64::from(number);
     if arch != AUDIT_ARCH_X86_64 {
-        capture::go_home(
-            context,
-            Leave { rewind: true, pending: false, reason: reason::CALL_32, detail },
-        );
+        let leave = Leave { rewind: true, reason: reason::CALL_32, detail, ..ASKED };
+        capture::go_home(context, leave);
+    }
+    let vdso = sys::inside(context.rip, true);
+    if vdso.is_some() {
+        sys::restore_return();
     }
     let args = context.args();
     let result = match table::lookup(detail) {
+        // The deputy waits for the image and takes no more calls.
+        _ if sys::state().remote.asked => Err(Away::Asked),
         None => Err(Away::GoHome),
         Some(Class::Local(which)) => local::run(which, number, &args),
         Some(class) => call(class, number, &args),
     };
     let leave = match result {
-        // The stub in the patched vDSO: what called it is the agent's own code, which
-        // must return to the program before it can go home.
-        _ if sys::is_stub(context.rip) => {
-            context.rax = result.unwrap_or(-4).cast_unsigned();
-            return;
-        }
         Ok(value) => {
             context.rax = value.cast_unsigned();
             if !sys::state().remote.asked {
                 return;
             }
-            Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 }
+            ASKED
         }
-        Err(Away::GoHome) => Leave { rewind: true, pending: false, reason: reason::CALL, detail },
-        Err(Away::Asked) => {
-            Leave { rewind: true, pending: false, reason: reason::ASKED, detail: 0 }
-        }
-        Err(Away::AskedPending) => {
-            Leave { rewind: false, pending: true, reason: reason::ASKED, detail: 0 }
-        }
+        Err(Away::GoHome) => Leave { rewind: true, reason: reason::CALL, detail, ..ASKED },
+        Err(Away::Asked) => Leave { rewind: true, ..ASKED },
+        Err(Away::AskedPending) => Leave { pending: true, ..ASKED },
     };
-    capture::go_home(context, leave);
+    match vdso {
+        // The stub does not exist at home: there the function begins, or has ended.
+        Some(sys::Inside::Begin(entry)) if leave.rewind => {
+            context.rip = entry;
+            capture::go_home(context, Leave { rewind: false, ..leave });
+        }
+        Some(_) if !sys::finish_return(context) => give_up(),
+        _ => capture::go_home(context, leave),
+    }
 }
 
 /// The warden rang.
-pub(crate) fn on_bell(context: &Context) {
-    // In a function of the vDSO, which is not at home: it rings again.
-    if sys::is_in_region(context.rip) || sys::is_stub(context.rip) {
+pub(crate) fn on_bell(context: &mut Context) {
+    if !sys::state().remote.asked && !has_asked() {
         return;
     }
-    if sys::state().remote.asked {
-        let leave = Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 };
-        capture::go_home(context, leave);
+    sys::state().remote.asked = true;
+    match sys::inside(context.rip, false) {
+        None => capture::go_home(context, ASKED),
+        Some(sys::Inside::Begin(entry)) => {
+            context.rip = entry;
+            capture::go_home(context, ASKED);
+        }
+        Some(sys::Inside::Return) => {
+            if sys::finish_return(context) {
+                capture::go_home(context, ASKED);
+            }
+            give_up();
+        }
+        Some(sys::Inside::Midst) => sys::stop_at_return(context),
     }
+}
+
+/// Whether home's wish is on the link.
+fn has_asked() -> bool {
     let link = &mut sys::state().link;
     // Only the first read may find nothing: the bell can be early, and rings again.
     let began = core::cell::Cell::new(link.has_begun());
@@ -134,21 +153,19 @@ pub(crate) fn on_bell(context: &Context) {
         if n == -11 { conet_deputy_core::boot::ABORTED } else { n }
     };
     match link.receive(read) {
-        Ok(frame) => {
-            if come_home(&frame).is_some() {
-                let leave =
-                    Leave { rewind: false, pending: false, reason: reason::ASKED, detail: 0 };
-                capture::go_home(context, leave);
-            }
-            give_up();
-        }
-        Err(Broken::Interrupted) => {}
-        Err(_) => give_up(),
+        Ok(frame) if come_home(&frame).is_some() => true,
+        Err(Broken::Interrupted) => false,
+        Ok(_) | Err(_) => give_up(),
     }
 }
 
 /// The program faulted.
-pub(crate) fn on_fault(context: &Context, signal: u32) {
+pub(crate) fn on_fault(context: &mut Context, signal: u32) {
+    if sys::has_returned(context) {
+        capture::go_home(context, ASKED);
+    }
+    // In a function of the vDSO: it faults again in home's.
+    sys::undo(context);
     let leave =
         Leave { rewind: false, pending: false, reason: reason::FAULT, detail: u64::from(signal) };
     capture::go_home(context, leave);

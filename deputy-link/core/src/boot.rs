@@ -241,4 +241,8 @@ pub struct Status {
     pub pages: u64,
     /// Pages of them that differed.
     pub changed: u64,
+    /// The link's descriptor.
+    pub link: u32,
+    /// Zero.
+    pub reserved: u32,
 }

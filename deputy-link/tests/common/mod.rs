@@ -126,6 +126,11 @@ impl std::ops::DerefMut for Program {
 }
 
 impl Program {
+    /// Starts a command, its output caught.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(Some(command.stdout(Stdio::piped()).spawn().unwrap()))
+    }
+
     /// Waits for its end.
     pub(crate) fn finish(mut self) -> Output {
         self.0.take().unwrap().wait_with_output().unwrap()

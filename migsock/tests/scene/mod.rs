@@ -250,14 +250,18 @@ pub(crate) fn talks(here: &mut TcpStream, there: &mut TcpStream) -> io::Result<(
 pub(crate) struct Fault {
     countdown: AtomicUsize,
     pub(crate) hit: Mutex<Option<String>>,
+    /// All calls, in their order.
+    pub(crate) calls: Mutex<Vec<String>>,
 }
 
 impl Fault {
     pub(crate) fn at(n: usize) -> Arc<Self> {
-        Arc::new(Self { countdown: AtomicUsize::new(n), hit: Mutex::new(None) })
+        let countdown = AtomicUsize::new(n);
+        Arc::new(Self { countdown, hit: Mutex::new(None), calls: Mutex::default() })
     }
 
     fn fails(&self, what: String) -> bool {
+        self.calls.lock().expect("alive").push(what.clone());
         let fails = self.countdown.fetch_sub(1, Ordering::SeqCst) == 1;
         if fails {
             *self.hit.lock().expect("alive") = Some(what);

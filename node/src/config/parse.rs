@@ -17,9 +17,9 @@ use super::check;
 use super::error::{ConfigError, Problem, Suggestion};
 use super::reader::{Located, Section, Source};
 use super::{
-    ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_PORT, DEFAULT_STATE_DIR,
-    DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, Mode, NodeConfig, PeerConfig, PeerKey,
-    SOCKET_NAME,
+    ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_LINK_TIMEOUT, DEFAULT_PORT,
+    DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, Mode, NodeConfig, PeerConfig,
+    PeerKey, SOCKET_NAME,
 };
 use crate::identity::{Identity, KeyError};
 
@@ -39,6 +39,7 @@ const NODE_KEYS: &[&str] = &[
     "host_for_us",
     "allow_root",
     "guest_uid_base",
+    "link_timeout",
     "clock_offset",
 ];
 const PEER_KEYS: &[&str] = &[
@@ -145,6 +146,7 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
     let guest_uid_base = check::guest_uid_base(section, guest_uid_base, a_uid)?;
     let an_offset = "a signed number with ns, us, ms, s, m, h or d, as in \"-90s\"";
     let clock_offset = section.parsed::<ClockOffset>("clock_offset", an_offset)?;
+    let link_timeout = link_timeout(section)?;
     let node = NodeConfig {
         name,
         identity,
@@ -156,9 +158,24 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         socket,
         allow_root: section.boolean("allow_root")?.unwrap_or(false),
         guest_uid_base: guest_uid_base.unwrap_or(DEFAULT_GUEST_UID_BASE),
+        link_timeout,
         clock_offset: clock_offset.map(|offset| offset.value).unwrap_or_default(),
     };
     Ok((node, mode))
+}
+
+fn link_timeout(section: &mut Section<'_>) -> Result<Duration, ConfigError> {
+    let expected = "seconds from 5 to 86400";
+    match section.integer::<u32>("link_timeout", expected)? {
+        None => Ok(DEFAULT_LINK_TIMEOUT),
+        Some(Located { value, .. }) if (5..=86_400).contains(&value) => {
+            Ok(Duration::from_secs(value.into()))
+        }
+        Some(Located { value, line }) => {
+            let problem = Problem::Value { value: value.to_string(), expected };
+            Err(section.wrong(line, "link_timeout", problem))
+        }
+    }
 }
 
 fn host_name() -> Option<String> {

@@ -96,6 +96,7 @@ guests_from = ["two"]
 host_for_us = ["three"]
 allow_root = true
 guest_uid_base = 0x10_0000
+link_timeout = 7
 clock_offset = "-90s"
 {PEER}persistent_keepalive = 25
 wireguard_endpoint = "192.0.2.9:9"
@@ -122,6 +123,7 @@ address = "10.77.1.2"
     assert_eq!(node.socket, Path::new("/run/s"));
     assert_eq!(node.state_dir, Path::new("/run/elsewhere"));
     assert_eq!(node.guest_uid_base, 0x10_0000);
+    assert_eq!(node.link_timeout, Duration::from_secs(7));
     assert_eq!(node.clock_offset.nanoseconds, -90_000_000_000);
     assert!(node.allow_root);
     let two = config.peer("two").unwrap();
@@ -212,6 +214,7 @@ fn wrong_types_and_values_are_refused_with_what_to_write() {
             "guest_uid_base = 1000",
             "guest_uid_base: `1000` is not valid; write a uid from 65536 to 4294901759",
         ),
+        ("link_timeout = 4", "link_timeout: `4` is not valid; write seconds from 5 to 86400"),
         (
             "clock_offset = \"fast\"",
             "clock_offset: `fast` is not valid; write a signed number with ns, us, ms, s, m, h or \

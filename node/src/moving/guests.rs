@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::hosting::{self, Hosting, Warden, WardenEvent};
-use conet_deputy_link::{LinkSecret, processor};
+use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::moving::{Answer, Ask, Ticket};
 use serde::{Deserialize, Serialize};
@@ -312,6 +312,9 @@ fn begin(
         tracing::debug!("a link brought no ticket of ours");
         return;
     };
+    if let Err(error) = life::keep_alive(&stream, node.config().node.link_timeout) {
+        tracing::warn!(%error, "a link will not notice that its other end is gone");
+    }
     let socket = directory.join(format!("{ticket}.sock"));
     let ended = || node.post(Event::GuestEnded { ticket, status: None });
     let Ok(pid) = i32::try_from(stay.pid) else { return ended() };

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::describe_return;
-use conet_deputy_link::{Status, mover, phase, view};
+use conet_deputy_link::{Status, life, mover, phase, view};
 use conet_wire::control::{Failure, Moved, Place, Reason};
 use conet_wire::image::reason;
 use conet_wire::moving::{Answer, Ask, Ticket};
@@ -17,6 +17,11 @@ use crate::procfs::{ProcessRef, Stat};
 /// Between two questions to the node where a program is whether it is still there:
 /// its word that the program has ended may have been lost with one of the daemons.
 const CHECK_PERIOD: Duration = Duration::from_millis(1500);
+/// Between two questions to the kernel whether the other half answers.
+const LISTEN_PERIOD: Duration = Duration::from_millis(500);
+/// Silence from which a program counts as out of reach: three unanswered questions of
+/// the kernel's.
+const UNREACHABLE: Duration = Duration::from_secs(3);
 /// How often in a row a node must not know of a program until it is lost.
 const MAX_UNKNOWN: u32 = 2;
 
@@ -38,6 +43,9 @@ pub(super) struct Record {
     /// Calls forwarded in stays that are over.
     pub(super) calls: u64,
     pub(super) freeze_us: Option<u64>,
+    /// For how long its other half could not be reached, in absences that are over.
+    #[serde(default)]
+    pub(super) waited: Duration,
     pub(super) reason: Option<Reason>,
     /// Its name, as last seen.
     #[serde(default)]
@@ -68,6 +76,9 @@ pub(super) struct Program {
     is_checking: bool,
     /// How often in a row its node did not know of it.
     unknown: u32,
+    /// For how long its other half has not been heard of, where that is worth telling.
+    pub(super) silence: Option<Duration>,
+    next_listen: Instant,
 }
 
 /// Something to be done for a program, found by looking at it.
@@ -98,6 +109,7 @@ impl Program {
             sent_home: 0,
             calls: 0,
             freeze_us: None,
+            waited: Duration::ZERO,
             reason: None,
             command: String::new(),
         })
@@ -118,6 +130,8 @@ impl Program {
             next_check: Instant::now() + CHECK_PERIOD,
             is_checking: false,
             unknown: 0,
+            silence: None,
+            next_listen: Instant::now(),
         }
     }
 
@@ -144,6 +158,7 @@ impl Program {
     }
 
     fn is_home(&mut self) {
+        self.record.waited += self.silence.take().unwrap_or_default();
         self.record.place = Place::Home;
         self.record.remote_pid = None;
         self.record.stay = None;
@@ -157,7 +172,7 @@ impl Program {
     }
 
     /// Looks at the process; whether something worth keeping has changed.
-    pub(super) fn look(&mut self, errands: &mut Vec<Errand>) -> bool {
+    pub(super) fn look(&mut self, link_timeout: Duration, errands: &mut Vec<Errand>) -> bool {
         if self.record.place == Place::Ended {
             return false;
         }
@@ -174,7 +189,7 @@ impl Program {
         self.record.command = self.command();
         let Some(pid) = work::as_pid(self.record.process.pid) else { return false };
         match self.record.place {
-            Place::Away => self.look_away(pid, errands),
+            Place::Away => self.look_away(pid, link_timeout, errands),
             _ => {
                 self.look_home(pid, errands);
                 false
@@ -202,12 +217,17 @@ impl Program {
         }
     }
 
-    fn look_away(&mut self, pid: rustix::process::Pid, errands: &mut Vec<Errand>) -> bool {
+    fn look_away(
+        &mut self,
+        pid: rustix::process::Pid,
+        link_timeout: Duration,
+        errands: &mut Vec<Errand>,
+    ) -> bool {
         let Ok(status) = mover::status(pid) else {
             if work::is_ending(self.record.process.pid) {
                 return false; // the next look finds that it has ended, away
             }
-            // It came home and became another program before anybody looked.
+            // It became another program: away, or before anybody saw it at home.
             return self.came_home(None);
         };
         match status.phase {
@@ -219,6 +239,9 @@ impl Program {
             }
             _ => self.calls_now = status.calls,
         }
+        if self.listen(pid, link_timeout) {
+            return true;
+        }
         let Ok(seen) = view(pid) else { return false };
         self.look_at_stay(seen.is_stopped, errands);
         let waiting = seen.handled_pending & !status.blocked;
@@ -229,6 +252,34 @@ impl Program {
             errands.push(Errand::Home(self.record.process.pid, why));
         }
         false
+    }
+
+    /// Finds out whether its other half can be reached; true when the wait is over.
+    fn listen(&mut self, pid: rustix::process::Pid, link_timeout: Duration) -> bool {
+        let now = Instant::now();
+        if now < self.next_listen {
+            return false;
+        }
+        self.next_listen = now + LISTEN_PERIOD;
+        let Ok(silence) = life::silence(pid) else { return false };
+        let before = self.silence.take();
+        if silence < UNREACHABLE {
+            self.record.waited += before.unwrap_or_default();
+            return false;
+        }
+        self.silence = Some(silence);
+        if silence < link_timeout {
+            return false;
+        }
+        let node = self.record.stay.as_ref().map_or("its node", |(node, _)| node);
+        let (waited, seconds) = (silence.as_secs(), link_timeout.as_secs());
+        let sentence = format!(
+            "{node} was not heard of for {waited} s (link_timeout is {seconds} s); \
+             the program there ends too"
+        );
+        self.note("unreachable", sentence);
+        self.record.process.signal(Signal::KILL);
+        true
     }
 
     /// Keeps its node informed, and itself of whether it is still there.
@@ -286,11 +337,12 @@ impl Program {
         }
     }
 
-    /// It is home without having been asked.
+    /// It is home without having been asked; without a status, as another program.
     fn came_home(&mut self, status: Option<&Status>) -> bool {
         let record = &mut self.record;
         record.hops += 1;
-        record.sent_home += 1;
+        // What becomes another program has not been sent home for want of anything.
+        record.sent_home += u64::from(status.is_some());
         record.calls += status.map_or(self.calls_now, |status| status.calls);
         self.is_home();
         self.calls_now = 0;
@@ -306,7 +358,7 @@ impl Program {
             },
             None => Reason {
                 code: "execve".to_owned(),
-                sentence: "it came home and became another program".to_owned(),
+                sentence: "it became another program, which is at home".to_owned(),
                 passing: true,
             },
         });
@@ -324,6 +376,7 @@ impl Program {
         }
         self.record.place = Place::Ended;
         self.record.calls += std::mem::take(&mut self.calls_now);
+        self.record.waited += self.silence.take().unwrap_or_default();
         self.record.remote_pid = None;
         self.ended_at = Some(Instant::now());
     }

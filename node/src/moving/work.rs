@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::{Lock, Policy};
 use conet_deputy_link::mover::{self, MoveError, Moved, Returned};
-use conet_deputy_link::{LinkSecret, processor};
+use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::control::{Failure, Reason};
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
@@ -283,7 +283,7 @@ fn move_out(
     let mut root = [0; 32];
     fill_random(&mut root);
     ask_to_host(node, job, to, Root(root))?;
-    let stream = connect(address, job.ticket).map_err(|error| {
+    let stream = connect(address, job.ticket, config.node.link_timeout).map_err(|error| {
         Failure::new(
             "link",
             format!("no link to {to} at {address}: {error}"),
@@ -338,8 +338,9 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     }
 }
 
-fn connect(address: SocketAddr, ticket: Ticket) -> io::Result<TcpStream> {
+fn connect(address: SocketAddr, ticket: Ticket, patience: Duration) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+    life::keep_alive(&stream, patience)?;
     io::Write::write_all(&mut stream, &ticket.0)?;
     Ok(stream)
 }

@@ -170,6 +170,13 @@ pub(crate) fn set_mask(mask: u64) {
     unsafe { raw(nr::__NR_rt_sigprocmask, args) };
 }
 
+pub(crate) fn signal_mask() -> u64 {
+    let mut mask = 0u64;
+    // SAFETY: the kernel writes 8 bytes.
+    unsafe { raw(nr::__NR_rt_sigprocmask, [0, 0, out(&mut mask), 8, 0, 0]) };
+    mask
+}
+
 /// `struct sigaltstack`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -206,13 +213,18 @@ pub(crate) fn pending_signals() -> u64 {
     set
 }
 
-/// Flags of a signal's action.
-pub(crate) fn action_flags(signal: u32) -> u64 {
+/// A signal's action.
+pub(super) fn action_of(signal: u32) -> Action {
     let mut action = Action { handler: 0, flags: 0, restorer: 0, mask: 0 };
     let args = [u64::from(signal), 0, out(&mut action), 8, 0, 0];
     // SAFETY: `action` has the kernel's layout.
     unsafe { raw(nr::__NR_rt_sigaction, args) };
-    action.flags
+    action
+}
+
+/// Flags of a signal's action.
+pub(crate) fn action_flags(signal: u32) -> u64 {
+    action_of(signal).flags
 }
 
 pub(super) fn set_action(signal: u32, action: &Action) -> i64 {

@@ -70,6 +70,7 @@ global_asm!(
 );
 
 unsafe extern "C" {
+    fn _start();
     fn conet_gate(number: u64, args: *const u64) -> i64;
     fn conet_finish() -> i64;
 }
@@ -97,6 +98,11 @@ pub(crate) fn gate(number: u32, args: &[u64; 6]) -> i64 {
     // SAFETY: the deputy runs what the remote half of the same program asks for;
     // its buffers were rebased to checked ranges of this role's own.
     unsafe { conet_gate(u64::from(number), args.as_ptr()) }
+}
+
+/// Where this program begins: [`entry`]'s offsets count from here.
+pub(super) fn start() -> u64 {
+    _start as *const () as u64
 }
 
 /// Finishes the pending call, at home and for good.

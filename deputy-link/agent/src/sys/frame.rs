@@ -48,7 +48,7 @@ pub(crate) struct Context {
     rdx: u64,
     pub(crate) rax: u64,
     rcx: u64,
-    rsp: u64,
+    pub(crate) rsp: u64,
     pub(crate) rip: u64,
     eflags: u64,
     segments: [u16; 4],
@@ -65,6 +65,11 @@ impl Context {
     /// Arguments of the system call that trapped.
     pub(crate) const fn args(&self) -> [u64; 6] {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+
+    /// Sets the first three arguments of a function or system call.
+    pub(crate) const fn set_arguments(&mut self, [rdi, rsi, rdx]: [u64; 3]) {
+        (self.rdi, self.rsi, self.rdx) = (rdi, rsi, rdx);
     }
 
     /// General registers; the bases are not part of a frame.
@@ -91,6 +96,11 @@ impl Context {
             fs_base: get_base(0x1003),
             gs_base: get_base(0x1004),
         }
+    }
+
+    /// Has every signal blocked when the handler returns.
+    pub(super) const fn block_all(&mut self) {
+        self.mask = u64::MAX;
     }
 
     fn set_registers(&mut self, r: &Registers) {
@@ -176,7 +186,7 @@ pub(crate) fn resume(registers: &Registers, xsave: &[u8], mask: u64, stack: &Alt
 }
 
 #[unsafe(naked)]
-extern "C" fn restorer() {
+pub(super) extern "C" fn restorer() {
     naked_asm!("mov eax, 15", "syscall")
 }
 

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "the kernel and foreign memory are reached from here only")]
 
 mod call;
+mod divert;
 mod entry;
 mod frame;
 mod memory;
@@ -11,8 +12,12 @@ mod statics;
 mod vdso;
 
 pub(crate) use call::*;
+pub(crate) use divert::divert;
 pub(crate) use entry::{finish_pending, gate};
 pub(crate) use frame::{Context, handler_stack, resume, take_signals};
 pub(crate) use memory::{Program, slice, slice_mut};
 pub(crate) use statics::{buffers, lists, state};
-pub(crate) use vdso::{is_in_region, is_stub, local_clock, patch, use_local_vdso};
+pub(crate) use vdso::{
+    Inside, finish_return, has_returned, inside, local_clock, patch, restore_return, stop_at_return,
+    undo, use_local_vdso,
+};

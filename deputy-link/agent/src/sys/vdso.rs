@@ -3,24 +3,54 @@
 //! A vDSO is a small ELF image (vdso(7)); its symbols are found through the dynamic
 //! section. Copies cannot read their data pages, so every entry point that would is
 //! replaced by a jump into the agent.
+//!
+//! ```text
+//! program ─ call ─► copy of home's vDSO ─ jmp ─► entry ─► answered here ── ret ─► program
+//!                   (patched)                      └────► stub: syscall; ret (traps)
+//! ```
+//!
+//! A program may have to go home in the midst of this, though nothing of it exists
+//! there. At its first instruction, and at the stub, the call has not begun: it goes
+//! home to begin at the vDSO of home ([`Inside`]). Between, its return address is
+//! replaced, and it goes home as it returns.
 
-use super::memory::{slice, slice_mut};
+use super::frame::Context;
+use super::memory::{Program, slice, slice_mut};
 use crate::clock;
 use conet_wire::image::VdsoEntries;
+use conet_deputy_core::marshal::Memory;
 use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 use linux_raw_sys::{errno, general as nr};
 
 /// `clock_gettime` of the local vDSO, or 0.
 static LOCAL_CLOCK: AtomicU64 = AtomicU64::new(0);
+/// `getcpu` of the local vDSO, or 0.
+static LOCAL_CPU: AtomicU64 = AtomicU64::new(0);
 /// A `syscall` instruction outside of the region, which traps into the agent.
 static TRAP_STUB: AtomicU64 = AtomicU64::new(0);
+/// Stack pointer with which the last vDSO function was entered: there lies its return
+/// address, and below it are its arguments.
+static ENTERED_AT: AtomicU64 = AtomicU64::new(0);
+/// Which function that was, by its place in [`ENTRIES`].
+static ENTERED: AtomicU64 = AtomicU64::new(0);
+/// The return address that was replaced by [`returned`], or 0.
+static RETURN_TO: AtomicU64 = AtomicU64::new(0);
+/// Where the functions are in home's vDSO, in the order of [`ENTRIES`].
+static HOME: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 
-/// Remembers where the local vDSO's clock is.
+/// What a function gives when only a system call can answer.
+const TRAP: i64 = -4096;
+/// Where the jump is in a patched entry point, `mov r11, target; jmp r11`.
+const PATCH_JUMP: u64 = 10;
+
+/// Remembers where the local vDSO's functions are.
 pub(crate) fn use_local_vdso(base: u64, len: u64) {
     let len = usize::try_from(len).unwrap_or(0);
     let entry = symbol(slice(base, len), b"__vdso_clock_gettime").map_or(0, |at| base + at);
     LOCAL_CLOCK.store(entry, Ordering::Relaxed);
+    let entry = symbol(slice(base, len), b"__vdso_getcpu").map_or(0, |at| base + at);
+    LOCAL_CPU.store(entry, Ordering::Relaxed);
 }
 
 fn word(image: &[u8], at: u64, len: usize) -> Option<u64> {
@@ -77,28 +107,23 @@ pub(crate) fn patch(base: u64, entries: &VdsoEntries) {
     // Bytes 9 to 15 of an ELF image are padding: `syscall; ret` fits.
     slice_mut(base + 9, 3).copy_from_slice(&[0x0f, 0x05, 0xc3]);
     TRAP_STUB.store(base + 9, Ordering::Relaxed);
-    for (at, target) in [
-        (entries.clock_gettime, entry_clock_gettime as *const () as u64),
-        (entries.gettimeofday, entry_gettimeofday as *const () as u64),
-        (entries.time, entry_time as *const () as u64),
-        (entries.clock_getres, entry_clock_getres as *const () as u64),
-        (entries.getcpu, entry_getcpu as *const () as u64),
-        (entries.getrandom, entry_getrandom as *const () as u64),
-    ] {
+    let home = [
+        entries.clock_gettime,
+        entries.gettimeofday,
+        entries.time,
+        entries.clock_getres,
+        entries.getcpu,
+        entries.getrandom,
+    ];
+    for ((at, entry), known) in home.into_iter().zip(ENTRIES).zip(&HOME) {
+        known.store(at, Ordering::Relaxed);
         if at != 0 {
-            // mov r11, target; jmp r11
             let code = slice_mut(at, 13);
             code[..2].copy_from_slice(&[0x49, 0xbb]);
-            code[2..10].copy_from_slice(&target.to_le_bytes());
+            code[2..10].copy_from_slice(&(entry as *const () as u64).to_le_bytes());
             code[10..].copy_from_slice(&[0x41, 0xff, 0xe3]);
         }
     }
-}
-
-/// Whether `rip` is just behind the stub's system call instruction, or on it.
-pub(crate) fn is_stub(rip: u64) -> bool {
-    let stub = TRAP_STUB.load(Ordering::Relaxed);
-    stub != 0 && (stub..stub + 3).contains(&rip)
 }
 
 /// Whether `rip` is in conet's own region.
@@ -106,77 +131,233 @@ pub(crate) const fn is_in_region(rip: u64) -> bool {
     conet_wire::image::overlaps_region(rip, rip.wrapping_add(1))
 }
 
-/// A system call that traps, for what only the handler can answer.
-fn trapping(number: u32, a: u64, b: u64, c: u64) -> i64 {
-    #[unsafe(naked)]
-    extern "C" fn through(stub: u64, number: u64, a: u64, b: u64, c: u64) -> i64 {
-        naked_asm!(
-            "mov r11, rdi",
-            "mov rax, rsi",
-            "mov rdi, rdx",
-            "mov rsi, rcx",
-            "mov rdx, r8",
-            "jmp r11"
-        )
-    }
-    through(TRAP_STUB.load(Ordering::Relaxed), u64::from(number), a, b, c)
+/// Where in a vDSO function a handler has interrupted the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inside {
+    /// The call has not begun: it can begin at this address of home's vDSO, with the
+    /// registers as they are.
+    Begin(u64),
+    /// The call is done; it only returns.
+    Return,
+    /// In the midst of it.
+    Midst,
 }
+
+/// Where the program is, if in a vDSO function; `is_trapped` behind a system call
+/// that trapped.
+pub(crate) fn inside(rip: u64, is_trapped: bool) -> Option<Inside> {
+    let home = |which: usize| HOME.get(which).map_or(0, |at| at.load(Ordering::Relaxed));
+    for (which, entry) in ENTRIES.into_iter().enumerate() {
+        let at = home(which);
+        let is_patch = at != 0 && (rip == at || rip == at + PATCH_JUMP);
+        if is_patch || rip == entry as *const () as u64 {
+            return Some(Inside::Begin(at));
+        }
+    }
+    let stub = TRAP_STUB.load(Ordering::Relaxed);
+    let entered = usize::try_from(ENTERED.load(Ordering::Relaxed)).unwrap_or(0);
+    match rip.wrapping_sub(stub) {
+        _ if stub == 0 => None,
+        0 => Some(Inside::Begin(home(entered))),
+        2 if is_trapped => Some(Inside::Begin(home(entered))),
+        2 => Some(Inside::Return),
+        _ => is_in_region(rip).then_some(Inside::Midst),
+    }
+}
+
+/// Where the function was entered, if what is known of it can be true of `context`.
+fn entered_at(context: &Context) -> Option<u64> {
+    const DEEPEST: u64 = 64 * 1024;
+    let at = ENTERED_AT.load(Ordering::Relaxed);
+    (at.wrapping_sub(context.rsp) < DEEPEST && at != 0).then_some(at)
+}
+
+/// Has the function that is being left return into a trap.
+pub(crate) fn stop_at_return(context: &Context) {
+    if RETURN_TO.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    let Some(at) = entered_at(context) else { return };
+    let mut word = [0; 8];
+    if Program.read(at, &mut word).is_ok() {
+        let trap = (returned as *const () as u64).to_le_bytes();
+        if Program.write(at, &trap).is_ok() {
+            RETURN_TO.store(u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Puts the return address back, where it was replaced.
+pub(crate) fn restore_return() {
+    let back = RETURN_TO.swap(0, Ordering::Relaxed);
+    if back != 0 {
+        // Where this cannot be written, the function could not return anyway.
+        Program.write(ENTERED_AT.load(Ordering::Relaxed), &back.to_le_bytes()).ok();
+    }
+}
+
+/// Lets a function whose work is done return; false if there is no such stack.
+pub(crate) fn finish_return(context: &mut Context) -> bool {
+    let mut word = [0; 8];
+    let read = Program.read(context.rsp, &mut word).is_ok();
+    if read {
+        context.rip = u64::from_le_bytes(word);
+        context.rsp = context.rsp.wrapping_add(8);
+    }
+    read
+}
+
+/// Whether the program has just returned into the trap; then it is where it would
+/// have returned to.
+pub(crate) fn has_returned(context: &mut Context) -> bool {
+    if context.rip != returned as *const () as u64 {
+        return false;
+    }
+    match RETURN_TO.swap(0, Ordering::Relaxed) {
+        0 => false,
+        back => {
+            context.rip = back;
+            true
+        }
+    }
+}
+
+/// A function faulted at a pointer of the program's: back to its beginning, at home's
+/// vDSO, where it will fault as it would have.
+pub(crate) fn undo(context: &mut Context) -> bool {
+    if inside(context.rip, false) != Some(Inside::Midst) {
+        return false;
+    }
+    restore_return();
+    let Some(at) = entered_at(context) else { return false };
+    let mut saved = [0; 24];
+    // Where there is no stack to save them on, they are in the registers still.
+    if Program.read(at.wrapping_sub(24), &mut saved).is_ok()
+        && let [rdx, rsi, rdi] = *saved.as_chunks::<8>().0
+    {
+        context.set_arguments([rdi, rsi, rdx].map(u64::from_le_bytes));
+    }
+    let entered = usize::try_from(ENTERED.load(Ordering::Relaxed)).unwrap_or(0);
+    let home = HOME.get(entered).map_or(0, |at| at.load(Ordering::Relaxed));
+    (context.rip, context.rsp) = (home, at);
+    true
+}
+
+/// Where a function returns to when the program is wanted home.
+#[unsafe(naked)]
+extern "C" fn returned() {
+    naked_asm!("ud2")
+}
+
+/// An entry point: notes where it was entered, has `$fast` answer, or traps with the
+/// stack and the arguments as they were.
+macro_rules! entry {
+    ($name:ident, $which:literal, $number:expr, $fast:ident) => {
+        #[unsafe(naked)]
+        extern "C" fn $name() {
+            naked_asm!(
+                "mov [rip + {at}], rsp",
+                "mov qword ptr [rip + {entered}], {which}",
+                "push rdi",
+                "push rsi",
+                "push rdx",
+                "call {fast}",
+                "pop rdx",
+                "pop rsi",
+                "pop rdi",
+                "cmp rax, {trap}",
+                "je 2f",
+                "ret",
+                "2:",
+                "mov eax, {number}",
+                "jmp [rip + {stub}]",
+                at = sym ENTERED_AT,
+                entered = sym ENTERED,
+                which = const $which,
+                fast = sym $fast,
+                trap = const TRAP,
+                number = const $number,
+                stub = sym TRAP_STUB,
+            )
+        }
+    };
+}
+
+entry!(entry_clock_gettime, 0, nr::__NR_clock_gettime, clock_gettime);
+entry!(entry_gettimeofday, 1, nr::__NR_gettimeofday, gettimeofday);
+entry!(entry_time, 2, nr::__NR_time, time);
+entry!(entry_clock_getres, 3, nr::__NR_clock_getres, clock_getres);
+entry!(entry_getcpu, 4, nr::__NR_getcpu, getcpu);
+entry!(entry_getrandom, 5, nr::__NR_getrandom, getrandom);
+
+/// The entry points, in the order of [`HOME`].
+const ENTRIES: [extern "C" fn(); 6] = [
+    entry_clock_gettime,
+    entry_gettimeofday,
+    entry_time,
+    entry_clock_getres,
+    entry_getcpu,
+    entry_getrandom,
+];
 
 /// Stores through a pointer of the program's; a wrong one faults, as it does in the
 /// real vDSO.
 fn store<T>(pointer: *mut T, value: T) {
     if !pointer.is_null() {
-        // SAFETY: the caller of a vDSO function vouches for its pointers.
+        // SAFETY: the caller of a vDSO function vouches for its pointers; a wrong one
+        // faults, which `undo` makes the program's own fault.
         unsafe { pointer.write_unaligned(value) };
     }
 }
 
-extern "C" fn entry_clock_gettime(id: u32, time: *mut [i64; 2]) -> i64 {
+extern "C" fn clock_gettime(id: u32, time: *mut [i64; 2]) -> i64 {
     match clock::read(id) {
         Some(value) if !time.is_null() => {
             store(time, value);
             0
         }
-        _ => trapping(nr::__NR_clock_gettime, u64::from(id), time as u64, 0),
+        _ => TRAP,
     }
 }
 
-extern "C" fn entry_gettimeofday(time: *mut [i64; 2], zone: *mut [i32; 2]) -> i64 {
+extern "C" fn gettimeofday(time: *mut [i64; 2], zone: *mut [i32; 2]) -> i64 {
     match clock::read(nr::CLOCK_REALTIME) {
         Some([seconds, nanos]) if zone.is_null() => {
             store(time, [seconds, nanos / 1000]);
             0
         }
-        _ => trapping(nr::__NR_gettimeofday, time as u64, zone as u64, 0),
+        _ => TRAP,
     }
 }
 
-extern "C" fn entry_time(time: *mut i64) -> i64 {
-    let Some([seconds, _]) = clock::read(nr::CLOCK_REALTIME) else {
-        return trapping(nr::__NR_time, time as u64, 0, 0);
-    };
+extern "C" fn time(time: *mut i64) -> i64 {
+    let Some([seconds, _]) = clock::read(nr::CLOCK_REALTIME) else { return TRAP };
     store(time, seconds);
     seconds
 }
 
-extern "C" fn entry_clock_getres(id: u32, time: *mut [i64; 2]) -> i64 {
-    trapping(nr::__NR_clock_getres, u64::from(id), time as u64, 0)
-}
-
-extern "C" fn entry_getcpu(cpu: *mut u32, node: *mut u32, unused: u64) -> i64 {
-    trapping(nr::__NR_getcpu, cpu as u64, node as u64, unused)
-}
-
-extern "C" fn entry_getrandom(
-    buffer: u64,
-    len: u64,
-    flags: u64,
-    _opaque: u64,
-    opaque_len: u64,
-) -> i64 {
-    // A question for the size of the opaque state: there is none.
-    if opaque_len == u64::MAX {
-        return -i64::from(errno::ENOSYS);
+extern "C" fn clock_getres(id: u32, time: *mut [i64; 2]) -> i64 {
+    match clock::resolution(id) {
+        Some(nanos) => {
+            store(time, [0, nanos]);
+            0
+        }
+        None => TRAP,
     }
-    trapping(nr::__NR_getrandom, buffer, len, flags)
+}
+
+extern "C" fn getcpu(cpu: *mut u32, node: *mut u32, _unused: u64) -> i64 {
+    let entry = LOCAL_CPU.load(Ordering::Relaxed);
+    if entry == 0 {
+        return TRAP;
+    }
+    // SAFETY: the symbol has this signature (vdso(7)) and lies in mapped code.
+    let function: extern "C" fn(*mut u32, *mut u32, u64) -> i32 =
+        unsafe { core::mem::transmute(entry) };
+    i64::from(function(cpu, node, 0))
+}
+
+extern "C" fn getrandom(_buffer: u64, _len: u64, _flags: u64, _opaque: u64, opaque_len: u64) -> i64 {
+    // A question for the size of the opaque state: there is none.
+    if opaque_len == u64::MAX { -i64::from(errno::ENOSYS) } else { TRAP }
 }

@@ -56,7 +56,12 @@ impl Peer {
             self.counters.stale_initiations += 1;
             if self.address != Some(from) {
                 self.set_address(now, from);
+            }
+            // Ours was sent before the peer was there to hear it; now it is.
+            let crossing = self.limits.handshake_retry / 4;
+            if self.asking.as_ref().is_some_and(|asking| now.since(asking.since) > crossing) {
                 self.ask_at = Some(now);
+                self.ask_pause = self.limits.handshake_retry;
             }
             return false;
         }

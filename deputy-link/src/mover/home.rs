@@ -1,0 +1,104 @@
+//! The way home: asking for the program, and tidying up when it is there.
+
+use super::{HOME_TIMEOUT, MoveError, Returned, fault_name, gone, status};
+use crate::agent;
+use crate::image::{is_to_reissue, is_to_restart};
+use crate::procfs;
+use crate::sys::ptrace::{Regs, Stopped};
+use conet_deputy_core::areas::Backing;
+use conet_deputy_core::boot::{self, STATUS, Status, entry, phase};
+use conet_wire::image::{REGION, REGION_LEN, overlaps_region};
+use rustix::process::Pid;
+use std::mem::offset_of;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+/// How often the bell is rung until the image comes.
+const BELL_PERIOD: Duration = Duration::from_millis(3);
+
+/// Brings a process home: interrupts its deputy and waits for the image. `ring` has
+/// the remote's warden ring the bell, for a program that computes without calls; it
+/// is called repeatedly until the image begins to come.
+///
+/// # Errors
+/// [`MoveError::Gone`] when the process ended meanwhile; [`MoveError::Late`] when it
+/// is still away.
+pub fn bring_home(pid: Pid, mut ring: impl FnMut()) -> Result<Returned, MoveError> {
+    let begin = Instant::now();
+    interrupt(pid)?;
+    let mut last_ring: Option<Instant> = None;
+    loop {
+        let status = status(pid).map_err(gone)?;
+        match status.phase {
+            phase::HOME | phase::FINISHING => {
+                take_out(pid);
+                return Ok(Returned {
+                    total: begin.elapsed(),
+                    pages: status.pages,
+                    changed: status.changed,
+                    calls: status.calls,
+                });
+            }
+            phase::LOST => return Err(MoveError::Lost(fault_name(status.fault))),
+            phase::SERVING if last_ring.is_none_or(|at| at.elapsed() > BELL_PERIOD) => {
+                ring();
+                last_ring = Some(Instant::now());
+            }
+            _ => {}
+        }
+        if begin.elapsed() > HOME_TIMEOUT {
+            return Err(MoveError::Late);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Makes the deputy ask for the program, wherever it is in its loop.
+fn interrupt(pid: Pid) -> Result<(), MoveError> {
+    let mut stopped = Stopped::new(pid)?;
+    let interrupt = STATUS + offset_of!(Status, interrupt) as u64;
+    stopped.memory().write_all_at(&1u32.to_le_bytes(), interrupt).map_err(MoveError::Process)?;
+    let regs = *stopped.regs();
+    let at = regs.rip.wrapping_sub(agent::ENTRY);
+    let target = match at {
+        entry::CHECK..=entry::SYSCALL => Some(entry::ABORT),
+        entry::END if is_to_reissue(&regs) => {
+            // It had begun: the deputy is told how the kernel would go on.
+            let rax = regs.rax.wrapping_add_signed(boot::BROKEN_OFF);
+            stopped.set_regs(Regs { rax, orig_rax: u64::MAX, ..regs })?;
+            None
+        }
+        entry::END if is_to_restart(&regs) => Some(entry::PARKED),
+        _ => None,
+    };
+    if let Some(target) = target {
+        let rip = agent::ENTRY + target;
+        stopped.set_regs(Regs { rip, orig_rax: u64::MAX, ..regs })?;
+    }
+    stopped.release()?;
+    Ok(())
+}
+
+/// Takes the agent's region out of a process that is home; best effort, since a
+/// region that stays does no harm and the next move replaces it.
+pub fn take_out(pid: Pid) {
+    let in_region = |addr: u64| overlaps_region(addr, addr + 1);
+    if !status(pid).is_ok_and(|status| status.phase == phase::HOME) {
+        return;
+    }
+    let Ok(mut stopped) = Stopped::new(pid) else { return };
+    let regs = *stopped.regs();
+    if in_region(regs.rip) || in_region(regs.rsp) {
+        return;
+    }
+    let vdso = procfs::maps(pid)
+        .ok()
+        .and_then(|maps| maps.into_iter().find(|m| m.backing == Backing::Vdso));
+    if let Some(vdso) = vdso
+        && stopped.use_gadget(vdso.start, vdso.end).is_ok()
+        && let Err(error) =
+            stopped.call("munmap", libc::SYS_munmap, [REGION, REGION_LEN, 0, 0, 0, 0])
+    {
+        tracing::debug!(%error, "the agent's region stays");
+    }
+}
