@@ -21,12 +21,19 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show the main job, end to end, on this machine (needs root).
+    /// Show the main job, end to end, on this machine.
+    ///
+    /// Needs root, of the machine or of user namespaces: an ordinary user's runs in
+    /// namespaces of its own. Steps that this machine cannot show are `unavailable`,
+    /// with the reason.
     Demo {
         #[command(flatten)]
         output: Output,
     },
-    /// Several conet hosts on this machine, to try things on (needs root).
+    /// Several conet hosts on this machine, to try things on.
+    ///
+    /// An ordinary user's lab is in namespaces of its own; there `lab exec` waits for
+    /// the program, and process ids are those of inside.
     Lab {
         #[command(subcommand)]
         command: LabCommand,
@@ -223,6 +230,19 @@ pub(crate) enum LabCommand {
     /// Keep a lab host's namespaces; what `lab up` runs.
     #[command(hide = true)]
     Hold,
+    /// Be process 1 of an ordinary user's machine; what `lab up` and `demo` run.
+    #[command(hide = true)]
+    Init {
+        /// The process to end with.
+        #[arg(long)]
+        parent: Option<u32>,
+        /// What to run in it.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Make an ordinary user's machine; what `lab up` runs.
+    #[command(hide = true)]
+    Machine,
     /// Become a lab host's daemon; what `lab up` runs.
     #[command(hide = true)]
     Daemon {

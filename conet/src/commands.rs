@@ -21,8 +21,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let socket = cli.socket.unwrap_or_else(socket_path);
     let connect = || Client::connect(&socket);
     match cli.command {
-        Command::Demo { output } => lab::demo(output),
-        Command::Lab { command } => lab::run(command),
+        Command::Demo { output } => return lab::demo(output),
+        Command::Lab { command } => return lab::run(command),
         Command::Keygen => keys::keygen(),
         Command::Pubkey { wireguard } => keys::pubkey(wireguard),
         Command::Up { config } => node::up(&config),

@@ -154,6 +154,17 @@ pub fn examine(program: &Path, socket: &Path) -> Examination {
     Examination { checks }
 }
 
+/// The first of these trials whose facility this machine lacks, as a sentence with the
+/// remedy; none where all is there. `program` as for [`examine`].
+#[must_use]
+pub fn lacks(program: &Path, trials: &[&Trial]) -> Option<String> {
+    trials.iter().find_map(|trial| {
+        let finding = try_apart(program, trial.name);
+        (finding.state == State::Missing)
+            .then(|| format!("{}: {}; {}", trial.name, finding.found, trial.remedy))
+    })
+}
+
 /// What the daemon cannot do without, of the calling thread's capabilities.
 const CAPABILITIES: [(CapabilitySet, &str); 8] = [
     (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
