@@ -103,6 +103,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Show which system calls of a process away are forwarded, how often, and how
+    /// long they take.
+    Trace {
+        /// The process, as it is known at home.
+        pid: u32,
+        /// For how long to take times, in seconds.
+        #[arg(long, value_name = "N", default_value_t = 2,
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
+        #[command(flatten)]
+        output: Output,
+    },
     /// End the node's daemon; programs run on.
     Down,
     /// Tell what this machine can and cannot do for conet, and the remedy.

@@ -6,6 +6,7 @@ mod keys;
 mod lab;
 mod node;
 mod process;
+mod trace;
 
 use std::io;
 use std::process::ExitCode;
@@ -32,6 +33,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),
         Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),
+        Command::Trace { pid, seconds, output } => {
+            trace::trace(&mut connect()?, pid, seconds, output)
+        }
         Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
         Command::Down => node::down(&mut connect()?),
         Command::Doctor { trial: Some(name), .. } => doctor::trial(&name),

@@ -14,6 +14,7 @@
 //!   leaves a warden in it; [`hosting::Warden`] talks to one, also after a restart.
 //! - [`life`]: whether the other half can be reached.
 //! - [`locks`]: why a process cannot move.
+//! - [`trace`]: which calls are forwarded.
 //!
 //! The code that runs inside processes is the embedded agent (`agent/`), and what it
 //! decides is in `conet-deputy-core`.
@@ -28,6 +29,7 @@ pub mod mover;
 pub mod probe;
 mod procfs;
 mod sys;
+pub mod trace;
 mod vdso;
 
 pub use channel::{ChannelError, LinkSecret};

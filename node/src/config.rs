@@ -13,6 +13,8 @@
 //! # socket = "…"                    state_dir/control.sock where absent
 //! # guests_from = ["a"]             whose processes may run here
 //! # host_for_us = ["a"]             who may run ours
+//! # plain_links = ["a"]             between whom and us links of processes go in the
+//! #                                 clear, where both nodes say so
 //! # allow_root = false              whether processes of uid 0 may leave
 //! # guest_uid_base = 1879048192     first host uid for processes of others
 //! # link_timeout = 60               seconds that a process waits for a node out of reach
@@ -222,6 +224,9 @@ pub struct Grants {
     pub guests_from: bool,
     /// It may run ours (`host_for_us`).
     pub host_for_us: bool,
+    /// Links of processes to and from it go in the clear (`plain_links`), if it says
+    /// the same.
+    pub plain_links: bool,
 }
 
 /// `[[peer]]`: another host.

@@ -261,6 +261,10 @@ impl<P: Processes> Daemon<P> {
                 self.guests.add(caller, name, &kind, addresses, answer);
             }
             Request::GuestRemove { name } => self.guests.remove(caller, &name, answer),
+            Request::Trace { pid, timed } => {
+                let trace = self.processes.trace(caller, pid, timed);
+                answer.answer(trace.map(Response::Trace));
+            }
             Request::Shutdown {} if caller.administers => {
                 tracing::info!(uid = caller.uid, "asked to end");
                 self.ending = true;

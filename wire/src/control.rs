@@ -83,6 +83,13 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Which of a process's calls are forwarded: [`Response::Trace`].
+    Trace {
+        /// The process at home.
+        pid: u32,
+        /// Whether to take times from now on; that ends by itself after seconds.
+        timed: bool,
+    },
     /// End the daemon, and leave moved processes running: [`Response::Done`].
     Shutdown {},
 }
@@ -155,6 +162,8 @@ pub enum Response {
     },
     /// To [`Request::GuestAdd`].
     Guest(Guest),
+    /// To [`Request::Trace`].
+    Trace(Trace),
     /// To [`Request::Shutdown`] and [`Request::GuestRemove`].
     Done {},
     /// To any request that could not be carried out.
@@ -320,6 +329,38 @@ pub struct Process {
     pub waited_us: u64,
     /// The latest thing worth telling: why it was brought home, or ended.
     pub reason: Option<Reason>,
+}
+
+/// The calls that are forwarded for a process, since it went out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// At home.
+    pub pid: u32,
+    /// Its command's name.
+    pub command: String,
+    /// The node it runs on.
+    pub node: String,
+    /// By number.
+    pub calls: Vec<TracedCall>,
+}
+
+/// A system call in a [`Trace`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedCall {
+    /// Its number in the x86-64 table.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// How often it was forwarded.
+    pub calls: u64,
+    /// How many of these were timed at home.
+    pub timed: u64,
+    /// How long those ran at home, in all, in nanoseconds.
+    pub ran_ns: u64,
+    /// How many were timed by the program's side.
+    pub waited_for: u64,
+    /// How long the program waited for those, in all, in nanoseconds.
+    pub waited_ns: u64,
 }
 
 /// Why a process stays, came home or ended.

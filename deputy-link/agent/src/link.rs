@@ -9,9 +9,11 @@
 
 use crate::sys;
 use conet_deputy_core::boot::{ABORTED, BROKEN_OFF};
+use conet_deputy_core::waiting::Waiting;
 use conet_transport::session::protect::{Cipher, Key, Label, Opener, Replay, Sealer};
 use conet_wire::link::{FrameHeader, MAX_FRAME, split_frame};
 use conet_wire::session::{RECORD_PREFIX, TAG, emit_record_prefix, parse_record_prefix};
+use core::cell::Cell;
 use core::ops::Range;
 use zerocopy::IntoBytes;
 
@@ -19,6 +21,9 @@ const BODY: usize = RECORD_PREFIX + conet_wire::session::HEADER + size_of::<Fram
 /// A small read first: a reply of ordinary size comes whole, and little is left
 /// over to be moved when there is more.
 const FIRST_READ: usize = 8192;
+const MSG_DONTWAIT: u32 = 0x40;
+/// −EAGAIN.
+const NOTHING_YET: i64 = -11;
 
 /// Why nothing was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,7 @@ pub(crate) struct Link {
     filled: usize,
     /// Of these, bytes of the record last given out.
     consumed: usize,
+    waiting: Waiting,
 }
 
 /// A frame that was received; its body lies in the link's receive buffer.
@@ -63,12 +69,17 @@ pub(crate) struct Keys {
 
 impl Link {
     pub(crate) const fn none() -> Self {
-        Self { fd: 0, set: 0, sealer: None, opener: None, filled: 0, consumed: 0 }
+        let waiting = Waiting::new();
+        Self { fd: 0, set: 0, sealer: None, opener: None, filled: 0, consumed: 0, waiting }
     }
 
     /// Takes over descriptor and keys.
     pub(crate) fn start(&mut self, fd: i32, set: u32, keys: &Keys) {
-        let cipher = if keys.cipher == 0 { Cipher::Aes128Gcm } else { Cipher::ChaCha20Poly1305 };
+        let cipher = match keys.cipher {
+            0 => Cipher::Aes128Gcm,
+            2 => Cipher::Plain,
+            _ => Cipher::ChaCha20Poly1305,
+        };
         self.fd = fd;
         self.set = set;
         self.sealer = Some(Sealer::new(cipher, &Key::new(keys.seal), keys.seal_next));
@@ -76,6 +87,7 @@ impl Link {
         self.opener = Some(Opener::new(cipher, &Key::new(keys.open), replay));
         self.filled = 0;
         self.consumed = 0;
+        self.waiting = Waiting::new();
     }
 
     /// Goes on with the other buffers, because these hold a pending call's data.
@@ -177,6 +189,28 @@ impl Link {
                 n => self.filled += usize::try_from(n).map_err(|_| Broken::End)?,
             }
         }
+    }
+
+    /// As [`Self::receive`], where the other half is expected to answer soon; `read`
+    /// takes the flags of recv(2).
+    pub(crate) fn expect(
+        &mut self,
+        read: impl Fn(i32, &mut [u8], u32) -> i64,
+    ) -> Result<Frame, Broken> {
+        let tries = self.waiting.tries();
+        let left = Cell::new(tries);
+        let frame = self.receive(|fd, into| {
+            while left.get() > 0 {
+                left.set(left.get() - 1);
+                match read(fd, into, MSG_DONTWAIT) {
+                    NOTHING_YET => core::hint::spin_loop(),
+                    result => return result,
+                }
+            }
+            read(fd, into, 0)
+        });
+        self.waiting.learn(tries, left.get());
+        frame
     }
 
     fn open(&mut self, record: usize) -> Result<Frame, Broken> {

@@ -37,6 +37,7 @@ const NODE_KEYS: &[&str] = &[
     "socket",
     "guests_from",
     "host_for_us",
+    "plain_links",
     "allow_root",
     "guest_uid_base",
     "link_timeout",
@@ -337,13 +338,16 @@ fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, 
     check::new_key(section, Located { value: key, line }, name, config)
 }
 
-/// Carries `guests_from` and `host_for_us` over to the peers that they name.
+/// Carries `guests_from`, `host_for_us` and `plain_links` over to the peers that they name.
 fn grant(node: &mut Section<'_>, config: &mut Config) -> Result<(), ConfigError> {
     for peer in node.list("guests_from", PEER_NAMES)? {
         check::granted(node, &peer, "guests_from", config)?.guests_from = true;
     }
     for peer in node.list("host_for_us", PEER_NAMES)? {
         check::granted(node, &peer, "host_for_us", config)?.host_for_us = true;
+    }
+    for peer in node.list("plain_links", PEER_NAMES)? {
+        check::granted(node, &peer, "plain_links", config)?.plain_links = true;
     }
     Ok(())
 }

@@ -180,6 +180,8 @@ impl Guests {
         let cipher = match cipher {
             0 => Cipher::Aes128Gcm,
             1 => Cipher::ChaCha20Poly1305,
+            2 if peer.grants.plain_links => Cipher::Plain,
+            2 => return refuse("plain", "it takes no link in the clear (plain_links)"),
             _ => return refuse("cipher", "it does not know the cipher"),
         };
         let guest_uid = self.guest_uid(&peer.name, uid);

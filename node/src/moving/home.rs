@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::describe_return;
-use conet_deputy_link::{Status, life, mover, phase, view};
+use conet_deputy_link::{Status, life, mover, phase, trace, view};
 use conet_wire::control::{Failure, Moved, Place, Reason};
 use conet_wire::image::reason;
 use conet_wire::moving::{Answer, Ask, Ticket};
@@ -79,6 +79,8 @@ pub(super) struct Program {
     /// For how long its other half has not been heard of, where that is worth telling.
     pub(super) silence: Option<Duration>,
     next_listen: Instant,
+    /// Its calls are timed until then.
+    pub(super) timed_until: Option<Instant>,
 }
 
 /// Something to be done for a program, found by looking at it.
@@ -132,6 +134,7 @@ impl Program {
             unknown: 0,
             silence: None,
             next_listen: Instant::now(),
+            timed_until: None,
         }
     }
 
@@ -261,6 +264,10 @@ impl Program {
             return false;
         }
         self.next_listen = now + LISTEN_PERIOD;
+        if self.timed_until.take_if(|until| *until <= now).is_some() {
+            // Where this fails, the deputy is no more.
+            trace::take_times(pid, false).ok();
+        }
         let Ok(silence) = life::silence(pid) else { return false };
         let before = self.silence.take();
         if silence < UNREACHABLE {

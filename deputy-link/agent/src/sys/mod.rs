@@ -18,6 +18,6 @@ pub(crate) use frame::{Context, handler_stack, resume, take_signals};
 pub(crate) use memory::{Program, slice, slice_mut};
 pub(crate) use statics::{buffers, lists, state};
 pub(crate) use vdso::{
-    Inside, finish_return, has_returned, inside, local_clock, patch, restore_return, stop_at_return,
-    undo, use_local_vdso,
+    Inside, finish_return, has_returned, inside, local_clock, monotonic, offset, patch,
+    restore_return, stop_at_return, undo, use_local_vdso, use_offsets,
 };
