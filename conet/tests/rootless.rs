@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use serde_json::Value;
 /// Users that own nothing on an ordinary system; one for each test, so that what
 /// remains of one is not taken for another's.
 static NEXT_USER: AtomicU32 = AtomicU32::new(1_234_500_000);
+/// One at a time: each has a whole lab, and a small machine is not to carry three.
+static TURN: Mutex<()> = Mutex::new(());
 /// No step takes nearly as long.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -32,17 +35,19 @@ struct User {
     directory: tempfile::TempDir,
     /// Namespaces and links that there were before.
     before: BTreeSet<String>,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl User {
     fn new() -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir_in("/var/tmp").unwrap();
         let executable = fs::Permissions::from_mode(0o755);
         fs::set_permissions(directory.path(), executable.clone()).unwrap();
         fs::copy(env!("CARGO_BIN_EXE_conet"), directory.path().join("conet")).unwrap();
         fs::set_permissions(directory.path().join("conet"), executable).unwrap();
         let uid = NEXT_USER.fetch_add(1, Ordering::Relaxed);
-        Self { uid, directory, before: visible() }
+        Self { uid, directory, before: visible(), _turn: turn }
     }
 
     fn program(&self) -> PathBuf {
