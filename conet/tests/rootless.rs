@@ -35,6 +35,8 @@ struct User {
     directory: tempfile::TempDir,
     /// Namespaces and links that there were before.
     before: BTreeSet<String>,
+    /// Its XDG_RUNTIME_DIR; none for a user without one.
+    runtime: Option<tempfile::TempDir>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -47,7 +49,16 @@ impl User {
         fs::copy(env!("CARGO_BIN_EXE_conet"), directory.path().join("conet")).unwrap();
         fs::set_permissions(directory.path().join("conet"), executable).unwrap();
         let uid = NEXT_USER.fetch_add(1, Ordering::Relaxed);
-        Self { uid, directory, before: visible(), _turn: turn }
+        Self { uid, directory, before: visible(), runtime: None, _turn: turn }
+    }
+
+    /// Gives it a runtime directory where systemd has them: its machine has a /run of
+    /// its own, where that is not to be found.
+    fn with_runtime_directory(mut self) -> Self {
+        let runtime = tempfile::tempdir_in("/run").unwrap();
+        std::os::unix::fs::chown(runtime.path(), Some(self.uid), Some(self.uid)).unwrap();
+        self.runtime = Some(runtime);
+        self
     }
 
     fn program(&self) -> PathBuf {
@@ -58,6 +69,9 @@ impl User {
         let mut command = Command::new(self.program());
         command.args(arguments).uid(self.uid).gid(self.uid).current_dir("/");
         command.env_remove("XDG_RUNTIME_DIR").env_remove("CONET_SOCKET").stdin(Stdio::null());
+        if let Some(runtime) = &self.runtime {
+            command.env("XDG_RUNTIME_DIR", runtime.path());
+        }
         command
     }
 
@@ -90,6 +104,9 @@ impl User {
         // What has been killed takes the kernel a moment to take apart.
         wait_until(&format!("the end of {:?}", self.processes()), || self.processes().is_empty());
         assert!(!PathBuf::from(format!("/tmp/conet-lab-{}", self.uid)).exists());
+        if let Some(runtime) = &self.runtime {
+            assert_eq!(fs::read_dir(runtime.path()).unwrap().count(), 0);
+        }
         let now = visible();
         let new: Vec<_> =
             now.difference(&self.before).filter(|one| one.contains("conet")).collect();
@@ -215,7 +232,7 @@ fn a_demonstration_of_a_users_that_is_stopped_or_killed_leaves_nothing() {
 
 #[test]
 fn a_users_lab_stays_until_it_is_removed() {
-    let user = user_or_skip!(Need::Program("ping"));
+    let user = user_or_skip!(Need::Program("ping")).with_runtime_directory();
     let program = user.program();
     let program = program.to_str().unwrap();
     failed(&user.conet(&["lab", "status"]), "no lab is up");
@@ -239,6 +256,7 @@ fn a_users_lab_stays_until_it_is_removed() {
     let report: Value =
         serde_json::from_str(&ok(&user.conet(&["lab", "status", "--json"]))).unwrap();
     assert_eq!(report["hosts"][0]["peers_up"], 1);
+    assert!(!PathBuf::from(format!("/tmp/conet-lab-{}", user.uid)).exists());
     assert_eq!(ok(&user.conet(&["lab", "restart", "conet-h1"])), "");
     ok(&user.conet(&["lab", "down"]));
     user.left_nothing();
@@ -271,6 +289,31 @@ fn a_directory_that_is_somebody_elses_is_not_used() {
     failed(&user.conet(&["lab", "up"]), "it is somebody else's");
     failed(&user.conet(&["lab", "status"]), "it is somebody else's");
     fs::remove_dir(&path).unwrap();
+    user.left_nothing();
+}
+
+#[test]
+fn where_proc_is_hidden_the_reason_is_told_in_one_line() {
+    let user = user_or_skip!(Need::Program("unshare"));
+    let program = user.program();
+    // As containers do; then the kernel lets no ordinary user mount another one.
+    let hide = "mount -t tmpfs tmpfs /proc/tty && exec \"$@\"";
+    let hidden = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", hide, "sh", "setpriv"]);
+        command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.uid)]);
+        command.arg("--clear-groups").arg(&program).args(arguments).stdin(Stdio::null());
+        command.output().unwrap()
+    };
+    for arguments in [&["demo"][..], &["lab", "up"]] {
+        let output = hidden(arguments);
+        failed(&output, "containers that hide parts of theirs forbid it");
+        assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+    }
+    let doctor: Value = serde_json::from_slice(&hidden(&["doctor", "--json"]).stdout).unwrap();
+    let checks = doctor["checks"].as_array().unwrap();
+    let rootless = checks.iter().find(|check| check["name"] == "rootless").unwrap();
+    assert_eq!(rootless["state"], "missing", "{rootless}");
     user.left_nothing();
 }
 

@@ -19,6 +19,18 @@ pub enum LabError {
         "without root a lab needs a user namespace: {0}; see conet doctor, or run it with sudo"
     )]
     NoNamespace(#[source] UserNamespaceError),
+    /// A container hides parts of its /proc.
+    #[error(
+        "cannot mount a /proc of one's own ({0}): containers that hide parts of theirs forbid it; \
+         run it outside of the container, or as root"
+    )]
+    NoProc(#[source] io::Error),
+    /// An ordinary user's machine did not come up, as it said itself.
+    #[error("{said}")]
+    Machine {
+        /// Its one line.
+        said: String,
+    },
     /// There is a lab already, or the rest of one.
     #[error("a lab is up already; remove it with: conet lab down")]
     AlreadyUp,

@@ -24,9 +24,9 @@
 //! Sources: `user_namespaces(7)`, `pid_namespaces(7)`.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
@@ -36,7 +36,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use conet_netsys::{IfName, Netlink, userns};
 use conet_node::procfs::{ProcessRef, Stat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FlockOperation, flock, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, wait};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
@@ -52,6 +52,9 @@ use signals::Signals;
 const SELF: &str = "/proc/self/exe";
 /// What a keeping init says when all is there.
 const READY: &str = "ready";
+/// The file that names the user's lab machine, and what it is before it is whole.
+const FILE: &str = "machine.json";
+const NEXT: &str = "machine.next";
 /// How long a killed machine may take to be gone.
 const KILL_LIMIT: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
@@ -106,7 +109,13 @@ pub fn run_lab_up(arguments: &[OsString]) -> Result<u8, LabError> {
     let lock = Lock::take()?;
     let (machine, is_new) = match Machine::open() {
         Ok(machine) => (machine, false),
-        Err(LabError::NotUp) => (Machine::start(&lock)?, true),
+        Err(LabError::NotUp) => match Machine::start(&lock) {
+            Ok(machine) => (machine, true),
+            Err(error) => {
+                lock.remove_state()?;
+                return Err(error);
+            }
+        },
         Err(error) => return Err(error),
     };
     let result = machine.run(arguments);
@@ -185,11 +194,7 @@ fn furnish() -> Result<(), LabError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(LabError::step("cut the mounts off"))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // EPERM where a container hides parts of its own /proc.
-    mount("proc", "/proc", "proc", flags, None).map_err(LabError::step_on(
-        "mount the machine's processes (a container may forbid it) on",
-        "/proc",
-    ))?;
+    mount("proc", "/proc", "proc", flags, None).map_err(|error| LabError::NoProc(error.into()))?;
     // For programs that look there; ours ask the kernel.
     mount("sysfs", "/sys", "sysfs", flags, None).ok();
     private_directory("/run", "mode=0755")?;
@@ -241,7 +246,7 @@ struct Machine {
 impl Machine {
     /// The machine that runs.
     fn open() -> Result<Self, LabError> {
-        let path = directory()?.join("machine.json");
+        let path = directory()?.join(FILE);
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LabError::NotUp),
             other => other.map_err(LabError::step_on("read the lab's state", &path))?,
@@ -267,25 +272,16 @@ impl Machine {
             .args(["lab", "machine"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(LabError::step("make a machine"))?;
-        let mut line = String::new();
-        if let Some(stdout) = maker.stdout.take() {
-            BufReader::new(stdout)
-                .read_line(&mut line)
-                .map_err(LabError::step("wait for the machine"))?;
-        }
+        let line = first_line(&mut maker)?;
         maker.wait().map_err(LabError::step("wait for the machine"))?;
-        // What went wrong it has said itself.
-        let failed = || LabError::Holder {
-            name: "the user's machine".to_owned(),
-            said: "see above".to_owned(),
-        };
-        let init = line.trim_end().parse().ok().and_then(ProcessRef::of).ok_or_else(failed)?;
+        let failed = || LabError::Machine { said: "the machine has ended; try again".to_owned() };
+        let init = line.parse().ok().and_then(ProcessRef::of).ok_or_else(failed)?;
         let machine = Self::of(init).ok_or_else(failed)?;
-        let written = serde_json::to_vec(&init)
-            .map_err(io::Error::from)
-            .and_then(|bytes| lock.write("machine.json", &bytes));
+        let written =
+            serde_json::to_vec(&init).map_err(io::Error::from).and_then(|bytes| lock.write(&bytes));
         if let Err(error) = written {
             machine.end()?;
             return Err(LabError::step_on("write the lab's state", &lock.path)(error));
@@ -345,22 +341,32 @@ pub fn start_machine() -> Result<(), LabError> {
         .args(["lab", "init"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(LabError::step("start process 1"))?;
-    let mut line = String::new();
-    if let Some(stdout) = init.stdout.take() {
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .map_err(LabError::step("wait for process 1"))?;
-    }
-    if line.trim_end() != READY {
-        init.wait().map_err(LabError::step("wait for process 1"))?;
-        return Err(LabError::Holder {
-            name: "the user's machine".to_owned(),
-            said: "see above".to_owned(),
-        });
-    }
+    first_line(&mut init)?;
     writeln!(io::stdout(), "{}", init.id()).map_err(LabError::step("answer"))
+}
+
+/// What a child says when it is ready; where it ends before, its one line of failure is
+/// the error.
+fn first_line(child: &mut Child) -> Result<String, LabError> {
+    let wait = || LabError::step("wait for the machine");
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line).map_err(wait())?;
+    }
+    if !line.is_empty() {
+        return Ok(line.trim_end().to_owned());
+    }
+    let mut said = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut said).map_err(wait())?;
+    }
+    let status = child.wait().map_err(wait())?;
+    let said = said.trim().lines().last().map(|line| line.trim_start_matches("conet: "));
+    let said = said.map_or_else(|| format!("the machine ended with {status}"), str::to_owned);
+    Err(LabError::Machine { said })
 }
 
 /// Where the user's lab keeps its one file: the runtime directory, or one of the
@@ -384,15 +390,20 @@ fn directory() -> Result<PathBuf, LabError> {
     Ok(path)
 }
 
-/// The right to change the user's lab machine; given up when dropped.
+/// The right to change the user's lab machine; given up when dropped. Its directory is
+/// held open: inside the machine a path in /run leads elsewhere.
 struct Lock {
     path: PathBuf,
-    _locked: File,
+    parent: File,
+    directory: File,
 }
 
 impl Lock {
     fn take() -> Result<Self, LabError> {
         let path = directory()?;
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let parent =
+            File::open(parent).map_err(LabError::step_on("open the lab's directory", parent))?;
         loop {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -400,33 +411,45 @@ impl Lock {
                 }
                 _ => {}
             }
-            let locked = match File::open(&path) {
+            let directory = match File::open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other.map_err(LabError::step_on("open the lab's directory", &path))?,
             };
             // In /tmp somebody may have been quicker than the look at it.
-            let owner = locked.metadata().map(|data| data.uid());
+            let owner = directory.metadata().map(|data| data.uid());
             if owner.ok() != Some(rustix::process::geteuid().as_raw()) {
                 let error = io::Error::from(io::ErrorKind::PermissionDenied);
                 return Err(LabError::step_on("use the lab's directory", &path)(error));
             }
-            flock(&locked, FlockOperation::LockExclusive)
+            flock(&directory, FlockOperation::LockExclusive)
                 .map_err(LabError::step_on("lock the lab", &path))?;
             // Whoever held it may have removed the directory.
             let inode = |data: fs::Metadata| (data.dev(), data.ino());
-            if fs::metadata(&path).map(inode).ok() == locked.metadata().map(inode).ok() {
-                return Ok(Self { path, _locked: locked });
+            if fs::metadata(&path).map(inode).ok() == directory.metadata().map(inode).ok() {
+                return Ok(Self { path, parent, directory });
             }
         }
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let next = self.path.join(format!("{name}.next"));
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let next = self.path.join(NEXT);
         fs::write(&next, bytes)?;
-        fs::rename(&next, self.path.join(name))
+        fs::rename(&next, self.path.join(FILE))
     }
 
     fn remove_state(self) -> Result<(), LabError> {
-        fs::remove_dir_all(&self.path).map_err(LabError::step_on("remove", &self.path))
+        let remove = |directory: &File, name: &OsStr, flags| match unlinkat(directory, name, flags)
+        {
+            Err(error) if error != Errno::NOENT => Err(error),
+            _ => Ok(()),
+        };
+        let removed = [NEXT, FILE]
+            .iter()
+            .try_for_each(|name| remove(&self.directory, name.as_ref(), AtFlags::empty()))
+            .and_then(|()| {
+                let name = self.path.file_name().unwrap_or_default();
+                remove(&self.parent, name, AtFlags::REMOVEDIR)
+            });
+        removed.map_err(LabError::step_on("remove", &self.path))
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use rustix::mount::{MountFlags, mount};
 
 use crate::netlink::Netlink;
 use crate::{IfName, NetError, Object, Op, sys};
@@ -30,6 +31,28 @@ pub fn network_namespace() -> io::Result<()> {
 /// EPERM without CAP_SYS_ADMIN, EINVAL without time namespaces in the kernel.
 pub fn time_namespace() -> io::Result<()> {
     Ok(sys::unshare_time()?)
+}
+
+/// Moves the calling process into a new mount namespace; its next children are born in
+/// a new process namespace, the first of them as its process 1.
+///
+/// # Errors
+///
+/// EPERM without CAP_SYS_ADMIN, ENOSPC beyond `user.max_pid_namespaces`.
+pub fn process_namespace() -> io::Result<()> {
+    Ok(sys::unshare_processes()?)
+}
+
+/// Mounts the processes of the calling process's namespace on `/proc`, which must be
+/// that of a mount namespace of its own.
+///
+/// # Errors
+///
+/// EPERM where parts of the former `/proc` are hidden, as in many containers
+/// (`mount_too_revealing` in the kernel's `fs/namespace.c`).
+pub fn own_proc() -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(mount("proc", "/proc", "proc", flags, None)?)
 }
 
 /// Loads an eBPF program for traffic control, and lets go of it.

@@ -22,6 +22,12 @@ pub(crate) fn unshare_user() -> rustix::io::Result<()> {
     unshare(UnshareFlags::NEWUSER)
 }
 
+/// Moves the calling process into a new mount namespace, and its children into a new
+/// process namespace (kernel 3.8).
+pub(crate) fn unshare_processes() -> rustix::io::Result<()> {
+    unshare(UnshareFlags::NEWNS | UnshareFlags::NEWPID)
+}
+
 /// Makes a new time namespace for the calling process's children (kernel 5.6).
 pub(crate) fn unshare_time() -> rustix::io::Result<()> {
     unshare(UnshareFlags::NEWTIME)

@@ -118,6 +118,11 @@ pub fn run<P: Processes>(
         tracing::warn!(%error, "the process keeps its name");
     }
     let config = Arc::new(config);
+    if config.peers.iter().any(|peer| peer.grants.guests_from)
+        && conet_netsys::userns::has_one_id().unwrap_or(false)
+    {
+        tracing::warn!("there is one id here: programs of others run under this node's own");
+    }
     let _lock = lock(&config.node.state_dir)?;
     let poll = Poll::new().map_err(DaemonError::resource("poll"))?;
     let waker = Waker::new(poll.registry(), WAKE).map_err(DaemonError::resource("poll"))?;

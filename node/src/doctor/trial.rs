@@ -1,6 +1,7 @@
 //! The single trials: what is tried, what for, and what to do where it fails.
 
 use std::fs;
+use std::path::Path;
 
 use conet_deputy_link::{probe as processes, processor};
 use conet_migsock::{NftLock, probe as sockets};
@@ -96,7 +97,8 @@ pub const TRIALS: &[Trial] = &[
         rootless,
         "conet demo and conet lab by ordinary users",
         "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 \
-         kernel.unprivileged_userns_clone=1, as far as they are there, or run as root",
+         kernel.unprivileged_userns_clone=1, as far as they are there; in a container, unhide \
+         /proc; or run as root",
     ),
     trial(
         "network-namespaces",
@@ -232,11 +234,21 @@ pub const TRIALS: &[Trial] = &[
     ),
 ];
 
+/// A part of the trial `rootless`, which makes it in namespaces of its own.
+const OWN_PROC: &Trial = &trial(
+    "own-proc",
+    Need::Nothing,
+    Privilege::None,
+    || Finding::of(network::own_proc().map(|()| "can be mounted".to_owned())),
+    "conet demo and conet lab by ordinary users",
+    "run outside of containers that hide parts of /proc, or as root",
+);
+
 impl Trial {
     /// The trial of a name.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
-        TRIALS.iter().find(|trial| trial.name == name)
+        TRIALS.iter().chain([OWN_PROC]).find(|trial| trial.name == name)
     }
 
     /// Tries it in the calling process, which must have one thread and may be of no
@@ -329,12 +341,9 @@ fn sandbox() -> Finding {
     Finding::of(processes::sandbox().map(|()| format!("up to {most}")))
 }
 
+/// As `conet_lab::rootless` does it, step by step.
 fn rootless() -> Finding {
-    let result = userns::become_root().map_err(|error| error.to_string()).and_then(|()| {
-        // Where a security module lets only the first step pass, this is what fails.
-        processes::sandbox().map_err(|error| format!("a namespace without rights: {error}"))
-    });
-    let result = result.and_then(|()| {
+    let result = become_root_with_processes().and_then(|()| {
         fs::File::options()
             .read(true)
             .write(true)
@@ -354,6 +363,19 @@ fn rootless() -> Finding {
         }
     }
     finding
+}
+
+fn become_root_with_processes() -> Result<(), String> {
+    userns::become_root().map_err(|error| error.to_string())?;
+    // Where a security module lets only the first step pass, this is what fails.
+    network::process_namespace()
+        .and_then(|()| network::network_namespace())
+        .map_err(|error| format!("a user namespace without rights: {error}"))?;
+    // Process 1 mounts a /proc; this process is not in its namespace.
+    match super::try_apart(Path::new("/proc/self/exe"), OWN_PROC.name) {
+        Finding { state: State::Missing, found } => Err(format!("no /proc of its own: {found}")),
+        _ => Ok(()),
+    }
 }
 
 fn network_namespaces() -> Finding {

@@ -96,8 +96,13 @@ pub(super) fn remove_rest(guest: &GuestConfig) -> Removal {
         // The namespace took the guest's link with it: one of this name is another's.
         return Removal::Gone;
     }
-    match GuestPort::remove(&name, link) {
-        Ok(_) => Removal::Gone,
+    let removed = match guest.kind {
+        GuestKind::Netns => GuestPort::remove(&name, link).map(drop),
+        // Its devices went with their daemon: a link of this name is somebody else's.
+        GuestKind::Tap => Netns::delete(&name).map(drop),
+    };
+    match removed {
+        Ok(()) => Removal::Gone,
         Err(error) => Removal::Failed(error),
     }
 }
