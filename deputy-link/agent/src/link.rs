@@ -209,7 +209,7 @@ impl Link {
             }
             read(fd, into, 0)
         });
-        self.waiting.learn(tries, left.get());
+        self.waiting.learn(tries, left.get(), sys::switches);
         frame
     }
 

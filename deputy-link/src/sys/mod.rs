@@ -7,3 +7,4 @@ pub(crate) mod processor;
 pub(crate) mod ptrace;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+mod thunk;
