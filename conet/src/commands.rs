@@ -1,5 +1,7 @@
 //! What each command does.
 
+mod doctor;
+mod guest;
 mod keys;
 mod lab;
 mod node;
@@ -20,13 +22,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let socket = cli.socket.unwrap_or_else(socket_path);
     let connect = || Client::connect(&socket);
     match cli.command {
-        Command::Demo { output } => lab::demo(output),
-        Command::Lab { command } => lab::run(command),
+        Command::Demo { output } => return lab::demo(output),
+        Command::Lab { command } => return lab::run(command),
         Command::Keygen => keys::keygen(),
         Command::Pubkey { wireguard } => keys::pubkey(wireguard),
         Command::Up { config } => node::up(&config),
         Command::Status { output } => node::status(&mut connect()?, output),
         Command::Peers { output } => node::peers(&mut connect()?, output),
+        Command::Guest { command } => guest::run(&mut connect()?, command),
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),
         Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),
@@ -35,6 +38,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
         Command::Down => node::down(&mut connect()?),
+        Command::Doctor { trial: Some(name), .. } => doctor::trial(&name),
+        Command::Doctor { output, trial: None } => doctor::doctor(&socket, output),
         Command::DemoProgram { program: DemoProgram::Calls } => Ok(program::calls()?),
         Command::DemoProgram { program: DemoProgram::Work { file, lines } } => {
             program::work(&file, lines)?;

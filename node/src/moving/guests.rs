@@ -201,8 +201,12 @@ impl Guests {
         Answer::Ready
     }
 
-    /// The user of this host for an owner elsewhere: one each, never shared.
+    /// The user of this host for an owner elsewhere: one each, never shared, but where
+    /// this host has one id only: in an ordinary user's own namespaces.
     fn guest_uid(&self, peer: &str, uid: u32) -> u32 {
+        if conet_netsys::userns::has_one_id().unwrap_or(false) {
+            return rustix::process::geteuid().as_raw();
+        }
         let stays = || self.stays.values().map(|(stay, _)| stay);
         if let Some(same) = stays().find(|stay| stay.peer == peer && stay.uid == uid) {
             return same.guest_uid;
