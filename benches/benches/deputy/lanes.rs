@@ -61,6 +61,7 @@ impl Kind {
             Self::Native => "native",
             Self::Filtered => "bound_filter",
             Self::Trapped => "bound_trap",
+            Self::Moved(Cipher::Plain) => "plain",
             Self::Moved(Cipher::Aes128Gcm) => "aes-128-gcm",
             Self::Moved(Cipher::ChaCha20Poly1305) => "chacha20-poly1305",
             Self::Tcp(Wait::Block) => "tcp",
