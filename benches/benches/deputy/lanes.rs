@@ -64,6 +64,7 @@ impl Kind {
             Self::Moved(Cipher::Plain) => "plain",
             Self::Moved(Cipher::Aes128Gcm) => "aes-128-gcm",
             Self::Moved(Cipher::ChaCha20Poly1305) => "chacha20-poly1305",
+            Self::Moved(Cipher::Plain) => "plain",
             Self::Tcp(Wait::Block) => "tcp",
             Self::Tcp(Wait::Spin) => "tcp_spin",
             Self::Bound { sealed: true, wait: Wait::Block } => "bound",
