@@ -120,6 +120,7 @@ fn add(report: &mut Report, case: &str, seen: &Seen) -> Result<()> {
             ours: median(values),
             peers,
             rule,
+            bound: None,
             pin: "unpinned".to_owned(),
             runs: values.len(),
             spread: spread(values),

@@ -3,6 +3,7 @@
 use crate::peers::conn::Wait;
 use crate::peers::{bound, inject, notify};
 use crate::sys::filter::{self, Catch, Which};
+use crate::sys::vdso;
 use crate::work::{Program, serve};
 use anyhow::{Context as _, Result, bail};
 use rustix::fd::AsRawFd as _;
@@ -33,6 +34,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ["program-trapped"] => {
             let mut program = Program::new()?;
             bound::trap_here()?;
+            serve(&mut program, 0)
+        }
+        ["program-clocks"] => {
+            let mut program = Program::new()?;
+            vdso::install().context("replacing the vDSO")?;
             serve(&mut program, 0)
         }
         ["program-traced"] => {
