@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod bench;
 mod keys;
 mod lab;
 mod node;
@@ -34,6 +35,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             trace::trace(&mut connect()?, pid, seconds, output)
         }
         Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
+        Command::Bench { name: None, json, .. } => bench::list(json),
+        Command::Bench { name: Some(name), json, options } => bench::run(&name, json, options),
         Command::Down => node::down(&mut connect()?),
         Command::DemoProgram { program: DemoProgram::Calls } => Ok(program::calls()?),
         Command::DemoProgram { program: DemoProgram::Work { file, lines } } => {

@@ -186,11 +186,7 @@ impl Lane {
             }
             Kind::Tcp(wait) => {
                 let server = Role::start(&["serve-tcp"])?;
-                Self::with(
-                    kind,
-                    &["tcp", &server.hello.to_string(), how(wait)],
-                    vec![server],
-                )
+                Self::with(kind, &["tcp", &server.hello.to_string(), how(wait)], vec![server])
             }
             Kind::Bound { sealed, wait } => {
                 let seal = if sealed { "sealed" } else { "plain" };
