@@ -6,3 +6,4 @@ pub(crate) mod processor;
 pub(crate) mod ptrace;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+mod thunk;
