@@ -163,6 +163,7 @@ fn forwarded(report: &mut Report, options: &Options, ops: &[Op], at: Placement) 
         Kind::Tcp(Wait::Spin),
         Kind::Bound { sealed: false, wait: Wait::Block },
         Kind::Bound { sealed: true, wait: Wait::Block },
+        Kind::Bound { sealed: false, wait: Wait::Spin },
         Kind::Bound { sealed: true, wait: Wait::Spin },
         Kind::PtraceInject,
         Kind::PtraceForward,
@@ -178,7 +179,14 @@ fn forwarded(report: &mut Report, options: &Options, ops: &[Op], at: Placement) 
         } else {
             Rule::above("plain", SEALED_NS)
         };
-        (Some(rule), Some(if is_plain { "bound_plain" } else { "bound" }))
+        // Ours asks before it blocks, and so does what bounds it where that helps.
+        let bound = match (at.caller == at.server, is_plain) {
+            (true, true) => "bound_plain",
+            (true, false) => "bound",
+            (false, true) => "bound_plain_spin",
+            (false, false) => "bound_spin",
+        };
+        (Some(rule), Some(bound))
     })
 }
 
