@@ -26,6 +26,7 @@ mod image;
 pub mod life;
 pub mod locks;
 pub mod mover;
+pub mod probe;
 mod procfs;
 mod ranges;
 mod sys;

@@ -31,8 +31,8 @@
 //!
 //! [[guest]]
 //! name = "web"
-//! kind = "netns"
-//! address = "10.77.1.2"
+//! kind = "netns"                    # or "tap"
+//! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "10.77.1.3"]
 //! ```
 //!
 //! A `[[peer]]` may tunnel and nothing else. To run processes is granted apart,
@@ -60,6 +60,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+pub(crate) use check::is_name;
 pub use error::{ConfigError, Problem, Suggestion, TomlMessage};
 
 use crate::identity::{Identity, PublicKey, X25519Public};
@@ -128,6 +129,19 @@ impl NodeConfig {
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.overlay.network()).saturating_add(1))
+    }
+
+    /// Why no guest can have this address, as a remedy; none where one can.
+    #[must_use]
+    pub fn refuses_guest_at(&self, address: Ipv4Addr) -> Option<&'static str> {
+        let overlay = self.overlay;
+        if !overlay.contains(&address) {
+            Some("take one of the overlay's")
+        } else if [overlay.network(), self.gateway(), overlay.broadcast()].contains(&address) {
+            Some("the first and the last are the network's, the second is the gateway's")
+        } else {
+            None
+        }
     }
 }
 
@@ -239,8 +253,10 @@ pub struct PeerConfig {
 /// How a guest is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestKind {
-    /// A network namespace, made by the daemon where it is not there.
+    /// A network namespace, made by the daemon where it is not there, by veth.
     Netns,
+    /// The same by a TAP device and a thread of the daemon.
+    Tap,
 }
 
 impl GuestKind {
@@ -249,6 +265,24 @@ impl GuestKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Netns => "netns",
+            Self::Tap => "tap",
+        }
+    }
+}
+
+/// A word that names no kind of guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a kind of guest; write netns or tap")]
+pub struct UnknownKind;
+
+impl FromStr for GuestKind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        match text {
+            "netns" => Ok(Self::Netns),
+            "tap" => Ok(Self::Tap),
+            _ => Err(UnknownKind),
         }
     }
 }
@@ -260,8 +294,8 @@ pub struct GuestConfig {
     pub name: String,
     /// How it is run.
     pub kind: GuestKind,
-    /// Its address in the node's overlay.
-    pub address: Ipv4Addr,
+    /// Its addresses in the node's overlay, at least one.
+    pub addresses: Vec<Ipv4Addr>,
 }
 
 /// A host's clock against its machine's, in nanoseconds; positive is ahead.

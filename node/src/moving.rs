@@ -22,7 +22,6 @@
 
 mod guests;
 mod home;
-mod store;
 mod work;
 
 use std::collections::BTreeMap;
@@ -45,6 +44,7 @@ use crate::daemon::NodeHandle;
 use crate::peers::PeerResponder;
 use crate::processes::{Processes, no_such_process};
 use crate::procfs::{ProcessRef, Stat, owner};
+use crate::store;
 use guests::Guests;
 use home::{Program, Record};
 use work::Outcome;
@@ -224,7 +224,7 @@ impl Movers {
         program.is_busy = false;
         let reply = program.settle(outcome, &home);
         if reply.is_err() && !program.record.process.is_alive() {
-            program.end(None);
+            program.end_in_a_move();
         }
         self.save();
         if let Some(answer) = answer {

@@ -346,11 +346,7 @@ fn groups(mappings: &[Mapping]) -> impl Iterator<Item = ((u64, u64), &[Mapping])
     })
 }
 
-fn regions(
-    files: &Files,
-    purpose: Purpose,
-    range: (u64, u64),
-) -> Result<Vec<Region>, MoveError> {
+fn regions(files: &Files, purpose: Purpose, range: (u64, u64)) -> Result<Vec<Region>, MoveError> {
     files.regions(purpose, range).map_err(|error| match error.raw_os_error() {
         // Nothing is left of this address space; whether of the process, others tell.
         Some(libc::ESRCH) => MoveError::Replaced,

@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code, reason = "ptrace and descriptor passing are raw system calls")]
 
+pub(crate) mod probe;
 pub(crate) mod processor;
 pub(crate) mod ptrace;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+mod thunk;
 pub(crate) mod userfault;

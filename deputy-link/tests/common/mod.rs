@@ -73,8 +73,15 @@ impl Node {
         thread::spawn(move || {
             let (link, _) = listener.accept().unwrap();
             let pid = i32::try_from(pid).unwrap();
-            let (secret, socket) = (&secret, socket.as_path());
-            let hosting = Hosting { pid, secret, uid: GUEST_UID, clock_skew: 0, follows, socket };
+            let hosting = Hosting {
+                pid,
+                secret: &secret,
+                uid: GUEST_UID,
+                clock_skew: 0,
+                follows,
+                socket: &socket,
+                patience: Duration::from_secs(2),
+            };
             hosting::start(link, &hosting)
         })
     }

@@ -138,7 +138,7 @@ address = "10.77.1.2"
     assert_eq!(three.grants, Grants { host_for_us: true, plain_links: true, ..Grants::default() });
     assert_eq!(three.endpoint, None);
     assert_eq!(config.peer("four").unwrap().key.identity(), None);
-    assert_eq!(config.guests[0].address, Ipv4Addr::new(10, 77, 1, 2));
+    assert_eq!(config.guests[0].addresses, [Ipv4Addr::new(10, 77, 1, 2)]);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn unknown_keys_and_sections_are_refused() {
     );
     refused(
         &format!("{NODE}[[guest]]\ncolour = 1"),
-        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address",
+        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses",
     );
     refused(
         &format!("{NODE}[[peers]]\nname = \"a\""),

@@ -32,6 +32,8 @@ use crate::daemon::NodeHandle;
 const ADMISSION: Duration = Duration::from_secs(30);
 /// How long a link may take to bring its ticket.
 const TICKET_LIMIT: Duration = Duration::from_secs(5);
+/// How long the home of a process that is coming may be silent.
+const HOME_PATIENCE: Duration = Duration::from_secs(30);
 /// Most processes admitted and not yet there, of all peers.
 const MAX_ADMITTED: usize = 256;
 /// Most links that are beginning at a time.
@@ -199,8 +201,12 @@ impl Guests {
         Answer::Ready
     }
 
-    /// The user of this host for an owner elsewhere: one each, never shared.
+    /// The user of this host for an owner elsewhere: one each, never shared, but where
+    /// this host has one id only: in an ordinary user's own namespaces.
     fn guest_uid(&self, peer: &str, uid: u32) -> u32 {
+        if conet_netsys::userns::has_one_id().unwrap_or(false) {
+            return rustix::process::geteuid().as_raw();
+        }
         let stays = || self.stays.values().map(|(stay, _)| stay);
         if let Some(same) = stays().find(|stay| stay.peer == peer && stay.uid == uid) {
             return same.guest_uid;
@@ -331,6 +337,7 @@ fn begin(
         clock_skew: node.config().node.clock_offset.nanoseconds,
         follows: true,
         socket: &socket,
+        patience: HOME_PATIENCE,
     };
     match hosting::start(stream, &hosting) {
         Ok(hosted) => node.post(Event::GuestRuns { ticket, remote_pid: hosted.remote_pid }),

@@ -426,6 +426,12 @@ pub(crate) fn register(uffd: i32, start: u64, len: u64) -> i64 {
     unsafe { raw(nr::__NR_ioctl, [fd(uffd), u64::from(UFFDIO_REGISTER), out(&mut arg), 0, 0, 0]) }
 }
 
+/// How often the kernel has taken the processor from this process for others.
+pub(crate) fn switches() -> u64 {
+    // ru_nivcsw is the last word of struct rusage.
+    own_rusage()[17]
+}
+
 pub(crate) fn own_rusage() -> [u64; 18] {
     let mut usage = [0u64; 18];
     // SAFETY: struct rusage is 144 bytes.
