@@ -183,7 +183,8 @@ impl Link {
             };
             let room = buffer.get_mut(self.filled..wanted).ok_or(Broken::Forged)?;
             match read(self.fd, room) {
-                -4 => {}
+                // The node that hosts has given the socket a time limit for the beginning.
+                -4 | NOTHING_YET => {}
                 n if is_aborted(n) => return Err(Broken::Interrupted),
                 n if n <= 0 => return Err(Broken::End),
                 n => self.filled += usize::try_from(n).map_err(|_| Broken::End)?,
@@ -231,7 +232,11 @@ pub(crate) fn is_aborted(result: i64) -> bool {
     (BROKEN_OFF - 514..=ABORTED).contains(&result)
 }
 
-/// `recv` that waits.
+/// `recv` that waits, for a process that is still being moved: when its other half
+/// is silent for as long as the socket's time limit, that is its end.
 pub(crate) fn wait(fd: i32, into: &mut [u8]) -> i64 {
-    sys::receive(fd, into, 0)
+    match sys::receive(fd, into, 0) {
+        NOTHING_YET => 0,
+        result => result,
+    }
 }

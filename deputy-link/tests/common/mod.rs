@@ -69,7 +69,14 @@ impl Node {
             let pid = i32::try_from(pid).unwrap();
             hosting::start(
                 link,
-                &Hosting { pid, secret: &secret, uid: GUEST_UID, clock_skew: 0, socket: &socket },
+                &Hosting {
+                    pid,
+                    secret: &secret,
+                    uid: GUEST_UID,
+                    clock_skew: 0,
+                    socket: &socket,
+                    patience: Duration::from_secs(2),
+                },
             )
         })
     }

@@ -32,6 +32,8 @@ use crate::daemon::NodeHandle;
 const ADMISSION: Duration = Duration::from_secs(30);
 /// How long a link may take to bring its ticket.
 const TICKET_LIMIT: Duration = Duration::from_secs(5);
+/// How long the home of a process that is coming may be silent.
+const HOME_PATIENCE: Duration = Duration::from_secs(30);
 /// Most processes admitted and not yet there, of all peers.
 const MAX_ADMITTED: usize = 256;
 /// Most links that are beginning at a time.
@@ -334,6 +336,7 @@ fn begin(
         uid: stay.guest_uid,
         clock_skew: node.config().node.clock_offset.nanoseconds,
         socket: &socket,
+        patience: HOME_PATIENCE,
     };
     match hosting::start(stream, &hosting) {
         Ok(hosted) => node.post(Event::GuestRuns { ticket, remote_pid: hosted.remote_pid }),

@@ -380,12 +380,25 @@ impl Program {
     pub(super) fn end(&mut self, reason: Option<Reason>) {
         if reason.is_some() {
             self.record.reason = reason;
+        } else if self.record.reason.is_none() && self.record.place != Place::Home {
+            let there = self.record.stay.as_ref().or(self.record.next.as_ref());
+            let there = there.map_or("another node", |(node, _)| node);
+            let verb = if self.record.place == Place::Away { "was on" } else { "moved to" };
+            self.note("ended", format!("it ended while it {verb} {there}"));
         }
         self.record.place = Place::Ended;
         self.record.calls += std::mem::take(&mut self.calls_now);
         self.record.waited += self.silence.take().unwrap_or_default();
         self.record.remote_pid = None;
         self.ended_at = Some(Instant::now());
+    }
+
+    /// It has ended while it was moved.
+    pub(super) fn end_in_a_move(&mut self) {
+        if self.record.reason.is_none() {
+            self.note("ended", "it ended while it was moved".to_owned());
+        }
+        self.end(None);
     }
 
     /// Its other half has ended at `node`. What is left here must not stay behind,
