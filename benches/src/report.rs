@@ -2,7 +2,15 @@
 //!
 //! A row compares ours with its peers of the same run, and may have a rule over it.
 //! A rule whose peer was not measured is not met and not missed: `met` is `null`.
+//! A row may name the peer that is its bound: what a minimal independent program takes
+//! for the same, so that a rule that is missed shows how much of it could be won.
+//!
+//! ```text
+//! {bench, case, metric, unit, ours, peers {name: value}, ratio, target, met,
+//!  bound {name, value, ratio} or null, pin, runs, spread, kernel, commit, versions {name: text}}
+//! ```
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::process::Command;
 
@@ -79,6 +87,8 @@ pub struct Row {
     pub peers: Vec<(String, f64)>,
     /// What ours should be.
     pub rule: Option<Rule>,
+    /// The peer that shows the least that is possible.
+    pub bound: Option<String>,
     /// Which processors whom.
     pub pin: String,
     /// How many measurements the medians are of.
@@ -102,9 +112,42 @@ impl Row {
         Some(self.ours / base)
     }
 
+    /// The bound's name and time, and ours in terms of it; none where it was not
+    /// measured.
+    fn bound(&self) -> Option<(&str, f64, f64)> {
+        let name = self.bound.as_deref()?;
+        let value = self.peer(name)?;
+        Some((name, value, self.ours / value))
+    }
+
     fn met(&self) -> Option<bool> {
         let limit = self.rule.as_ref()?.limit(self)?;
         Some(self.ours <= limit)
+    }
+
+    /// As the table shows it.
+    fn cells(&self) -> [String; 9] {
+        let dash = || "-".to_owned();
+        let peers: Vec<_> = self
+            .peers
+            .iter()
+            .map(|(name, value)| format!("{name} {}", quantity(*value, self.unit)))
+            .collect();
+        [
+            self.case.clone(),
+            self.metric.clone(),
+            quantity(self.ours, self.unit),
+            format!("{:.0} %", self.spread * 100.0),
+            self.rule.as_ref().map_or_else(dash, |rule| rule.text(self.unit)),
+            match self.met() {
+                Some(true) => "yes".to_owned(),
+                Some(false) => "NO".to_owned(),
+                None => dash(),
+            },
+            self.ratio().map_or_else(dash, |ratio| format!("{ratio:.2}")),
+            self.bound().map_or_else(dash, |(name, _, ratio)| format!("{ratio:.2} * {name}")),
+            peers.join(", "),
+        ]
     }
 }
 
@@ -128,6 +171,7 @@ pub struct Report {
     format: Format,
     kernel: String,
     commit: String,
+    versions: Vec<(String, String)>,
     rows: Vec<Row>,
 }
 
@@ -151,7 +195,18 @@ impl Report {
     #[must_use]
     pub fn new(bench: &'static str, format: Format) -> Self {
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-        Self { bench, format, kernel, commit: commit(), rows: Vec::new() }
+        Self { bench, format, kernel, commit: commit(), versions: Vec::new(), rows: Vec::new() }
+    }
+
+    /// Says what a peer is, and of which version: in each row that it is in.
+    pub fn version(&mut self, peer: &str, version: &str) {
+        self.versions.push((peer.to_owned(), version.to_owned()));
+    }
+
+    /// The kernel's release.
+    #[must_use]
+    pub fn kernel(&self) -> &str {
+        &self.kernel
     }
 
     /// Says what is being measured now.
@@ -183,6 +238,12 @@ impl Report {
         let rounded = |value: f64| (value * 1000.0).round() / 1000.0;
         let peers: Map<_, _> =
             row.peers.iter().map(|(name, value)| (name.clone(), json!(rounded(*value)))).collect();
+        let bound = row.bound().map(|(name, value, ratio)| {
+            json!({"name": name, "value": rounded(value), "ratio": rounded(ratio)})
+        });
+        let of_row = self.versions.iter().filter(|(name, _)| row.peer(name).is_some());
+        let versions: Map<_, _> =
+            of_row.map(|(name, version)| (name.clone(), json!(version))).collect();
         json!({
             "bench": self.bench,
             "case": row.case,
@@ -193,11 +254,13 @@ impl Report {
             "ratio": row.ratio().map(rounded),
             "target": row.rule.as_ref().map(|rule| rule.text(row.unit)),
             "met": row.met(),
+            "bound": bound,
             "pin": row.pin,
             "runs": row.runs,
             "spread": rounded(row.spread),
             "kernel": self.kernel,
             "commit": self.commit,
+            "versions": versions,
         })
     }
 
@@ -210,30 +273,18 @@ impl Report {
             return Ok(());
         }
         let mut out = io::stdout().lock();
+        self.print(&mut out)?;
+        out.flush()
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let mut table = Table::new();
         table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["CASE", "HOW", "OURS", "SPREAD", "TARGET", "MET", "RATIO", "BESIDE"]);
+        table.set_header([
+            "CASE", "HOW", "OURS", "SPREAD", "TARGET", "MET", "RATIO", "LEAST", "BESIDE",
+        ]);
         for row in &self.rows {
-            let dash = || "-".to_owned();
-            let peers: Vec<_> = row
-                .peers
-                .iter()
-                .map(|(name, value)| format!("{name} {}", quantity(*value, row.unit)))
-                .collect();
-            table.add_row([
-                row.case.clone(),
-                row.metric.clone(),
-                quantity(row.ours, row.unit),
-                format!("{:.0} %", row.spread * 100.0),
-                row.rule.as_ref().map_or_else(dash, |rule| rule.text(row.unit)),
-                match row.met() {
-                    Some(true) => "yes".to_owned(),
-                    Some(false) => "NO".to_owned(),
-                    None => dash(),
-                },
-                row.ratio().map_or_else(dash, |ratio| format!("{ratio:.2}")),
-                peers.join(", "),
-            ]);
+            table.add_row(row.cells());
         }
         for line in table.lines() {
             writeln!(out, "{}", line.trim_end())?;
@@ -244,9 +295,19 @@ impl Report {
             "{}: medians of up to {runs} interleaved rounds; kernel {}, commit {}",
             self.bench, self.kernel, self.commit
         )?;
-        for pin in self.rows.iter().map(|row| &row.pin).collect::<std::collections::BTreeSet<_>>() {
+        let least = "ours in terms of what a minimal independent program takes";
+        writeln!(out, "RATIO: ours in terms of the target's peer; LEAST: {least}")?;
+        for pin in self.rows.iter().map(|row| &row.pin).collect::<BTreeSet<_>>() {
             writeln!(out, "pinned: {pin}")?;
         }
-        out.flush()
+        for (peer, version) in &self.versions {
+            if self.rows.iter().any(|row| row.peer(peer).is_some()) {
+                writeln!(out, "{peer}: {version}")?;
+            }
+        }
+        Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,6 +115,20 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Measure something beside its peers; without a name, list what can be measured.
+    ///
+    /// Runs `conet-bench-NAME` beside this executable, or builds the benchmark in the
+    /// checkout of the sources that this directory or this executable is in.
+    Bench {
+        /// What to measure.
+        name: Option<String>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+        /// Options of the benchmark's own.
+        #[arg(last = true, requires = "name", value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
     /// End the node's daemon; programs run on.
     Down,
     /// Tell what this machine can and cannot do for conet, and the remedy.
@@ -375,6 +389,17 @@ mod tests {
         }
         let line = one_line(&Cli::try_parse_from(["conet", "stauts"]).unwrap_err());
         assert!(line.contains("'status'"), "{line}");
+    }
+
+    #[test]
+    fn a_benchmarks_own_options_stand_behind_two_dashes() {
+        let cli = Cli::try_parse_from(["conet", "bench", "x", "--json", "--", "--json", "--y"]);
+        let Command::Bench { name, json, options } = cli.unwrap().command else { panic!() };
+        assert_eq!((name.as_deref(), json), (Some("x"), true));
+        assert_eq!(options, ["--json", "--y"]);
+        for wrong in [&["conet", "bench", "x", "--y"][..], &["conet", "bench", "--", "--y"]] {
+            one_line(&Cli::try_parse_from(wrong).unwrap_err());
+        }
     }
 
     #[test]

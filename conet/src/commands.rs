@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod bench;
 mod doctor;
 mod guest;
 mod keys;
@@ -37,6 +38,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             trace::trace(&mut connect()?, pid, seconds, output)
         }
         Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
+        Command::Bench { name: None, json, .. } => bench::list(json),
+        Command::Bench { name: Some(name), json, options } => bench::run(&name, json, options),
         Command::Down => node::down(&mut connect()?),
         Command::Doctor { trial: Some(name), .. } => doctor::trial(&name),
         Command::Doctor { output, trial: None } => doctor::doctor(&socket, output),

@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     Filtered,
     /// At home, local calls trapped and made by the handler.
     Trapped,
+    /// At home, with a patched vDSO that adds an offset.
+    Clocks,
     /// Moved by conet.
     Moved(Cipher),
     /// See [`crate::peers`].
@@ -61,11 +63,12 @@ impl Kind {
             Self::Native => "native",
             Self::Filtered => "bound_filter",
             Self::Trapped => "bound_trap",
+            Self::Clocks => "bound_vdso",
+            Self::Moved(Cipher::Plain) => "plain",
             Self::Moved(Cipher::Aes128Gcm) => "aes-128-gcm",
             Self::Moved(Cipher::ChaCha20Poly1305) => "chacha20-poly1305",
-            Self::Moved(Cipher::Plain) => "plain",
-            Self::Tcp(Wait::Block) => "tcp",
-            Self::Tcp(Wait::Spin) => "tcp_spin",
+            Self::Tcp(Wait::Block) => "tcp_nodelay",
+            Self::Tcp(Wait::Spin) => "tcp_nodelay_spin",
             Self::Bound { sealed: true, wait: Wait::Block } => "bound",
             Self::Bound { sealed: true, wait: Wait::Spin } => "bound_spin",
             Self::Bound { sealed: false, wait: Wait::Block } => "bound_plain",
@@ -171,12 +174,11 @@ impl Lane {
             Kind::Native => Self::with(kind, &["program"], vec![]),
             Kind::Filtered => Self::with(kind, &["program-filtered"], vec![]),
             Kind::Trapped => Self::with(kind, &["program-trapped"], vec![]),
+            Kind::Clocks => Self::with(kind, &["program-clocks"], vec![]),
             Kind::Moved(cipher) => {
                 let mut lane = Self::with(kind, &["program"], vec![])?;
                 let mut node = Node::new()?;
-
                 let away = node.take(lane.program.pid()?, cipher)?;
-
                 lane.callers = vec![as_pid(away.hosted.remote_pid.into())?];
                 lane.servers = vec![lane.program.pid()?];
                 lane.away = Some((node, away));

@@ -10,8 +10,11 @@ use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 const POLICY: Policy = Policy { allow_root: true, is_deputy: true, started: None };
+/// Longer than home is silent in a move of any size here.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The host's user as whom programs run that are away; nobody has it.
 const GUEST_UID: u32 = 0x7000_0001;
 
@@ -59,6 +62,7 @@ impl Node {
                 uid: GUEST_UID,
                 clock_skew: 0,
                 socket: &warden_at,
+                patience: PATIENCE,
             };
             hosting::start(link, &hosting)
         });

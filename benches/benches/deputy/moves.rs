@@ -3,11 +3,16 @@
 //!
 //! The program has so much memory, every page of it written with bytes that do not
 //! repeat, and waits. It moves out, changes a few pages, comes home. The freeze is the
-//! mover's: from before the program is stopped until its other half may run.
+//! mover's: from before the program is stopped until its other half may run. On the way
+//! home only the whole is known, in which the freeze is contained.
+//!
+//! After each hop the same program, at home, is copied by [`crate::peers::copy`]: as many
+//! pages as went in the freeze, on the whole, and home.
 
 use crate::Options;
 use crate::lanes::Role;
 use crate::moved::Node;
+use crate::peers::copy::{Area, Copier};
 use crate::work::{Batch, Caller, Op};
 use anyhow::{Result, bail};
 use conet_benches::report::{Report, Row, Rule};
@@ -42,6 +47,13 @@ impl Memory {
     }
 }
 
+impl Memory {
+    pub(crate) fn area(&self) -> Area {
+        let at = (self.bytes.as_ptr() as u64).next_multiple_of(PAGE as u64);
+        Area { at, pages: (self.bytes.len() / PAGE - 1) as u64 }
+    }
+}
+
 impl Caller for Memory {
     fn repeat(&mut self, op: Op, count: u64) -> Result<Duration> {
         let Op::Dirty(pages) = op else { bail!("this program only has memory") };
@@ -57,27 +69,59 @@ impl Caller for Memory {
     }
 }
 
-/// What was seen of one size.
+/// The figure: how long a program may stand still, in milliseconds.
+const FREEZE_MS: f64 = 5.0;
+
+/// What was seen of one size, moved in one way; times in milliseconds, each with what
+/// bounds it.
 #[derive(Default)]
 struct Seen {
-    freeze: Vec<f64>,
-    total: Vec<f64>,
-    home: Vec<f64>,
+    freeze: [Vec<f64>; 2],
+    total: [Vec<f64>; 2],
+    home: [Vec<f64>; 2],
     came: Vec<f64>,
     changed: Vec<f64>,
 }
 
-fn hop(program: &mut Role, node: &mut Node, seen: &mut Seen) -> Result<()> {
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let away = node.take(program.pid()?, Cipher::preferred())?;
-    seen.freeze.push(ms(away.moved.freeze));
-    seen.total.push(ms(away.moved.total));
-    program.run(Batch { op: Op::Dirty(DIRTY), count: 1 })?;
-    let home = away.bring_home(program.pid()?)?;
-    seen.home.push(ms(home.total));
-    seen.came.push(home.pages as f64);
-    seen.changed.push(home.changed as f64);
-    Ok(())
+/// A program that moves to and fro, and who copies it beside.
+struct Moving {
+    program: Role,
+    area: Area,
+    node: Node,
+    copier: Copier,
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl Moving {
+    fn start(mib: usize) -> Result<Self> {
+        let program = Role::start(&["memory", &mib.to_string()])?;
+        // All but what is left of the first and the last page.
+        let area = Area { at: program.hello, pages: ((mib << 20) / PAGE - 1) as u64 };
+        Ok(Self { program, area, node: Node::new()?, copier: Copier::start()? })
+    }
+
+    fn hop(&mut self, seen: &mut Seen) -> Result<()> {
+        let pid = self.program.pid()?;
+        let away = self.node.take(pid, Cipher::preferred())?;
+        self.program.run(Batch { op: Op::Dirty(DIRTY), count: 1 })?;
+        let home = away.bring_home(pid)?;
+        let moved = &away.moved;
+        let copy = |pages| self.copier.copy(pid, self.area, pages).map(ms);
+        for (times, ours, bound) in [
+            (&mut seen.freeze, moved.freeze, copy(moved.pages)?),
+            (&mut seen.total, moved.total, copy(moved.pages)?),
+            (&mut seen.home, home.total, copy(home.pages)?),
+        ] {
+            times[0].push(ms(ours));
+            times[1].push(bound);
+        }
+        seen.came.push(home.pages as f64);
+        seen.changed.push(home.changed as f64);
+        Ok(())
+    }
 }
 
 /// The sizes in MiB, and how often each is moved.
@@ -86,44 +130,49 @@ const SIZES: [(usize, u32); 3] = [(8, 21), (256, 9), (2048, 3)];
 pub(crate) fn run(report: &mut Report, options: &Options) -> Result<()> {
     for (mib, rounds) in SIZES {
         let case = if mib < 1024 { format!("{mib} MB") } else { format!("{} GB", mib / 1024) };
-        if !options.wants(&format!("move {case}")) || options.is_test && mib > 8 {
+        let case = format!("move {case}");
+        if !options.wants(&case) || options.is_test && mib > 8 {
             continue;
         }
         let rounds = if options.is_test { 2 } else { rounds };
-        report.progress(&format!("move {case}, stop-and-copy"));
-        let mut program = Role::start(&["memory", &mib.to_string()])?;
-        let mut node = Node::new()?;
+        report.progress(&case);
+        let mut moving = Moving::start(mib)?;
         let mut seen = Seen::default();
         for _ in 0..rounds {
-            hop(&mut program, &mut node, &mut seen)?;
+            moving.hop(&mut seen)?;
         }
-        add(report, &case, &seen)?;
+        add(report, &case, "stop-and-copy", &seen)?;
     }
     Ok(())
 }
 
-fn add(report: &mut Report, case: &str, seen: &Seen) -> Result<()> {
-    let dirtied = vec![("dirtied".to_owned(), f64::from(DIRTY))];
-    let few = || Rule::above("dirtied", OTHERS);
-    let freeze = (case == "256 MB").then(|| Rule::constant(5.0));
-    for (metric, unit, values, peers, rule) in [
-        ("freeze, stop-and-copy", "ms", &seen.freeze, vec![], freeze),
-        ("total, stop-and-copy", "ms", &seen.total, vec![], None),
-        ("home again, total", "ms", &seen.home, vec![], None),
-        ("home again, came", "pages", &seen.came, dirtied.clone(), Some(few())),
-        ("home again, changed", "pages", &seen.changed, dirtied, Some(few())),
+fn add(report: &mut Report, case: &str, way: &str, seen: &Seen) -> Result<()> {
+    let row = |metric: &str, unit, values: &[f64], peer: (&str, f64)| Row {
+        case: case.to_owned(),
+        metric: format!("{way}, {metric}"),
+        unit,
+        ours: median(values),
+        peers: vec![(peer.0.to_owned(), peer.1)],
+        rule: None,
+        bound: None,
+        pin: "moves: unpinned".to_owned(),
+        runs: values.len(),
+        spread: spread(values),
+    };
+    for (metric, rule, [ours, bound]) in [
+        ("freeze", Some(Rule::constant(FREEZE_MS)), &seen.freeze),
+        ("total", None, &seen.total),
+        ("home again", Some(Rule::constant(FREEZE_MS)), &seen.home),
     ] {
-        report.add(Row {
-            case: format!("move {case}"),
-            metric: metric.to_owned(),
-            unit,
-            ours: median(values),
-            peers,
-            rule,
-            pin: "unpinned".to_owned(),
-            runs: values.len(),
-            spread: spread(values),
-        })?;
+        let bound = ("bound_copy", median(bound));
+        let row = row(metric, "ms", ours, bound);
+        report.add(Row { rule, bound: Some(bound.0.to_owned()), ..row })?;
+    }
+    for (metric, values) in
+        [("home again, came", &seen.came), ("home again, changed", &seen.changed)]
+    {
+        let row = row(metric, "pages", values, ("dirtied", f64::from(DIRTY)));
+        report.add(Row { rule: Some(Rule::above("dirtied", OTHERS)), ..row })?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! The roles that this executable plays as a process of its own.
 
 use crate::peers::conn::Wait;
-use crate::peers::{bound, inject, notify};
+use crate::peers::{bound, copy, inject, notify};
 use crate::sys::filter::{self, Catch, Which};
+use crate::sys::vdso;
 use crate::work::{Program, serve};
 use anyhow::{Context as _, Result, bail};
 use rustix::fd::AsRawFd as _;
@@ -35,6 +36,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             bound::trap_here()?;
             serve(&mut program, 0)
         }
+        ["program-clocks"] => {
+            let mut program = Program::new()?;
+            vdso::install().context("replacing the vDSO")?;
+            serve(&mut program, 0)
+        }
         ["program-traced"] => {
             let mut program = Program::new()?;
             filter::install(Which::Forwarded, Catch::Trace)?;
@@ -54,7 +60,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             bound::trap_to(port(at)?, *how == "sealed", waiting(wait))?;
             serve(&mut program, 0)
         }
-        ["memory", mib] => serve(&mut crate::moves::Memory::new(mib.parse()?), 0),
+        ["memory", mib] => {
+            let mut memory = crate::moves::Memory::new(mib.parse()?);
+            let at = memory.area().at;
+            serve(&mut memory, at)
+        }
         ["tcp", at, how] => serve(&mut bound::RoundTrip::new(port(at)?, waiting(how))?, 0),
         ["inject"] => {
             let mut borrowed = inject::Borrowed::start()?;
@@ -64,6 +74,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ["used"] => inject::wait_to_be_used(),
         ["serve-tcp"] => bound::bounce(),
         ["serve-bound", how] => bound::serve(*how == "sealed"),
+        ["take-copies"] => copy::take(),
         ["serve-inject"] => inject::serve(),
         ["trace", pid, at] => inject::trace(pid.parse()?, port(at)?),
         ["supervise", pid, fd] => notify::supervise(pid.parse()?, fd.parse()?),

@@ -5,6 +5,7 @@ use super::check;
 use crate::work::timed;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
+use std::fs::File;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
@@ -153,6 +154,21 @@ pub(crate) fn own_bytes<'a>(addr: u64, len: usize) -> &'a mut [u8] {
     // SAFETY: only for the arguments of calls that `work::Program` makes: live buffers
     // whose owner waits for the call to return.
     unsafe { std::slice::from_raw_parts_mut(addr as *mut u8, len) }
+}
+
+/// `PAGEMAP_SCAN` (Linux 6.7) from `from` to `to` for pages that are swapped out and
+/// written at once, of which there are none here: a look at each page, and no list.
+pub(crate) fn scan_pages(pagemap: &File, from: u64, to: u64) -> Result<(), Errno> {
+    const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+    const WRITTEN_AND_SWAPPED: u64 = 2 | 16;
+    let mut region = [0u64; 3];
+    // struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages,
+    // category_inverted, category_mask, category_anyof_mask, return_mask
+    let mut arg = [96, 0, from, to, 0, 0, 1, 0, 0, WRITTEN_AND_SWAPPED, 0, WRITTEN_AND_SWAPPED];
+    arg[5] = region.as_mut_ptr() as u64;
+    // SAFETY: the kernel writes one region of 24 bytes at most, and `walk_end`.
+    check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, arg.as_mut_ptr()) }.into())
+        .map(drop)
 }
 
 /// Copies another process's memory here.

@@ -5,6 +5,7 @@
 pub(crate) mod calls;
 pub(crate) mod filter;
 pub(crate) mod trace;
+pub(crate) mod vdso;
 
 use rustix::io::Errno;
 

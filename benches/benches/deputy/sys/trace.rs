@@ -54,6 +54,11 @@ impl Traced {
         self.request(libc::PTRACE_CONT, 0, signal.unsigned_abs().into())
     }
 
+    /// Lets it run, and traces it no more.
+    pub(crate) fn detach(self) -> Result<(), Errno> {
+        self.request(libc::PTRACE_DETACH, 0, 0)
+    }
+
     /// Lets it execute one instruction.
     pub(crate) fn step(&self) -> Result<Stop, Errno> {
         self.request(libc::PTRACE_SINGLESTEP, 0, 0)?;
