@@ -458,7 +458,11 @@ impl Program {
         match outcome.failure {
             Some(failure) => {
                 // Where it is lost, or nobody waits for the answer, `conet ps` tells.
-                if failure.code == "lost" || (outcome.is_unasked && self.record.reason.is_none()) {
+                if failure.code == "ended" && self.record.reason.is_none() {
+                    self.note("ended", "it ended while it was moved".to_owned());
+                } else if failure.code == "lost"
+                    || (outcome.is_unasked && self.record.reason.is_none())
+                {
                     let passing = failure.code != "lost";
                     let (code, sentence) = (failure.code.clone(), failure.message.clone());
                     self.record.reason = Some(Reason { code, sentence, passing });
