@@ -216,13 +216,14 @@ fn unmap_others() -> Result<(), Refusal> {
     };
     let lists = sys::lists();
     let areas = &lists.areas[..lists.area_count];
-    let mut replaced = false;
+    let mut changed = false;
     for have in &lists.present[..lists.present_count] {
         if have.flags & (area_flags::VDSO | area_flags::HOLD) != 0 {
             continue;
         }
         for (start, end) in areas::gaps((have.start, have.end), areas) {
             unmap(start, end)?;
+            changed = true;
         }
         if have.flags & KEPT != 0 {
             continue;
@@ -231,11 +232,11 @@ fn unmap_others() -> Result<(), Refusal> {
         for area in areas[first..].iter().take_while(|area| area.start < have.end) {
             if area.flags & area_flags::NEW != 0 {
                 unmap(have.start.max(area.start), have.end.min(area.end))?;
-                replaced = true;
+                changed = true;
             }
         }
     }
-    if replaced { read_present() } else { Ok(()) }
+    if changed { read_present() } else { Ok(()) }
 }
 
 /// Lists home's mappings.
