@@ -215,7 +215,7 @@ impl Incoming {
             }
             Side::Home => {
                 self.cursor = areas[0].start;
-                home::shape()?;
+                home::shape(self.is_delta)?;
                 self.enter_area();
                 Ok(())
             }

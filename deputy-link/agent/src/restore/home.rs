@@ -10,6 +10,10 @@ use conet_wire::image::{Area, PAGE, PageRun, area_flags, overlaps_region, step};
 use conet_wire::link::Refusal;
 use linux_raw_sys::errno;
 
+/// Mappings of home that are not replaced by others.
+const KEPT: u32 =
+    area_flags::FILE | area_flags::GROWS_DOWN | area_flags::HOLD | area_flags::VDSO | SHARED;
+
 impl Incoming {
     /// Writes what differs.
     pub(super) fn merge(&mut self, run: PageRun, bytes: &[u8]) -> Result<(), Refusal> {
@@ -150,12 +154,15 @@ fn present_in(start: u64, end: u64) -> impl Iterator<Item = &'static Area> {
 ///
 /// A mapping of the program stays one mapping, or a later `mremap` of it would fail:
 /// what is new is mapped anew as a whole, and what has grown grows.
-pub(super) fn shape() -> Result<(), Refusal> {
+pub(super) fn shape(is_delta: bool) -> Result<(), Refusal> {
     let wanted = head().memory_map.brk;
     if wanted != 0 && sys::brk(0) != wanted && sys::brk(wanted) != wanted {
         return Err(refuse(step::MAP, -i64::from(errno::ENOMEM), wanted));
     }
     read_present()?;
+    if !is_delta {
+        renew_pieces();
+    }
     unmap_others()?;
     let lists = sys::lists();
     let mut added = false;
@@ -182,9 +189,24 @@ fn ends_anonymous(addr: u64) -> bool {
     addr >= PAGE && present_in(addr - PAGE, addr).any(|part| part.flags & OTHER == 0)
 }
 
+/// Where all pages come, it is not known what is new; an area that is here in pieces is
+/// made anew.
+fn renew_pieces() {
+    let lists = sys::lists();
+    for area in &mut lists.areas[..lists.area_count] {
+        let (mut pieces, mut covered) = (0, 0);
+        for part in present_in(area.start, area.end) {
+            covered += part.end.min(area.end) - part.start.max(area.start);
+            pieces += u32::from(part.flags & KEPT == 0);
+        }
+        if pieces > 1 || pieces == 1 && covered < area.len() {
+            area.flags |= area_flags::NEW;
+        }
+    }
+}
+
 /// Unmaps what the image has not: also anonymous memory where it has another area.
 fn unmap_others() -> Result<(), Refusal> {
-    const KEPT: u32 = area_flags::FILE | area_flags::GROWS_DOWN | SHARED;
     let unmap = |start: u64, end: u64| match sys::unmap(start, end - start) {
         result if result < 0 => Err(refuse(step::MAP, result, start)),
         _ => Ok(()),
