@@ -75,7 +75,7 @@ fn refuse(step: u32, result: i64, addr: u64) -> Refusal {
 }
 
 fn bad_pages(bad: BadPages) -> Refusal {
-    refuse(step::PAGE, 0, bad.addr)
+    refuse(step::PAGE, -i64::from(errno::EINVAL), bad.addr)
 }
 
 const FRAME: Refusal = Refusal { step: step::FRAME, errno: 0, addr: 0 };
@@ -262,7 +262,7 @@ fn area_of(run: PageRun) -> Result<&'static Area, Refusal> {
         .get(index)
         .filter(|area| area.start <= run.addr && end <= area.end)
         .filter(|area| area.flags & area_flags::HOLD == 0)
-        .ok_or_else(|| refuse(step::PAGE, 0, run.addr))
+        .ok_or_else(|| refuse(step::PAGE, -i64::from(errno::EFAULT), run.addr))
 }
 
 /// Maps zeros; `flags` are an area's.

@@ -27,7 +27,8 @@ pub(super) struct Mirror {
     seq: u32,
     filled: Ranges,
     batch: PageBatch,
-    gone: Vec<PageRun>,
+    /// What the other half is to be told to be zero, after what it is sent.
+    gone: Ranges,
     /// Pages sent.
     pages: u64,
 }
@@ -39,7 +40,7 @@ impl Mirror {
             seq: 0,
             filled: Ranges::new(),
             batch: PageBatch::new(),
-            gone: Vec::new(),
+            gone: Ranges::new(),
             pages: 0,
         }
     }
@@ -107,6 +108,8 @@ impl Mirror {
         channel: &mut Channel,
     ) -> Result<(), MoveError> {
         self.filled.insert((start, end));
+        // While the program runs, what was zero may have been written since.
+        self.gone.remove((start, end));
         self.batch.cut();
         let mut run = PageRun { addr: start, count: (end - start) / PAGE };
         while run.count > 0 {
@@ -123,8 +126,8 @@ impl Mirror {
 
     /// Tells that `start..end` reads as zero, where the remote half may not know.
     pub(super) fn forget(&mut self, range: (u64, u64)) {
-        for (start, end) in self.filled.within(range) {
-            self.gone.push(PageRun { addr: start, count: (end - start) / PAGE });
+        for part in self.filled.within(range) {
+            self.gone.insert(part);
         }
         self.filled.remove(range);
     }
@@ -132,13 +135,15 @@ impl Mirror {
     /// Sends what is gathered.
     pub(super) fn flush(&mut self, memory: &File, channel: &mut Channel) -> Result<(), MoveError> {
         self.flush_pages(memory, channel)?;
-        // Runs lie in one area each: those that the remote half no longer has were
-        // forgotten with their areas.
-        self.gone.sort_unstable_by_key(|run| run.addr);
-        for chunk in self.gone.chunks(GONE_PER_FRAME) {
+        let mut runs = Vec::new();
+        for area in &self.areas {
+            let parts = self.gone.within((area.start, area.end));
+            runs.extend(parts.map(|(addr, end)| PageRun { addr, count: (end - addr) / PAGE }));
+        }
+        self.gone = Ranges::new();
+        for chunk in runs.chunks(GONE_PER_FRAME) {
             channel.send(kind::GONE, 0, &[chunk.as_bytes()])?;
         }
-        self.gone.clear();
         Ok(())
     }
 
