@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use conet_deputy_link::locks::{Policy, describe_return, locks};
+use conet_deputy_link::mover::How;
 use conet_deputy_link::mover::MoveError;
 use conet_deputy_link::{mover, phase};
 use std::os::unix::process::ExitStatusExt;
@@ -246,7 +247,8 @@ fn a_host_that_fails_leaves_the_process_at_home() {
     let (_, other) = node.secrets();
     let host = node.host(child.id(), other);
     let stream = std::net::TcpStream::connect(node.address()).unwrap();
-    let error = mover::move_out(as_pid(child.id()), stream, home, POLICY).unwrap_err();
+    let error =
+        mover::move_out(as_pid(child.id()), stream, home, POLICY, How::default()).unwrap_err();
     assert!(matches!(error, MoveError::Channel(_)), "{error}");
     assert!(host.join().unwrap().is_err());
     // Somebody who accepts, reads for a while and hangs up, at several lengths.
@@ -260,7 +262,7 @@ fn a_host_that_fails_leaves_the_process_at_home() {
         });
         let (home, _) = node.secrets();
         let stream = std::net::TcpStream::connect(address).unwrap();
-        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY).is_err());
+        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY, How::default()).is_err());
         reader.join().unwrap();
         assert!(exists(child.id()));
     }

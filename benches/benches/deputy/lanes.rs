@@ -8,6 +8,7 @@ use crate::moved::{Away, Node};
 use crate::peers::conn::Wait;
 use crate::work::{Batch, Op};
 use anyhow::{Context as _, Result, ensure};
+use conet_deputy_link::mover::How;
 use conet_deputy_link::{mover, phase};
 use conet_transport::session::protect::Cipher;
 use rustix::process::Pid;
@@ -178,7 +179,7 @@ impl Lane {
             Kind::Moved(cipher) => {
                 let mut lane = Self::with(kind, &["program"], vec![])?;
                 let mut node = Node::new()?;
-                let away = node.take(lane.program.pid()?, cipher)?;
+                let away = node.take(lane.program.pid()?, cipher, How::default())?;
                 lane.callers = vec![as_pid(away.hosted.remote_pid.into())?];
                 lane.servers = vec![lane.program.pid()?];
                 lane.away = Some((node, away));

@@ -5,6 +5,7 @@
 use anyhow::{Context as _, Result, anyhow};
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
+use conet_deputy_link::mover::How;
 use conet_deputy_link::{LinkSecret, life, mover};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
@@ -48,7 +49,7 @@ impl Node {
     }
 
     /// Moves a program here.
-    pub(crate) fn take(&mut self, pid: Pid, cipher: Cipher) -> Result<Away> {
+    pub(crate) fn take(&mut self, pid: Pid, cipher: Cipher, how: How) -> Result<Away> {
         self.generation = self.generation.wrapping_add(1);
         let (home, remote) = secrets(cipher, self.generation);
         let socket = self.directory.path().join("warden");
@@ -64,12 +65,13 @@ impl Node {
                 secret: &remote,
                 uid: GUEST_UID,
                 clock_skew: 0,
+                follows: true,
                 socket: &warden_at,
                 patience: PATIENCE,
             };
             hosting::start(link, &hosting)
         });
-        let moved = mover::move_out(pid, stream, home, POLICY);
+        let moved = mover::move_out(pid, stream, home, POLICY, how);
         let hosted = host.join().map_err(|_| anyhow!("the hosting thread panicked"))?;
         let moved = moved.context("moving the program")?;
         let warden = Warden::connect(&socket).context("the warden's socket")?;

@@ -17,6 +17,7 @@ use crate::work::{Batch, Caller, Op};
 use anyhow::{Result, bail};
 use conet_benches::report::{Report, Row, Rule};
 use conet_benches::stats::{median, spread};
+use conet_deputy_link::mover::How;
 use conet_transport::session::protect::Cipher;
 use std::time::{Duration, Instant};
 
@@ -103,15 +104,15 @@ impl Moving {
         Ok(Self { program, area, node: Node::new()?, copier: Copier::start()? })
     }
 
-    fn hop(&mut self, seen: &mut Seen) -> Result<()> {
+    fn hop(&mut self, seen: &mut Seen, how: How) -> Result<()> {
         let pid = self.program.pid()?;
-        let away = self.node.take(pid, Cipher::preferred())?;
+        let away = self.node.take(pid, Cipher::preferred(), how)?;
         self.program.run(Batch { op: Op::Dirty(DIRTY), count: 1 })?;
         let home = away.bring_home(pid)?;
         let moved = &away.moved;
         let copy = |pages| self.copier.copy(pid, self.area, pages).map(ms);
         for (times, ours, bound) in [
-            (&mut seen.freeze, moved.freeze, copy(moved.pages)?),
+            (&mut seen.freeze, moved.freeze, copy(moved.frozen_pages)?),
             (&mut seen.total, moved.total, copy(moved.pages)?),
             (&mut seen.home, home.total, copy(home.pages)?),
         ] {
@@ -137,11 +138,16 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<()> {
         let rounds = if options.is_test { 2 } else { rounds };
         report.progress(&case);
         let mut moving = Moving::start(mib)?;
-        let mut seen = Seen::default();
+        let ways = [(How::Precopy, "pre-copy"), (How::Stop, "stop-and-copy")];
+        let mut seen = [Seen::default(), Seen::default()];
         for _ in 0..rounds {
-            moving.hop(&mut seen)?;
+            for ((how, _), seen) in ways.iter().zip(&mut seen) {
+                moving.hop(seen, *how)?;
+            }
         }
-        add(report, &case, "stop-and-copy", &seen)?;
+        for ((_, way), seen) in ways.iter().zip(&seen) {
+            add(report, &case, way, seen)?;
+        }
     }
     Ok(())
 }

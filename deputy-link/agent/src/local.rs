@@ -285,7 +285,12 @@ fn memory(number: u32, args: &[u64; 6]) -> Result<i64, Away> {
         }
         _ => {}
     }
-    Ok(sys::plain(number, *args))
+    let result = sys::plain(number, *args);
+    // Areas that home would have as one may be several here, as only some are tracked.
+    if number == nr::__NR_mremap && result == error(errno::EFAULT) {
+        return Err(Away::GoHome);
+    }
+    Ok(result)
 }
 
 fn has_file(start: u64, end: u64) -> bool {

@@ -37,6 +37,8 @@ pub(crate) struct Remote {
     pub(crate) maps: i32,
     /// `/proc/self/pagemap`.
     pub(crate) pagemap: i32,
+    /// Whether the kernel tells what has changed.
+    pub(crate) tracks: bool,
     /// What to add to local clocks.
     pub(crate) offsets: Clocks,
     /// Home has asked for the program.
@@ -59,6 +61,7 @@ impl Remote {
             hidden_fds: [0; 2],
             maps: 0,
             pagemap: 0,
+            tracks: false,
             offsets: Clocks { realtime: 0, monotonic: 0, boottime: 0, raw: 0 },
             asked: false,
             cpu_time: 0,

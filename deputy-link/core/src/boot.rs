@@ -191,6 +191,9 @@ pub struct Launch {
     /// What to add to this node's real-time clock before anything else, in ns: 0,
     /// but in a lab, where hosts on one kernel are to have different clocks.
     pub clock_skew: i64,
+    /// 1 to follow what the program changes, where the kernel can; else all of its
+    /// memory goes home.
+    pub follows: u64,
 }
 
 impl core::fmt::Debug for Launch {
@@ -253,6 +256,10 @@ pub struct Status {
     pub link: u32,
     /// Set by the daemon: take the time of calls.
     pub is_timed: u32,
+    /// 1 if only what had changed came home.
+    pub is_delta: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What is known of one system call, at [`COUNTS`].

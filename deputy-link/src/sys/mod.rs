@@ -8,3 +8,4 @@ pub(crate) mod ptrace;
 pub(crate) mod socket;
 pub(crate) mod spawn;
 mod thunk;
+pub(crate) mod userfault;

@@ -10,11 +10,14 @@
 //! PTRACE_EVENT_STOP; arch/x86/kernel/signal.c for the restart of calls.
 
 use super::thunk;
+use crate::procfs::Mapping;
+use conet_deputy_core::areas::Backing;
 use rustix::process::Pid;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -249,6 +252,14 @@ impl Stopped {
         let code = PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG;
         request("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", code, self.pid, 32, at).is_ok()
             && conf[0] != 0
+    }
+
+    /// Finds a `syscall` instruction in the vDSO; gives its place.
+    pub(crate) fn use_vdso(&mut self, maps: &[Mapping]) -> Result<Range<u64>, TraceError> {
+        let vdso = maps.iter().find(|mapping| mapping.backing == Backing::Vdso);
+        let vdso = vdso.ok_or(TraceError::NoVdso)?;
+        self.use_gadget(vdso.start, vdso.end)?;
+        Ok(vdso.start..vdso.end)
     }
 
     /// Finds a `syscall` instruction in `start..end`, the vDSO, or makes one in the

@@ -5,6 +5,7 @@
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
+use conet_deputy_link::mover::How;
 use conet_deputy_link::{LinkSecret, Status, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
@@ -25,6 +26,10 @@ pub(crate) struct Node {
     directory: tempfile::TempDir,
     listener: TcpListener,
     generation: u8,
+    /// How processes move here.
+    pub(crate) how: How,
+    /// Whether what they change here is followed.
+    pub(crate) follows: bool,
 }
 
 /// A process that is away.
@@ -38,7 +43,7 @@ impl Node {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        Self { directory, listener, generation: 0 }
+        Self { directory, listener, generation: 0, how: How::default(), follows: true }
     }
 
     pub(crate) fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
@@ -64,20 +69,20 @@ impl Node {
     ) -> thread::JoinHandle<Result<Hosted, HostError>> {
         let socket: PathBuf = self.directory.path().join("warden");
         let listener = self.listener.try_clone().unwrap();
+        let follows = self.follows;
         thread::spawn(move || {
             let (link, _) = listener.accept().unwrap();
             let pid = i32::try_from(pid).unwrap();
-            hosting::start(
-                link,
-                &Hosting {
-                    pid,
-                    secret: &secret,
-                    uid: GUEST_UID,
-                    clock_skew: 0,
-                    socket: &socket,
-                    patience: Duration::from_secs(2),
-                },
-            )
+            let hosting = Hosting {
+                pid,
+                secret: &secret,
+                uid: GUEST_UID,
+                clock_skew: 0,
+                follows,
+                socket: &socket,
+                patience: Duration::from_secs(2),
+            };
+            hosting::start(link, &hosting)
         })
     }
 
@@ -95,7 +100,7 @@ impl Node {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
         let stream = TcpStream::connect(address).unwrap();
-        let moved = mover::move_out(as_pid(pid), stream, home, POLICY);
+        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how);
         let hosted = host.join().unwrap();
         let moved = moved?;
         let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::describe_return;
 use conet_deputy_link::{Status, life, mover, phase, trace, view};
-use conet_wire::control::{Failure, Moved, Place, Reason};
+use conet_wire::control::{Failure, MemoryMoved, Moved, Place, Reason};
 use conet_wire::image::reason;
 use conet_wire::moving::{Answer, Ask, Ticket};
 use rustix::process::Signal;
@@ -43,6 +43,9 @@ pub(super) struct Record {
     /// Calls forwarded in stays that are over.
     pub(super) calls: u64,
     pub(super) freeze_us: Option<u64>,
+    /// How its memory moved last.
+    #[serde(default)]
+    pub(super) memory: Option<MemoryMoved>,
     /// For how long its other half could not be reached, in absences that are over.
     #[serde(default)]
     pub(super) waited: Duration,
@@ -111,6 +114,7 @@ impl Program {
             sent_home: 0,
             calls: 0,
             freeze_us: None,
+            memory: None,
             waited: Duration::ZERO,
             reason: None,
             command: String::new(),
@@ -351,6 +355,7 @@ impl Program {
         // What becomes another program has not been sent home for want of anything.
         record.sent_home += u64::from(status.is_some());
         record.calls += status.map_or(self.calls_now, |status| status.calls);
+        record.memory = status.map(|s| work::memory_home(s.pages, s.is_delta == 1));
         self.is_home();
         self.calls_now = 0;
         self.has_region = true;
@@ -422,6 +427,7 @@ impl Program {
             record.hops += 1;
             record.calls += returned.calls;
             record.freeze_us = Some(work::micros(returned.total));
+            record.memory = Some(work::memory_home(returned.pages, returned.is_delta));
             self.calls_now = 0;
             self.has_region = true;
             if let Some(why) = outcome.why {
@@ -433,6 +439,7 @@ impl Program {
         if let Some(out) = &outcome.out {
             self.record.hops += 1;
             self.record.freeze_us = Some(work::micros(out.moved.freeze));
+            self.record.memory = Some(work::memory_out(&out.moved));
             self.record.remote_pid = out.remote_pid;
             self.record.stay = Some((out.node.clone(), out.ticket));
             self.record.next = None;
@@ -451,7 +458,11 @@ impl Program {
         match outcome.failure {
             Some(failure) => {
                 // Where it is lost, or nobody waits for the answer, `conet ps` tells.
-                if failure.code == "lost" || (outcome.is_unasked && self.record.reason.is_none()) {
+                if failure.code == "ended" && self.record.reason.is_none() {
+                    self.note("ended", "it ended while it was moved".to_owned());
+                } else if failure.code == "lost"
+                    || (outcome.is_unasked && self.record.reason.is_none())
+                {
                     let passing = failure.code != "lost";
                     let (code, sentence) = (failure.code.clone(), failure.message.clone());
                     self.record.reason = Some(Reason { code, sentence, passing });
@@ -464,6 +475,7 @@ impl Program {
                 remote_pid: self.record.remote_pid,
                 freeze_us: self.record.freeze_us.unwrap_or(0),
                 total_us: work::micros(outcome.total),
+                memory: self.record.memory.clone(),
             }),
         }
     }
