@@ -160,7 +160,7 @@ impl Moving {
 }
 
 /// The sizes in MiB, and how often each is moved.
-const SIZES: [(usize, u32); 3] = [(8, 21), (256, 9), (2048, 3)];
+const SIZES: [(usize, u32); 3] = [(8, 21), (256, 11), (2048, 5)];
 
 pub(crate) fn run(report: &mut Report, options: &Options) -> Result<()> {
     for (mib, rounds) in SIZES {
