@@ -224,7 +224,7 @@ impl Movers {
         program.is_busy = false;
         let reply = program.settle(outcome, &home);
         if reply.is_err() && !program.record.process.is_alive() {
-            program.end_in_a_move();
+            program.end(None);
         }
         self.save();
         if let Some(answer) = answer {

@@ -195,9 +195,11 @@ pub mod area_flags {
     /// The program's vDSO: its copy is patched at the remote node and does not
     /// travel home.
     pub const VDSO: u32 = 8;
-    /// In a delta: mapped or moved since the process left. What anonymous memory home
-    /// has there is another area's.
+    /// Mapped or moved since the last list, or since the process left. What memory the
+    /// receiver has there is another area's; at home, what anonymous memory.
     pub const NEW: u32 = 16;
+    /// In a delta: one mapping with the area that ends where this begins.
+    pub const JOINED: u32 = 32;
 }
 
 /// One memory area: a range of whole pages with one protection.

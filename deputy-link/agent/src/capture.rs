@@ -121,16 +121,24 @@ fn list_areas() -> Option<usize> {
         if overlaps_region(line.start, line.end) || line.backing == Backing::Vsyscall {
             return Some(());
         }
-        let mut area = line.area();
-        if tracks && !tracking::is_known(line.start, line.end) {
-            area.flags |= area_flags::NEW;
+        let area = line.area();
+        let mut add = |start, end, more| {
+            // What is held here for home may have merged with its neighbours.
+            for (start, end) in areas::gaps((start, end), held) {
+                let flags = area.flags | more;
+                *out.get_mut(count)? = Area { start, end, flags, ..area };
+                count += 1;
+            }
+            Some(())
+        };
+        let range = (line.start, line.end);
+        if !tracks || line.backing == Backing::Stack {
+            add(line.start, line.end, 0)
+        } else if tracking::is_known(range) {
+            tracking::parts(range, add)
+        } else {
+            add(line.start, line.end, area_flags::NEW)
         }
-        // What is held here for home may have merged with its neighbours.
-        for (start, end) in areas::gaps((line.start, line.end), held) {
-            *out.get_mut(count)? = Area { start, end, ..area };
-            count += 1;
-        }
-        Some(())
     })?;
     (count <= MAX_AREAS).then_some(count)
 }

@@ -235,6 +235,8 @@ impl Incoming {
                     tracking::arm();
                 }
                 remote::patch_vdso()?;
+                lists.base[..lists.area_count].copy_from_slice(&lists.areas[..lists.area_count]);
+                lists.base_count = lists.area_count;
             }
             Side::Home => self.skip_to(u64::MAX)?,
         }

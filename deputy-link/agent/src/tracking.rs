@@ -6,8 +6,9 @@
 //! that is present goes home instead.
 
 use crate::sys;
+use conet_deputy_core::areas;
 use conet_deputy_core::scan::{Purpose, Region};
-use conet_wire::image::{Area, REGION, REGION_LEN, TASK_SIZE};
+use conet_wire::image::{Area, REGION, REGION_LEN, TASK_SIZE, area_flags};
 use linux_raw_sys::general as nr;
 
 /// Where the userfaultfd lies: the host role's standard input is not needed.
@@ -77,9 +78,44 @@ pub(crate) fn changes(area: &Area, mut each: impl FnMut(&Region) -> Option<()>) 
     Some(())
 }
 
-/// Whether an area is the one that came here, as far as its pages are tracked.
-pub(crate) fn is_known(start: u64, end: u64) -> bool {
+fn has_any(purpose: Purpose, range: (u64, u64)) -> bool {
     let pagemap = sys::state().remote.pagemap;
     let mut region = [Region { start: 0, end: 0, categories: 0 }];
-    sys::scan(pagemap, Purpose::Registered, (start, end), &mut region).0 > 0
+    sys::scan(pagemap, purpose, range, &mut region).0 > 0
+}
+
+/// Whether an area is the one that came here, as far as its pages are tracked.
+pub(crate) fn is_known(range: (u64, u64)) -> bool {
+    has_any(Purpose::Registered, range)
+}
+
+/// Calls `each` with the parts of a mapping that is known, and flags of them; `None` if
+/// that gives up.
+///
+/// A mapping that has grown may have come to where another one was that home still
+/// has: that makes room there for the one that grew.
+pub(crate) fn parts(
+    range: (u64, u64),
+    mut each: impl FnMut(u64, u64, u32) -> Option<()>,
+) -> Option<()> {
+    let lists = sys::lists();
+    let base = &lists.base[..lists.base_count];
+    let mut at = range.0;
+    let mut joined = 0;
+    for (start, end) in areas::gaps(range, base) {
+        // Nothing that is kept may be taken for grown, whatever the list says.
+        if start == range.0 || has_any(Purpose::Kept, (start, end)) {
+            continue;
+        }
+        each(at, start, joined)?;
+        each(start, end, area_flags::NEW | area_flags::JOINED)?;
+        (at, joined) = (end, area_flags::JOINED);
+    }
+    if at < range.1 { each(at, range.1, joined) } else { Some(()) }
+}
+
+/// What came here is no more in `start..end`: it was unmapped, moved or replaced.
+pub(crate) fn forget(start: u64, end: u64) {
+    let lists = sys::lists();
+    lists.base_count = areas::remove(&mut lists.base, lists.base_count, (start, end));
 }

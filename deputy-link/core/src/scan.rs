@@ -65,6 +65,8 @@ pub enum Purpose {
     Strange,
     /// One in an area that is, if there is any.
     Registered,
+    /// One that [`verdict`] would keep, if there is any.
+    Kept,
 }
 
 /// The argument of a scan of `start..end` into `len` regions at `regions`.
@@ -83,6 +85,10 @@ pub fn scan_arg(purpose: Purpose, (start, end): (u64, u64), regions: u64, len: u
         Purpose::Everything => (0, 0, 0, TOLD | is::FILE),
         Purpose::Strange => (is::REGISTERED, is::REGISTERED, 0, is::REGISTERED),
         Purpose::Registered => (0, is::REGISTERED, 0, is::REGISTERED),
+        Purpose::Kept => {
+            let mask = is::REGISTERED | is::WRITTEN;
+            (is::WRITTEN, mask, is::PRESENT | is::SWAPPED, is::REGISTERED)
+        }
     };
     ScanArg {
         size: size_of::<ScanArg>() as u64,
@@ -92,7 +98,7 @@ pub fn scan_arg(purpose: Purpose, (start, end): (u64, u64), regions: u64, len: u
         walk_end: 0,
         vec: regions,
         vec_len: len,
-        max_pages: if purpose == Purpose::Registered { 1 } else { 0 },
+        max_pages: u64::from(matches!(purpose, Purpose::Registered | Purpose::Kept)),
         category_inverted: inverted,
         category_mask: mask,
         category_anyof_mask: any,
@@ -156,6 +162,17 @@ mod tests {
             (is::ZERO, nr::PAGE_IS_PFNZERO),
         ] {
             assert_eq!(ours, u64::from(theirs));
+        }
+    }
+
+    #[test]
+    fn the_scan_for_what_is_kept_finds_it() {
+        let arg = scan_arg(Purpose::Kept, (0, 4096), 0, 1);
+        for categories in 0..64 {
+            let seen = categories ^ arg.category_inverted;
+            let is_found = seen & arg.category_mask == arg.category_mask
+                && seen & arg.category_anyof_mask != 0;
+            assert_eq!(is_found, verdict(categories) == Verdict::Keep, "{categories:#b}");
         }
     }
 

@@ -60,19 +60,27 @@ impl Mirror {
         self.filled.covers(range)
     }
 
-    /// Gives the remote half's memory the shape of these areas.
+    /// Gives the remote half's memory the shape of these areas; what it has in new ones is
+    /// no more.
     pub(super) fn shape(
         &mut self,
         areas: Vec<Area>,
         channel: &mut Channel,
     ) -> Result<(), ChannelError> {
-        if areas == self.areas {
+        let is_new = |area: &Area| area.flags & area_flags::NEW != 0;
+        let plain = |area: &Area| Area { flags: area.flags & !area_flags::NEW, ..*area };
+        let lasting: Vec<Area> = areas.iter().map(plain).collect();
+        let replaces = |area: &Area| {
+            let first = self.areas.partition_point(|old| old.end <= area.start);
+            is_new(area) && self.areas.get(first).is_some_and(|old| old.start < area.end)
+        };
+        if lasting == self.areas && !areas.iter().any(replaces) {
             return Ok(());
         }
         let changed = |area: &Area| {
             let first = self.areas.partition_point(|old| old.end <= area.start);
             let mut here = self.areas[first..].iter().take_while(|old| old.start < area.end);
-            here.any(|old| (old.flags ^ area.flags) & KIND != 0)
+            !is_new(area) && here.any(|old| (old.flags ^ area.flags) & KIND != 0)
         };
         if areas.iter().any(changed) {
             // What has become of another kind goes first.
@@ -82,7 +90,7 @@ impl Mirror {
             }
         }
         self.send_list(&areas, channel)?;
-        self.areas = areas;
+        self.areas = lasting;
         Ok(())
     }
 
@@ -93,7 +101,8 @@ impl Mirror {
         }
         let mut at = 0;
         for area in areas {
-            self.filled.remove((at, area.start));
+            let from = if area.flags & area_flags::NEW != 0 { area.end } else { area.start };
+            self.filled.remove((at, from));
             at = area.end;
         }
         self.filled.remove((at, u64::MAX));

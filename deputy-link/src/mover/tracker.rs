@@ -31,7 +31,7 @@ use crate::ranges::Ranges;
 use crate::sys::userfault::{Userfault, has_registered, scan};
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::scan::{Purpose, Region, Verdict, is, verdict};
-use conet_wire::image::{Area, PAGE, REGION, REGION_LEN, TASK_SIZE};
+use conet_wire::image::{Area, PAGE, REGION, REGION_LEN, TASK_SIZE, area_flags};
 use rustix::fs::OFlags;
 use rustix::process::Pid;
 use std::collections::BTreeMap;
@@ -141,12 +141,13 @@ impl Tracker {
     pub(super) fn round(&mut self, files: &Files, to: &mut Target<'_>) -> Result<u64, MoveError> {
         let before = to.mirror.pages();
         let mappings = procfs::maps(self.pid).map_err(gone)?;
-        let areas: Vec<Area> = mappings.iter().filter_map(area).collect();
+        let strange = strange(files)?;
+        let areas = areas(&mappings, &strange);
         if areas.is_empty() {
             return Err(MoveError::Replaced);
         }
         to.mirror.shape(areas, to.channel)?;
-        let strange = self.register(files, &mappings)?;
+        let strange = self.register(strange, &mappings)?;
         for mapping in &mappings {
             let range = (mapping.start, mapping.end);
             let pages = match kind_of(mapping) {
@@ -163,9 +164,8 @@ impl Tracker {
         Ok(to.mirror.pages() - before)
     }
 
-    /// Registers what is not; gives it.
-    fn register(&self, files: &Files, mappings: &[Mapping]) -> Result<Ranges, MoveError> {
-        let strange = strange(files)?;
+    /// Registers what is not, `strange`; gives what of it is followed from now on.
+    fn register(&self, strange: Ranges, mappings: &[Mapping]) -> Result<Ranges, MoveError> {
         let Some(userfault) = &self.userfault else { return Ok(strange) };
         let mut new = Ranges::new();
         for (range, group) in groups(mappings) {
@@ -243,7 +243,8 @@ impl Tracker {
         mappings: &[Mapping],
         to: &mut Target<'_>,
     ) -> Result<(), MoveError> {
-        to.mirror.shape(mappings.iter().filter_map(area).collect(), to.channel)?;
+        let strange = if self.userfault.is_some() { strange(files)? } else { Ranges::new() };
+        to.mirror.shape(areas(mappings, &strange), to.channel)?;
         for mapping in mappings {
             let range = (mapping.start, mapping.end);
             match kind_of(mapping) {
@@ -326,6 +327,20 @@ fn kind_of(mapping: &Mapping) -> Kind {
         Backing::File => Kind::File,
         Backing::Anonymous | Backing::Stack => Kind::Anonymous,
     }
+}
+
+/// The mappings as areas; those of which nothing is followed are new.
+fn areas(mappings: &[Mapping], strange: &Ranges) -> Vec<Area> {
+    let with_flags = |mapping: &Mapping| {
+        let area = area(mapping)?;
+        let is_followed = matches!(kind_of(mapping), Kind::File | Kind::Anonymous);
+        let is_new = is_followed
+            && area.flags & area_flags::GROWS_DOWN == 0
+            && strange.covers((area.start, area.end));
+        let new = if is_new { area_flags::NEW } else { 0 };
+        Some(Area { flags: area.flags | new, ..area })
+    };
+    mappings.iter().filter_map(with_flags).collect()
 }
 
 /// Runs of mappings that can be registered together, each with the free space around

@@ -162,7 +162,7 @@ static void change(struct slot *s) {
         if (to == MAP_FAILED) {
             printf("step %d: mremap of %p, %d pages\n", step, s->addr, s->pages);
             fflush(stdout);
-            int maps = open("/proc/self/maps", O_RDONLY);
+            int maps = open("/proc/self/smaps", O_RDONLY);
             char text[4096];
             for (long n; (n = read(maps, text, sizeof text)) > 0;) write(2, text, n);
         }

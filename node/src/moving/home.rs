@@ -22,6 +22,8 @@ const LISTEN_PERIOD: Duration = Duration::from_millis(500);
 /// Silence from which a program counts as out of reach: three unanswered questions of
 /// the kernel's.
 const UNREACHABLE: Duration = Duration::from_secs(3);
+/// How soon after a move that failed an end counts as the move's.
+const JUST_NOW: Duration = Duration::from_secs(2);
 /// How often in a row a node must not know of a program until it is lost.
 const MAX_UNKNOWN: u32 = 2;
 
@@ -82,6 +84,8 @@ pub(super) struct Program {
     /// For how long its other half has not been heard of, where that is worth telling.
     pub(super) silence: Option<Duration>,
     next_listen: Instant,
+    /// When a move of it failed.
+    failed_at: Option<Instant>,
     /// Its calls are timed until then.
     pub(super) timed_until: Option<Instant>,
 }
@@ -138,6 +142,7 @@ impl Program {
             unknown: 0,
             silence: None,
             next_listen: Instant::now(),
+            failed_at: None,
             timed_until: None,
         }
     }
@@ -390,20 +395,16 @@ impl Program {
             let there = there.map_or("another node", |(node, _)| node);
             let verb = if self.record.place == Place::Away { "was on" } else { "moved to" };
             self.note("ended", format!("it ended while it {verb} {there}"));
+        } else if self.record.reason.is_none()
+            && self.failed_at.is_some_and(|at| at.elapsed() < JUST_NOW)
+        {
+            self.note("ended", "it ended while it was moved".to_owned());
         }
         self.record.place = Place::Ended;
         self.record.calls += std::mem::take(&mut self.calls_now);
         self.record.waited += self.silence.take().unwrap_or_default();
         self.record.remote_pid = None;
         self.ended_at = Some(Instant::now());
-    }
-
-    /// It has ended while it was moved.
-    pub(super) fn end_in_a_move(&mut self) {
-        if self.record.reason.is_none() {
-            self.note("ended", "it ended while it was moved".to_owned());
-        }
-        self.end(None);
     }
 
     /// Its other half has ended at `node`. What is left here must not stay behind,
@@ -458,11 +459,8 @@ impl Program {
         match outcome.failure {
             Some(failure) => {
                 // Where it is lost, or nobody waits for the answer, `conet ps` tells.
-                if failure.code == "ended" && self.record.reason.is_none() {
-                    self.note("ended", "it ended while it was moved".to_owned());
-                } else if failure.code == "lost"
-                    || (outcome.is_unasked && self.record.reason.is_none())
-                {
+                self.failed_at = Some(Instant::now());
+                if failure.code == "lost" || (outcome.is_unasked && self.record.reason.is_none()) {
                     let passing = failure.code != "lost";
                     let (code, sentence) = (failure.code.clone(), failure.message.clone());
                     self.record.reason = Some(Reason { code, sentence, passing });

@@ -123,10 +123,12 @@ impl Incoming {
         Ok(())
     }
 
+    /// Lets this side read and write an area, and all of the mappings that it lies in: the
+    /// kernel accounts for what was writable, and would not join the parts again.
     fn unlock(&mut self, area: &Area) -> Result<(), Refusal> {
         for part in present_in(area.start, area.end) {
             let prot = if part.flags & SHARED == 0 { READ | WRITE } else { READ };
-            let (start, end) = (part.start.max(area.start), part.end.min(area.end));
+            let (start, end) = (part.start, part.end);
             let result = sys::protect(start, end - start, prot);
             if result < 0 {
                 return Err(refuse(step::PROTECT, result, start));
@@ -171,7 +173,8 @@ pub(super) fn shape(is_delta: bool) -> Result<(), Refusal> {
             areas::gaps((area.start, area.end), &lists.present[..lists.present_count])
         {
             added = true;
-            let is_grown = start > area.start && ends_anonymous(start);
+            let is_grown = (start > area.start || area.flags & area_flags::JOINED != 0)
+                && ends_anonymous(start);
             if area.flags & area_flags::GROWS_DOWN != 0 && end < area.end {
                 // The stack grew: touch its new end, and the kernel grows it here.
                 sys::slice_mut(start, 1)[0] = 0;

@@ -3,7 +3,7 @@
 use super::{FRAME, Incoming, READ, WRITE, area_of, head, map_new, refuse};
 use crate::{sys, tracking};
 use conet_deputy_core::areas;
-use conet_wire::image::{PageRun, area_flags, step};
+use conet_wire::image::{Area, PageRun, area_flags, step};
 use conet_wire::link::Refusal;
 
 /// What makes two areas at one address different ones.
@@ -51,20 +51,33 @@ pub(super) fn shape() -> Result<(), Refusal> {
     for area in areas {
         let first = old.partition_point(|have| have.end <= area.start);
         let mut here = old[first..].iter().take_while(|have| have.start < area.end);
-        if here.any(|have| (have.flags ^ area.flags) & KIND != 0) {
+        let is_kept = area.flags & area_flags::NEW == 0;
+        if is_kept && here.any(|have| (have.flags ^ area.flags) & KIND != 0) {
             return Err(refuse(step::MAP, 0, area.start));
         }
     }
+    let unmap = |start: u64, end: u64| match sys::unmap(start, end - start) {
+        result if result < 0 => Err(refuse(step::MAP, result, start)),
+        _ => Ok(()),
+    };
     for have in old {
         for (start, end) in areas::gaps((have.start, have.end), areas) {
-            let result = sys::unmap(start, end - start);
-            if result < 0 {
-                return Err(refuse(step::MAP, result, start));
-            }
+            unmap(start, end)?;
+        }
+    }
+    // A mapping of the program stays one mapping, or its `mremap` of it would fail.
+    let is_new = |area: &&Area| area.flags & area_flags::NEW != 0;
+    for area in areas.iter().filter(is_new) {
+        if areas::gaps((area.start, area.end), old).ne([(area.start, area.end)]) {
+            unmap(area.start, area.end)?;
         }
     }
     for area in areas {
         let prot = if area.flags & area_flags::HOLD == 0 { READ | WRITE } else { 0 };
+        if is_new(&area) {
+            map_new((area.start, area.end), prot, area.flags)?;
+            continue;
+        }
         for (start, end) in areas::gaps((area.start, area.end), old) {
             map_new((start, end), prot, area.flags)?;
         }

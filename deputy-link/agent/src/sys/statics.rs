@@ -57,6 +57,10 @@ pub(crate) struct Lists {
     pub(crate) present: [Area; MAX_AREAS],
     /// How many of them are valid.
     pub(crate) present_count: usize,
+    /// Areas as they came (remote).
+    pub(crate) base: [Area; MAX_AREAS],
+    /// How many of them are valid.
+    pub(crate) base_count: usize,
     /// The deputy's `/proc/self/maps`, opened before the process moved: when it comes
     /// home it may have no descriptor left to open one.
     pub(crate) maps: i32,
@@ -70,6 +74,8 @@ static LISTS: Static<Lists> = Static::new(Lists {
     area_count: 0,
     present: [NONE; MAX_AREAS],
     present_count: 0,
+    base: [NONE; MAX_AREAS],
+    base_count: 0,
     maps: 0,
 });
 
