@@ -166,17 +166,18 @@ impl Out {
         let (mut stopped, seen, begin) = self.stop()?;
         stopped.use_vdso(&seen.maps)?;
         let files = Files::open(self.pid)?;
-        let made = stopped.call("userfaultfd", libc::SYS_userfaultfd, [UFFD_FLAGS, 0, 0, 0, 0, 0]);
-        let fd = match made {
-            Ok(fd) => fd,
+        let (flags, pid) = ([UFFD_FLAGS, 0, 0, 0, 0, 0], self.pid);
+        let number = libc::SYS_userfaultfd;
+        let made =
+            stopped.with_descriptor("userfaultfd", number, flags, |fd| get_descriptor(pid, fd));
+        let ours = match made {
+            Ok(ours) => ours,
             Err(TraceError::Injected { source, .. }) => {
                 stopped.release()?;
                 return Ok(Err(StopReason::Userfault(source.raw_os_error().unwrap_or(0))));
             }
             Err(error) => return Err(error.into()),
         };
-        let ours = get_descriptor(self.pid, fd);
-        close(&mut stopped, fd);
         stopped.release()?;
         self.pause += begin.elapsed();
         let userfault = match ours.map(Userfault::new) {
