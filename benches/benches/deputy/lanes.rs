@@ -123,7 +123,17 @@ impl Role {
 
     /// Has a batch done; how long it took.
     pub(crate) fn run(&mut self, batch: Batch) -> Result<Duration> {
-        self.child.stdin.as_mut().context("no input")?.write_all(&batch.emit())?;
+        self.begin(batch)?;
+        self.end(batch)
+    }
+
+    /// Has a batch begun.
+    pub(crate) fn begin(&mut self, batch: Batch) -> Result<()> {
+        Ok(self.child.stdin.as_mut().context("no input")?.write_all(&batch.emit())?)
+    }
+
+    /// How long the batch took that was begun.
+    pub(crate) fn end(&mut self, batch: Batch) -> Result<Duration> {
         let ns = self.word().with_context(|| format!("{} ended", batch.op.name()))?;
         Ok(Duration::from_nanos(ns))
     }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow};
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
 use conet_deputy_link::mover::How;
-use conet_deputy_link::{LinkSecret, mover};
+use conet_deputy_link::{LinkSecret, life, mover};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -55,6 +55,9 @@ impl Node {
         let socket = self.directory.path().join("warden");
         let stream = TcpStream::connect(self.listener.local_addr()?)?;
         let (link, _) = self.listener.accept()?;
+        // As both nodes do.
+        life::keep_alive(&stream, PATIENCE)?;
+        life::keep_alive(&link, PATIENCE)?;
         let warden_at = socket.clone();
         let host = thread::spawn(move || -> Result<Hosted, HostError> {
             let hosting = Hosting {
