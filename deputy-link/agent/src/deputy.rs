@@ -5,7 +5,7 @@
 //!    │  interrupted, or the image comes by itself
 //!    ▼
 //! COMING ─ END ─► (FINISHING: a pending call ends) ─► HOME: the program goes on
-//!    │
+//!    │                                             └─► HELD: its mover takes it on
 //!    └ link ends or lies ─► LOST: the process ends by SIGKILL
 //! ```
 //!
@@ -19,8 +19,8 @@ use crate::link::{self, Broken, Frame, Keys};
 use crate::restore::{self, Incoming, Side};
 use crate::sys;
 use conet_deputy_core::boot::{
-    ABORTED, BOOT, BROKEN_OFF, Boot, COUNTS, COUNTS_LEN, Count, PARKED, PENDING, Pending, STATUS,
-    Status, fault, phase,
+    ABORTED, BOOT, BROKEN_OFF, Boot, COUNTS, COUNTS_LEN, Count, HOLD_MS, PARKED, PENDING, Pending,
+    STATE, STATUS, Status, fault, phase,
 };
 use conet_wire::image::{Commit, Head, REGION, REGION_LEN, reason};
 use conet_wire::link::{
@@ -332,6 +332,13 @@ impl Deputy {
             registers.rip = registers.rip.wrapping_add(2);
             registers.rax = (-4i64).cast_unsigned(); // EINTR
         }
+        status.frozen = sys::clock(nr::CLOCK_MONOTONIC)
+            .saturating_sub(head.clocks.monotonic)
+            .max(0)
+            .cast_unsigned();
+        if status.hold == 1 {
+            hold(&Head { registers, pending: 0, ..head });
+        }
         // A child that the program makes before the daemon has tidied up must not
         // inherit the region (MADV_DONTFORK).
         sys::plain(nr::__NR_madvise, [REGION, REGION_LEN, 10, 0, 0, 0]);
@@ -355,6 +362,31 @@ impl Deputy {
         let flags = sys::action_flags(waiting.trailing_zeros() + 1);
         self.broken_off == ERESTARTNOHAND || flags & SA_RESTART == 0
     }
+}
+
+/// Waits for the mover that takes the program on to another node: with new registers it
+/// is a deputy again. Comes back where nobody does, and the program runs here.
+///
+/// Not where a handler is due: it runs at home.
+fn hold(head: &Head) {
+    const STEP_MS: u32 = 5;
+    if sys::pending_signals() & head.handled & !head.blocked != 0 {
+        return;
+    }
+    let bytes = head.as_bytes();
+    sys::slice_mut(STATE, bytes.len()).copy_from_slice(bytes);
+    sys::slice_mut(PENDING, size_of::<Pending>()).fill(0);
+    sys::set_mask(head.blocked | head.handled);
+    status().phase = phase::HELD;
+    for _ in 0..HOLD_MS / STEP_MS {
+        sys::poll(&mut [], STEP_MS.cast_signed());
+        if status().hold == 0 {
+            break;
+        }
+    }
+    // From here on nobody takes it: what follows is done for a program that runs here.
+    status().phase = phase::HOME;
+    sys::set_mask(u64::MAX);
 }
 
 fn handle(incoming: &mut Incoming, frame: &Frame) -> bool {

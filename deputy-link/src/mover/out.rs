@@ -4,7 +4,7 @@ use super::clocks::compare_clocks;
 use super::install::{Install, close, deputy_regs, open_maps, pass_link, write_boot};
 use super::mirror::Mirror;
 use super::tracker::{Files, Target, Tracker};
-use super::{MoveError, Moved, expect, gone};
+use super::{MoveError, Moved, expect, gone, read_status};
 use crate::agent;
 use crate::channel::{Channel, ChannelError, LinkSecret};
 use crate::image::{Snapshot, is_to_restart};
@@ -12,7 +12,7 @@ use crate::locks::{Lock, Policy, Seen, locks, locks_of_stopped};
 use crate::sys::ptrace::{Stopped, TraceError, get_descriptor};
 use crate::sys::userfault::Userfault;
 use conet_deputy_core::areas::Backing;
-use conet_deputy_core::boot::entry;
+use conet_deputy_core::boot::{entry, phase};
 use conet_deputy_core::scan::UFFD_FLAGS;
 use conet_wire::image::{Clocks, End, overlaps_region};
 use conet_wire::link::kind;
@@ -28,7 +28,7 @@ const MAX_ROUNDS: usize = 5;
 /// With so few pages, 256 KiB, another round is not worth it.
 const FEW_PAGES: u64 = 64;
 /// How often pre-copy begins anew where the program becomes another one (`execve`).
-const MAX_BEGINNINGS: u32 = 3;
+pub(super) const MAX_BEGINNINGS: u32 = 3;
 
 /// How a process is to be moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,34 +92,14 @@ pub fn move_out(
     how: How,
 ) -> Result<Moved, MoveError> {
     let begin = Instant::now();
-    let mut channel = Channel::new(stream, secret);
-    channel.stream().set_nodelay(true).map_err(ChannelError::from)?;
-    channel.stream().set_read_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
-    // A peer that reads no more must not keep the process stopped.
-    channel.stream().set_write_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
-    channel.send(kind::HELLO, 0, &[])?;
-    expect(&mut channel, kind::READY)?;
-    let found = locks(pid, policy).map_err(gone)?;
-    if !found.is_empty() {
-        return Err(MoveError::Locked(found));
-    }
-    let offsets = compare_clocks(&mut channel)?;
-    let mut out = Out {
-        pid,
-        policy,
-        channel,
-        offsets,
-        mirror: Mirror::new(),
-        rounds: Vec::new(),
-        pause: Duration::ZERO,
-    };
+    let mut out = Out::begin(pid, stream, secret, policy)?;
     let moved = out.run(how)?;
     Ok(Moved { total: begin.elapsed(), ..moved })
 }
 
 /// A move under way.
-struct Out {
-    pid: Pid,
+pub(super) struct Out {
+    pub(super) pid: Pid,
     policy: Policy,
     channel: Channel,
     /// What to add to the other node's clocks to read ours.
@@ -128,9 +108,45 @@ struct Out {
     rounds: Vec<Round>,
     /// Stops other than the freeze.
     pause: Duration,
+    /// The program is at another node still, and it is its deputy that is stopped.
+    pub(super) is_away: bool,
+    /// When the program was stopped, where that was at another node.
+    pub(super) frozen: Option<Instant>,
 }
 
 impl Out {
+    /// Meets the other node.
+    pub(super) fn begin(
+        pid: Pid,
+        stream: TcpStream,
+        secret: LinkSecret,
+        policy: Policy,
+    ) -> Result<Self, MoveError> {
+        let mut channel = Channel::new(stream, secret);
+        channel.stream().set_nodelay(true).map_err(ChannelError::from)?;
+        channel.stream().set_read_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
+        // A peer that reads no more must not keep the process stopped.
+        channel.stream().set_write_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
+        channel.send(kind::HELLO, 0, &[])?;
+        expect(&mut channel, kind::READY)?;
+        let found = locks(pid, policy).map_err(gone)?;
+        if !found.is_empty() {
+            return Err(MoveError::Locked(found));
+        }
+        let offsets = compare_clocks(&mut channel)?;
+        Ok(Self {
+            pid,
+            policy,
+            channel,
+            offsets,
+            mirror: Mirror::new(),
+            rounds: Vec::new(),
+            pause: Duration::ZERO,
+            is_away: false,
+            frozen: None,
+        })
+    }
+
     fn run(&mut self, how: How) -> Result<Moved, MoveError> {
         if how == How::Stop {
             return self.freeze(&Tracker::none(self.pid), Method::Stop(StopReason::Asked));
@@ -155,14 +171,14 @@ impl Out {
         self.stop_and_copy(StopReason::Replaced)
     }
 
-    fn stop_and_copy(&mut self, reason: StopReason) -> Result<Moved, MoveError> {
+    pub(super) fn stop_and_copy(&mut self, reason: StopReason) -> Result<Moved, MoveError> {
         tracing::debug!(pid = self.pid.as_raw_nonzero(), %reason, "no rounds of pre-copy");
         self.freeze(&Tracker::none(self.pid), Method::Stop(reason))
     }
 
     /// Stops the process for a moment and gives it a userfaultfd, of which it keeps
     /// nothing.
-    fn track(&mut self) -> Result<Result<(Tracker, Files), StopReason>, MoveError> {
+    pub(super) fn track(&mut self) -> Result<Result<(Tracker, Files), StopReason>, MoveError> {
         let (mut stopped, seen, begin) = self.stop()?;
         stopped.use_vdso(&seen.maps)?;
         let files = Files::open(self.pid)?;
@@ -191,7 +207,7 @@ impl Out {
     }
 
     /// Sends rounds while they are worth it; a reason where they cannot be trusted.
-    fn precopy(
+    pub(super) fn precopy(
         &mut self,
         tracker: &mut Tracker,
         files: &Files,
@@ -222,15 +238,20 @@ impl Out {
     }
 
     /// Stops the process where its state can be told: in its own code, or in a deputy
-    /// that waits for a call to end. Not in the vDSO, whose data the other node does not
-    /// have. Gives what it is, and when it was stopped.
+    /// that waits for a call to end, or holds it. Not in the vDSO, whose data the other
+    /// node does not have. Gives what it is, and when it was stopped.
     fn stop(&self) -> Result<(Stopped, Seen, Instant), MoveError> {
         for _ in 0..400 {
             let begin = Instant::now();
             let stopped = Stopped::new(self.pid)?;
             let regs = stopped.regs();
             let waits = regs.rip == agent::ENTRY + entry::FINISH_END && is_to_restart(regs)
-                || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL;
+                || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL
+                || is_held(&stopped);
+            if self.is_away {
+                let seen = self.look(&stopped)?;
+                return Ok((stopped, seen, begin));
+            }
             if waits || !overlaps_region(regs.rip, regs.rip + 1) {
                 let seen = self.look(&stopped)?;
                 let vdso = seen.maps.iter().find(|mapping| mapping.backing == Backing::Vdso);
@@ -256,7 +277,7 @@ impl Out {
     }
 
     /// Stops the process, sends the rest, and makes it the deputy of its remote half.
-    fn freeze(&mut self, tracker: &Tracker, method: Method) -> Result<Moved, MoveError> {
+    pub(super) fn freeze(&mut self, tracker: &Tracker, method: Method) -> Result<Moved, MoveError> {
         let (mut stopped, seen, frozen) = self.stop()?;
         let files = Files::open(self.pid)?;
         if method == Method::Precopy && !files.is_registered() {
@@ -278,7 +299,7 @@ impl Out {
         stopped.release()?;
         Ok(Moved {
             method,
-            freeze: frozen.elapsed(),
+            freeze: self.frozen.map_or(frozen, |at| at.min(frozen)).elapsed(),
             pause: self.pause,
             total: Duration::ZERO,
             rounds: std::mem::take(&mut self.rounds),
@@ -330,4 +351,11 @@ impl Out {
         }
         Ok(end)
     }
+}
+
+/// Whether a deputy holds the program, which has come from one node and goes to another.
+fn is_held(stopped: &Stopped) -> bool {
+    let rip = stopped.regs().rip;
+    overlaps_region(rip, rip + 1)
+        && read_status(stopped.memory()).is_ok_and(|status| status.phase == phase::HELD)
 }

@@ -108,6 +108,34 @@ impl Node {
     }
 }
 
+/// How a move from one of these nodes to another went.
+pub(crate) struct MovedOn {
+    /// It is here now.
+    pub(crate) away: Result<Away, mover::MoveError>,
+    /// It has left the first node.
+    pub(crate) returned: Option<mover::Returned>,
+    /// It has not run at home.
+    pub(crate) is_direct: bool,
+}
+
+impl Node {
+    /// Moves a process here that is at another node.
+    pub(crate) fn take_on(&mut self, from: &Away, pid: u32) -> MovedOn {
+        let (home, remote) = self.secrets();
+        let host = self.host(pid, remote);
+        let stream = TcpStream::connect(self.address()).unwrap();
+        // A program that has ended by itself has no warden any more.
+        let ring = || drop(from.warden.ring());
+        let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, ring);
+        let hosted = host.join().unwrap();
+        let away = relayed.moved.map(|moved| {
+            let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();
+            Away { warden, hosted: hosted.unwrap(), moved }
+        });
+        MovedOn { away, returned: relayed.returned, is_direct: relayed.is_direct }
+    }
+}
+
 impl Away {
     pub(crate) fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
         mover::bring_home(as_pid(pid), || {

@@ -1,0 +1,236 @@
+//! Programs that go from one node straight to another.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+mod common;
+
+use common::*;
+use conet_deputy_link::mover::{How, MoveError};
+use conet_testkit::random::Random;
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+/// What the tests draw from; printed, and settable by `CONET_SEED`.
+fn seed() -> u64 {
+    let given = std::env::var("CONET_SEED").ok().and_then(|text| text.parse().ok());
+    let drawn = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_micros().into();
+    let seed = given.unwrap_or_else(drawn);
+    println!("CONET_SEED={seed}");
+    seed
+}
+
+/// How a program travelled.
+#[derive(Debug, Default)]
+struct Journey {
+    out: u64,
+    on: u64,
+    direct: u64,
+    home: u64,
+}
+
+/// Moves a program between home and two nodes as chance has it, until it ends or has
+/// moved so often; its output must be that of an unmoved run.
+fn travel(program: &str, args: &[&str], seed: u64, moves: u64, hows: [How; 2]) -> Journey {
+    let expected = unmoved(program, args);
+    let child = start(program, args);
+    let pid = child.id();
+    let mut nodes = [Node::new(), Node::new()];
+    for (node, how) in nodes.iter_mut().zip(hows) {
+        node.how = how;
+    }
+    let mut random = Random::new(seed);
+    let mut journey = Journey::default();
+    let mut at: Option<(usize, Away)> = None;
+    thread::sleep(Duration::from_millis(20));
+    for _ in 0..moves {
+        let result = match at.take() {
+            None => {
+                let to = usize::from(random.chance(500));
+                nodes[to].take(pid).map(|away| {
+                    journey.out += 1;
+                    Some((to, away))
+                })
+            }
+            Some((from, away)) if random.chance(750) => {
+                let moved = nodes[1 - from].take_on(&away, pid);
+                journey.direct += u64::from(moved.is_direct);
+                journey.on += u64::from(moved.away.is_ok());
+                assert!(moved.away.is_err() || moved.returned.is_some());
+                moved.away.map(|away| Some((1 - from, away)))
+            }
+            Some((_, away)) => away.bring_home(pid).map(|_| {
+                journey.home += 1;
+                None
+            }),
+        };
+        match result {
+            Ok(there) => at = there,
+            Err(MoveError::Gone | MoveError::Locked(_)) => break,
+            Err(error) => panic!("{error} after {journey:?}"),
+        }
+        thread::sleep(Duration::from_millis(random.below(40)));
+    }
+    let output = child.finish();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (got, want) = (text(&output.stdout), text(&expected.stdout));
+    let first = got.lines().zip(want.lines()).find(|(got, want)| got != want);
+    assert_eq!(first, None, "{journey:?}");
+    assert_eq!((got.len(), output.status), (want.len(), expected.status), "{journey:?}");
+    println!("{journey:?}");
+    journey
+}
+
+/// A file of 64 pages, each filled with its number + 1.
+fn pages_file() -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    for page in 1u64..=64 {
+        file.write_all(&page.to_le_bytes().repeat(512)).unwrap();
+    }
+    file.flush().unwrap();
+    file
+}
+
+#[test]
+fn memory_is_the_same_after_direct_moves() {
+    conet_testkit::privileged!();
+    let seed = seed();
+    let (_directory, program) = compiled("memory", &[]);
+    let file = pages_file();
+    for (i, hows) in [[How::Precopy; 2], [How::Precopy, How::Stop]].into_iter().enumerate() {
+        let seed = seed + i as u64;
+        let text = seed.to_string();
+        let args = [text.as_str(), "60000", file.path().to_str().unwrap(), "48"];
+        let journey = travel(&program, &args, seed, 100, hows);
+        // It makes calls that bring it home by itself, also while it is moved on.
+        assert!(journey.on >= 3, "{journey:?}");
+    }
+}
+
+/// Writes, checks, takes and gives back memory at random; what it prints depends on the
+/// seed alone.
+const PAGES: &str = "import random, sys
+draw = random.Random(int(sys.argv[1]))
+page, count = 4096, int(sys.argv[2])
+memory, marks = bytearray(page * count), [0] * count
+extra = []
+for step in range(int(sys.argv[3])):
+    for _ in range(20):
+        i = draw.randrange(count)
+        at = i * page
+        if memory[at] != marks[i] or memory[at + page - 1] != marks[i]:
+            print('step', step, 'page', i, memory[at], marks[i])
+            sys.exit(1)
+        marks[i] = draw.randrange(256)
+        memory[at:at + page] = bytes([marks[i]]) * page
+    if draw.random() < 0.3:
+        extra.append(bytearray(bytes([step % 251]) * draw.randrange(1, 4_000_000)))
+    if len(extra) > 5:
+        old = extra.pop(draw.randrange(len(extra)))
+        if old.count(old[0]) != len(old):
+            print('step', step, 'extra')
+            sys.exit(1)
+    if step % 100 == 0:
+        print(step, sum(marks), flush=True)
+if any(memory[i * page:(i + 1) * page] != bytes([marks[i]]) * page for i in range(count)):
+    print('the end differs')
+print(sum(marks), [len(one) for one in extra])";
+
+#[test]
+fn a_program_is_the_same_after_a_hundred_direct_moves() {
+    conet_testkit::privileged!();
+    let seed = seed();
+    let text = seed.to_string();
+    let args = ["-c", PAGES, &text, "8192", "9000"];
+    let journey = travel(&python(), &args, seed, 150, [How::Precopy; 2]);
+    assert!(journey.direct >= 10, "{journey:?}");
+}
+
+/// What a program waits for it goes on waiting for, and the same time.
+#[test]
+fn a_program_that_waits_goes_on_waiting_elsewhere() {
+    conet_testkit::privileged!();
+    let seed = seed();
+    let script = "import time, select
+for i in range(40):
+    begin = time.monotonic()
+    time.sleep(0.05)
+    select.select([], [], [], 0.05)
+    took = time.monotonic() - begin
+    print(i, 0.1 <= took < 5)";
+    let journey = travel(&python(), &["-c", script], seed, 200, [How::Precopy; 2]);
+    assert!(journey.direct >= 3, "{journey:?}");
+}
+
+/// Programs that compute do not run at home on the way: the time that they use is none
+/// of the home process's.
+#[test]
+fn a_program_that_computes_uses_no_time_at_home() {
+    conet_testkit::privileged!();
+    let script = "import sys, time
+x = 0
+print('ready', flush=True)
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    x += 1
+print(x > 0)";
+    let child = start(&python(), &["-c", script]);
+    let pid = child.id();
+    thread::sleep(Duration::from_millis(300));
+    let mut nodes = [Node::new(), Node::new()];
+    let mut away = nodes[0].take(pid).unwrap();
+    let before = used(pid);
+    for i in 1..=20 {
+        let moved = nodes[i % 2].take_on(&away, pid);
+        assert!(moved.is_direct, "move {i}");
+        away = moved.away.unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }
+    // Of a second and more that it ran, some ms of the deputy's merging.
+    let used = used(pid) - before;
+    assert!(used < Duration::from_millis(500), "{used:?} at home");
+    away.bring_home(pid).unwrap();
+    let output = child.finish();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ready\nTrue\n");
+}
+
+/// Processor time of a process.
+fn used(pid: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// The second node refuses, or its link ends, before the program has left the first.
+#[test]
+fn a_node_that_cannot_take_it_leaves_the_program_where_it_is() {
+    conet_testkit::privileged!();
+    let script = "import time
+for i in range(150):
+    print(i, flush=True)
+    time.sleep(0.01)";
+    let expected = unmoved(&python(), &["-c", script]);
+    let child = start(&python(), &["-c", script]);
+    let pid = child.id();
+    thread::sleep(Duration::from_millis(300));
+    let mut node = Node::new();
+    let away = node.take(pid).unwrap();
+    let mut other = Node::new();
+    let (secret, _) = other.secrets();
+    // Nobody who has the keys.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    drop(listener.accept().unwrap());
+    let ring = || drop(away.warden.ring());
+    let relayed =
+        conet_deputy_link::mover::move_on(as_pid(pid), stream, secret, POLICY, How::Precopy, ring);
+    assert!(matches!(relayed.moved, Err(MoveError::Channel(_))), "{relayed:?}");
+    assert!(relayed.returned.is_none());
+    wait_until("serving", || {
+        status_of(pid).is_some_and(|status| status.phase == conet_deputy_link::phase::SERVING)
+    });
+    // It can still go elsewhere.
+    let moved = other.take_on(&away, pid);
+    assert!(moved.is_direct);
+    moved.away.unwrap().bring_home(pid).unwrap();
+    assert_eq!(child.finish().stdout, expected.stdout);
+}
