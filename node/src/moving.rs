@@ -17,9 +17,11 @@
 //! a later daemon finds every deputy again; which side of a half-done move it is on
 //! says the process itself.
 //!
+//! - `direct`: from one node to another.
 //! - `home`: records of this node's programs.
 //! - `guests`: programs of others, in sandboxes here.
 
+mod direct;
 mod guests;
 mod home;
 mod work;

@@ -16,8 +16,8 @@ use conet_wire::control::{Failure, How, MemoryMoved, MoveMethod, MoveRound, Reas
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
 use rustix::process::Pid;
 
-use super::Event;
 use super::home::Record;
+use super::{Event, direct};
 use crate::config::{Config, PeerConfig};
 use crate::control::Responder;
 use crate::daemon::NodeHandle;
@@ -63,6 +63,8 @@ pub struct Outcome {
     pub(super) returned: Option<Returned>,
     /// It went out.
     pub(super) out: Option<Out>,
+    /// It went from one node straight to another.
+    pub(super) is_direct: bool,
     /// It is where it was, away.
     pub(super) is_still_away: bool,
     pub(super) why: Option<Reason>,
@@ -221,6 +223,7 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
     let mut outcome = Outcome {
         returned: None,
         out: None,
+        is_direct: false,
         is_still_away: false,
         why: job.why.clone(),
         is_unasked: answer.is_none(),
@@ -228,14 +231,14 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
         total: Duration::ZERO,
     };
     let result = (|| {
+        if let (true, Some(to)) = (is_away(job.pid), &job.to) {
+            return direct::move_on(node, &job, to, answer, &mut outcome);
+        }
         if is_away(job.pid) {
             tell_progress(answer, "home", "asking it home");
             match bring_home(node, &job) {
                 Ok(returned) => outcome.returned = Some(returned),
-                Err(error) => {
-                    outcome.is_still_away = is_away(job.pid);
-                    return Err(failure(job.pid, &error));
-                }
+                Err(error) => return Err(failure(job.pid, &error)),
             }
         }
         if let Some(to) = &job.to {
@@ -243,6 +246,7 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
         }
         Ok(())
     })();
+    outcome.is_still_away = result.is_err() && is_away(job.pid);
     outcome.failure = result.err();
     outcome.total = begin.elapsed();
     outcome
@@ -256,14 +260,14 @@ pub(super) fn is_away(pid: u32) -> bool {
     })
 }
 
-fn tell_progress(answer: Option<&Responder>, phase: &str, detail: impl Into<String>) {
+pub(super) fn tell_progress(answer: Option<&Responder>, phase: &str, detail: impl Into<String>) {
     if let Some(answer) = answer {
         answer.progress(phase, detail);
     }
 }
 
 /// What a failed move is to the user.
-fn failure(pid: u32, error: &MoveError) -> Failure {
+pub(super) fn failure(pid: u32, error: &MoveError) -> Failure {
     let (code, remedy) = match error {
         MoveError::Locked(locks) => {
             (locks.first().map_or("locked", Lock::code), format!("see conet why {pid}"))
@@ -283,15 +287,27 @@ fn failure(pid: u32, error: &MoveError) -> Failure {
 
 fn bring_home(node: &NodeHandle<Event>, job: &Job) -> Result<Returned, MoveError> {
     let pid = as_pid(job.pid).ok_or(MoveError::Gone)?;
-    let ring = || {
-        if let Some((peer, ticket)) = &job.record.stay
-            && let Err(error) = node.ask_peer(peer, Ask::Ring(*ticket).to_bytes(), RING_LIMIT)
-        {
-            // A program that makes calls comes without the bell.
-            tracing::debug!(%error, peer, "the bell could not be rung");
-        }
-    };
-    mover::bring_home(pid, ring)
+    mover::bring_home(pid, || ring(node, job))
+}
+
+/// Rings the bell of a program that is away.
+pub(super) fn ring(node: &NodeHandle<Event>, job: &Job) {
+    if let Some((peer, ticket)) = &job.record.stay
+        && let Err(error) = node.ask_peer(peer, Ask::Ring(*ticket).to_bytes(), RING_LIMIT)
+    {
+        // A program that makes calls comes without the bell.
+        tracing::debug!(%error, peer, "the bell could not be rung");
+    }
+}
+
+/// What a mover needs to take a program to another node.
+#[derive(Debug)]
+pub(super) struct Passage {
+    pub(super) pid: Pid,
+    pub(super) stream: TcpStream,
+    pub(super) secret: LinkSecret,
+    pub(super) policy: Policy,
+    pub(super) how: mover::How,
 }
 
 fn move_out(
@@ -300,6 +316,19 @@ fn move_out(
     to: &str,
     answer: Option<&Responder>,
 ) -> Result<Out, Failure> {
+    let Passage { pid, stream, secret, policy, how } = prepare(node, job, to, answer)?;
+    let moved = mover::move_out(pid, stream, secret, policy, how)
+        .map_err(|error| failure(job.pid, &error))?;
+    Ok(arrived(node, job, to, moved))
+}
+
+/// Asks a node to host the program, and makes its link.
+pub(super) fn prepare(
+    node: &NodeHandle<Event>,
+    job: &Job,
+    to: &str,
+    answer: Option<&Responder>,
+) -> Result<Passage, Failure> {
     let config = node.config();
     let peer = peer_that_hosts(config, to)?;
     let Some(address) = peer.endpoint else {
@@ -334,10 +363,13 @@ fn move_out(
     };
     let policy =
         Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
-    let moved = mover::move_out(pid, stream, secret, policy, how)
-        .map_err(|error| failure(job.pid, &error))?;
+    Ok(Passage { pid, stream, secret, policy, how })
+}
+
+/// It is at the other node.
+pub(super) fn arrived(node: &NodeHandle<Event>, job: &Job, to: &str, moved: Moved) -> Out {
     let remote_pid = where_is(node, to, job.ticket);
-    Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
+    Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved }
 }
 
 /// What protects the links of processes that go to `peer`.
