@@ -6,7 +6,7 @@
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
 use conet_deputy_link::mover::How;
-use conet_deputy_link::{LinkSecret, Status, mover, phase};
+use conet_deputy_link::{LinkSecret, Status, life, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::io::{Read, Write};
@@ -42,7 +42,7 @@ pub(crate) struct Away {
 impl Node {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listener = life::listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         Self { directory, listener, generation: 0, how: How::default(), follows: true }
     }
 
@@ -99,7 +99,7 @@ impl Node {
     ) -> Result<Away, mover::MoveError> {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
-        let stream = TcpStream::connect(address).unwrap();
+        let stream = life::connect(address, Duration::from_secs(10)).unwrap();
         let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how);
         let hosted = host.join().unwrap();
         let moved = moved?;
@@ -123,7 +123,7 @@ impl Node {
     pub(crate) fn take_on(&mut self, from: &Away, pid: u32) -> MovedOn {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
-        let stream = TcpStream::connect(self.address()).unwrap();
+        let stream = life::connect(self.address(), Duration::from_secs(10)).unwrap();
         // A program that has ended by itself has no warden any more.
         let ring = || drop(from.warden.ring());
         let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, ring);

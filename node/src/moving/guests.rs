@@ -121,7 +121,7 @@ impl Guests {
     fn listen(&self) {
         let node = &self.node.config().node;
         let address = SocketAddr::new(node.address, node.port);
-        let listener = match TcpListener::bind(address) {
+        let listener = match life::listen(address) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%error, %address, "no process can come: cannot listen for links");

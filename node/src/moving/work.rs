@@ -412,7 +412,7 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
 }
 
 fn connect(address: SocketAddr, ticket: Ticket, patience: Duration) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+    let mut stream = life::connect(address, CONNECT_LIMIT)?;
     life::keep_alive(&stream, patience)?;
     io::Write::write_all(&mut stream, &ticket.0)?;
     Ok(stream)
