@@ -21,6 +21,15 @@ const BLOWS: [Blow; 7] = [
     Blow::Lan("conet-h2", Duration::from_secs(12)),
 ];
 
+/// Of moves there and back; in the freeze and before the commit is heard they are held.
+const PHASES: [(&str, &str); 5] = [
+    ("conet-h2", "prepare"),
+    ("conet-h2", "copy"),
+    ("conet-h2", "freeze"),
+    ("conet-h2", "commit"),
+    ("home", "home"),
+];
+
 #[test]
 fn a_program_lives_in_one_place_whatever_dies_in_a_move() {
     conet_testkit::privileged!(Need::Tun, Need::Program("python3"));
@@ -31,7 +40,7 @@ fn a_program_lives_in_one_place_whatever_dies_in_a_move() {
     let mut scene = Scene::start(Lab::up("wireguard"));
     let (mut ended, mut moved, mut stayed) = (0, 0, 0);
     for blow in BLOWS {
-        for (to, phase) in [("conet-h2", "prepare"), ("conet-h2", "copy"), ("home", "home")] {
+        for (to, phase) in PHASES {
             let from = if to == "home" { "away" } else { "home" };
             if scene.place() == "ended" {
                 scene = Scene::start(scene.finish());

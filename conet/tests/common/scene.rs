@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{
-    CONET, Lab, Program, Said, Shared, as_pid, conet, exists, python, row, signal, try_migrate,
-    wait_until,
+    CONET, Lab, Program, Said, Shared, as_pid, conet, exists, python, row, signal, state,
+    try_migrate, wait_until,
 };
 use conet_netsys::{IfName, Netlink};
 use rustix::process::Signal;
@@ -70,6 +70,23 @@ fn remotes(pid: u32) -> (Vec<u32>, Vec<u32>) {
     (halves, wardens)
 }
 
+/// A stopped process, which goes on when this is dropped.
+struct Held(u32);
+
+impl Held {
+    fn new(pid: u32) -> Self {
+        rustix::process::kill_process(as_pid(pid), Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may have been struck.
+        rustix::process::kill_process(as_pid(self.0), Signal::CONT).ok();
+    }
+}
+
 pub(crate) struct Scene {
     lab: Lab,
     program: Program,
@@ -103,7 +120,7 @@ impl Scene {
         row(self.pid)["place"].as_str().unwrap_or("none").to_owned()
     }
 
-    fn strike(&self, blow: Blow) {
+    fn strike(&self, blow: Blow, daemons: &[(String, u32)]) {
         let kill = |pid: Option<&u32>| {
             // It may have gone by itself.
             if let Some(pid) = pid.filter(|pid| exists(**pid)) {
@@ -111,7 +128,9 @@ impl Scene {
             }
         };
         match blow {
-            Blow::Daemon(host) => Lab::kill_daemon(host),
+            Blow::Daemon(host) => {
+                kill(daemons.iter().find(|(name, _)| name == host).map(|(_, pid)| pid))
+            }
             Blow::Program => signal(self.pid, Signal::KILL),
             Blow::Remote => kill(remotes(self.pid).0.last()),
             Blow::OldRemote => kill(remotes(self.pid).0.first()),
@@ -124,24 +143,85 @@ impl Scene {
         }
     }
 
-    /// Begins a move, strikes when it says `phase`, and sees to it that all goes on;
-    /// gives where the program is then.
+    fn is_frozen(&self) -> bool {
+        state(self.pid) == Some('t')
+    }
+
+    /// Waits until the program is frozen, and holds it there: its daemon is stopped.
+    fn hold_freeze(&self, daemon: u32, before: &[u32]) -> Option<Held> {
+        let limit = Instant::now() + 10 * SECOND;
+        while Instant::now() < limit {
+            // The calls made before the freeze stop it too, for less.
+            if self.is_frozen() && self.new_half(before).is_some() && self.is_frozen() {
+                return Some(Held::new(daemon));
+            }
+        }
+        None
+    }
+
+    /// Its half at the node where it goes, once it has none where it was.
+    fn new_half(&self, before: &[u32]) -> Option<u32> {
+        let halves = remotes(self.pid).0;
+        halves.first().copied().filter(|half| halves.len() == 1 && !before.contains(half))
+    }
+
+    /// Waits until the program has become its deputy, and keeps its other half from
+    /// hearing so.
+    fn hold_commit(&self, before: &[u32]) -> Option<Held> {
+        let limit = Instant::now() + 10 * SECOND;
+        let mut half = None;
+        while Instant::now() < limit {
+            // One that is there already may not be looked for: a moment later it has heard.
+            half = half.filter(|half| exists(*half)).or_else(|| self.new_half(before));
+            if let Some(half) = half
+                && self.has_deputy()
+            {
+                return Some(Held::new(half));
+            }
+        }
+        None
+    }
+
+    /// Whether it has become its deputy: the agent is in it, and nobody traces it.
+    fn has_deputy(&self) -> bool {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        let is_agent = |line: &str| line.starts_with("200000000000-");
+        read("maps").is_ok_and(|maps| maps.lines().any(is_agent))
+            && read("status").is_ok_and(|status| status.contains("TracerPid:\t0\n"))
+    }
+
+    /// Begins a move, strikes in `phase`, and sees to it that all goes on; gives where
+    /// the program is then.
     pub(crate) fn case(&mut self, to: &str, phase: &str, blow: Blow, after: Duration) -> String {
         let context = format!("to {to}, {after:?} after {phase}: {blow:?}");
+        // Asked before: one that is held does not answer.
+        let daemons: Vec<(String, u32)> =
+            self.lab.hosts().into_iter().map(|host| (host.clone(), Lab::daemon(&host))).collect();
+        let before = remotes(self.pid).0;
         let mut migrate = Command::new(CONET)
             .args(["lab", "exec", "conet-h1", "--", CONET, "migrate"])
             .args([&self.pid.to_string(), to])
+            // All in one freeze, which then is long enough to be found.
+            .args((phase == "freeze").then_some("--stop"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut said = BufReader::new(migrate.stderr.take().unwrap()).lines();
-        let begun = said.by_ref().any(|line| line.is_ok_and(|line| line.starts_with(phase)));
+        let told = if ["freeze", "commit"].contains(&phase) { "prepare" } else { phase };
+        let begun = said.by_ref().any(|line| line.is_ok_and(|line| line.starts_with(told)));
         let rest = thread::spawn(move || said.map_while(Result::ok).collect::<Vec<_>>());
         if begun {
+            let held = match phase {
+                "freeze" => self.hold_freeze(daemons[0].1, &before),
+                "commit" => self.hold_commit(&before),
+                _ => None,
+            };
+            assert!(held.is_some() || phase == told, "{context}: the phase was not seen");
             thread::sleep(after);
-            self.strike(blow);
+            self.strike(blow, &daemons);
+            drop(held);
         }
         wait_until(&context, 90 * SECOND, || migrate.try_wait().unwrap().is_some());
         let told = rest.join().unwrap();
