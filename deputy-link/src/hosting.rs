@@ -329,6 +329,14 @@ impl Warden {
         self.command(warden::BELL)
     }
 
+    /// Has the remote send home a slice of what its program has changed.
+    ///
+    /// # Errors
+    /// When the warden is gone.
+    pub fn slice(&self) -> io::Result<()> {
+        self.command(warden::SLICE)
+    }
+
     /// Stops the remote, as its home process is stopped.
     ///
     /// # Errors

@@ -22,11 +22,13 @@ mod install;
 mod mirror;
 mod out;
 mod relay;
+mod slices;
 mod tracker;
 
 pub use home::{bring_home, take_out};
 pub use out::{How, Method, Round, StopReason, move_out};
-pub use relay::{Relayed, move_on};
+pub use relay::{Relayed, Wish, move_on};
+pub use slices::slices;
 
 use crate::channel::{Channel, ChannelError};
 use crate::image::ImageError;
@@ -146,8 +148,10 @@ pub struct Returned {
     /// How much of this it did not run: from its last instruction away, by the clocks
     /// that the two nodes have compared.
     pub freeze: Duration,
-    /// Pages that came.
+    /// Pages that came with it.
     pub pages: u64,
+    /// Pages that had come before, in slices.
+    pub sliced: u64,
     /// Pages of them that differed from what was at home.
     pub changed: u64,
     /// Whether only pages that were changed away came; otherwise, all that it had.

@@ -27,6 +27,7 @@ struct Journey {
     on: u64,
     direct: u64,
     home: u64,
+    sliced: u64,
 }
 
 /// Moves a program between home and two nodes as chance has it, until it ends or has
@@ -59,10 +60,15 @@ fn travel(program: &str, args: &[&str], seed: u64, moves: u64, hows: [How; 2]) -
                 assert!(moved.away.is_err() || moved.returned.is_some());
                 moved.away.map(|away| Some((1 - from, away)))
             }
-            Some((_, away)) => away.bring_home(pid).map(|_| {
-                journey.home += 1;
-                None
-            }),
+            Some((_, away)) => {
+                // Half of them without.
+                let sliced = if random.chance(500) { away.slices(pid) } else { Ok(0) };
+                journey.sliced += sliced.unwrap_or(0);
+                away.bring_home(pid).map(|_| {
+                    journey.home += 1;
+                    None
+                })
+            }
         };
         match result {
             Ok(there) => at = there,
@@ -220,9 +226,9 @@ for i in range(150):
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     drop(listener.accept().unwrap());
-    let ring = || drop(away.warden.ring());
+    let ask = |wish| drop(away.ask(wish));
     let relayed =
-        conet_deputy_link::mover::move_on(as_pid(pid), stream, secret, POLICY, How::Precopy, ring);
+        conet_deputy_link::mover::move_on(as_pid(pid), stream, secret, POLICY, How::Precopy, ask);
     assert!(matches!(relayed.moved, Err(MoveError::Channel(_))), "{relayed:?}");
     assert!(relayed.returned.is_none());
     wait_until("serving", || {
@@ -233,4 +239,59 @@ for i in range(150):
     assert!(moved.is_direct);
     moved.away.unwrap().bring_home(pid).unwrap();
     assert_eq!(child.finish().stdout, expected.stdout);
+}
+
+/// Changes 15,000 pages, 5,000 of them in memory that it has mapped meanwhile, then few.
+const LONG_AGO: &str = "import os, sys, time
+page = 4096
+memory = bytearray(page * 10000)
+def fill(memory):
+    for at in range(0, len(memory), page): memory[at] = at // page % 251 + 1
+print('ready', flush=True)
+sys.stdin.readline()
+fill(memory)
+more = bytearray(page * 5000)
+fill(more)
+open(sys.argv[1], 'w').close()
+while not os.path.exists(sys.argv[1] + '.stop'):
+    for n in range(100): memory[n * page] = 7
+    time.sleep(0.01)
+for n in range(100): memory[n * page] = n % 251 + 1
+for it in memory, more:
+    for at in range(0, len(it), page):
+        if it[at] != at // page % 251 + 1 or it[at + 1]: print('differs', at)
+print('end')";
+
+/// Whatever a program has changed since it left, little of it is left for the moment when
+/// it comes home, once slices have come.
+#[test]
+fn what_was_changed_long_ago_is_home_before_the_program() {
+    conet_testkit::privileged!();
+    let directory = tempfile::tempdir().unwrap();
+    let (mark, stop) = (directory.path().join("mark"), directory.path().join("mark.stop"));
+    for slices in [false, true] {
+        let mut command = std::process::Command::new(python());
+        command.args(["-c", LONG_AGO]).arg(&mark).stdin(std::process::Stdio::piped());
+        let mut child = Program::start(&mut command);
+        let pid = child.id();
+        thread::sleep(Duration::from_millis(300));
+        let mut node = Node::new();
+        let away = node.take(pid).unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        wait_until("its changes", || mark.exists());
+        let sliced = if slices { away.slices(pid).unwrap() } else { 0 };
+        let returned = away.bring_home(pid).unwrap();
+        println!("{sliced} pages in slices, then {returned:?}");
+        assert!(returned.is_delta);
+        if slices {
+            assert!(sliced >= 15_000 && returned.pages < 3_000, "{sliced}, {returned:?}");
+        } else {
+            assert!(returned.pages >= 15_000, "{returned:?}");
+        }
+        std::fs::write(&stop, b"").unwrap();
+        let output = child.finish();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "ready\nend\n");
+        std::fs::remove_file(&stop).unwrap();
+        std::fs::remove_file(&mark).unwrap();
+    }
 }

@@ -7,7 +7,7 @@
 //! home                                     hosting node
 //!  Host{ticket, secret, …}  ─────────────►  admits, waits for the link
 //!  TCP: ticket, then sealed records ─────►  hands the socket to the sandbox
-//!  Where{ticket}, Ring, Stop, Continue ──►
+//!  Where{ticket}, Ring, Slice, Stop, … ──►
 //!                        ◄─────────────── Ended{ticket, how}
 //! ```
 
@@ -79,6 +79,8 @@ pub enum Ask {
         /// Its wait status (man 2 wait), if the node saw it end.
         status: Option<u32>,
     },
+    /// Have it send home a slice of what the program has changed: [`Answer::Done`].
+    Slice(Ticket),
 }
 
 /// What is answered.

@@ -22,7 +22,7 @@ use conet_deputy_core::boot::{
     ABORTED, BOOT, BROKEN_OFF, Boot, COUNTS, COUNTS_LEN, Count, HOLD_MS, PARKED, PENDING, Pending,
     STATE, STATUS, Status, fault, phase,
 };
-use conet_wire::image::{Commit, Head, REGION, REGION_LEN, reason};
+use conet_wire::image::{Commit, Head, MemoryMap, REGION, REGION_LEN, reason};
 use conet_wire::link::{
     ComeHome, Exit, MAX_DESCS, PLACE_BUFFER, ParsedRequest, ReplyHead, direction, kind, output_len,
     padded, parse_request,
@@ -146,6 +146,7 @@ impl Deputy {
                 let exit = Exit::read_from_prefix(link.received(&frame));
                 sys::exit(exit.map_or(255, |(exit, _)| exit.status));
             }
+            kind::SLICE => take_slice(&frame),
             kind::HEAD => self.take_home(Some(&frame)),
             _ => lost(fault::PROTOCOL, u64::from(frame.header.kind)),
         }
@@ -284,6 +285,7 @@ impl Deputy {
             match frame.header.kind {
                 // It was sent before COME_HOME was seen; it is issued again.
                 kind::CALL | kind::EXEC | kind::EXEC_DATA => {}
+                kind::SLICE => take_slice(&frame),
                 kind::EXIT => {
                     status.phase = phase::EXITING;
                     let exit = Exit::read_from_prefix(sys::state().link.received(&frame));
@@ -362,6 +364,28 @@ impl Deputy {
         let flags = sys::action_flags(waiting.trailing_zeros() + 1);
         self.broken_off == ERESTARTNOHAND || flags & SA_RESTART == 0
     }
+}
+
+/// Takes a slice of what the program has changed; it runs on.
+fn take_slice(frame: &Frame) {
+    let body = sys::state().link.received(frame);
+    let Ok((brk, _)) = u64::read_from_prefix(body) else { lost(fault::PROTOCOL, 0) };
+    let head = Head { memory_map: MemoryMap { brk, ..MemoryMap::default() }, ..Head::default() };
+    let bytes = head.as_bytes();
+    sys::slice_mut(STATE, bytes.len()).copy_from_slice(bytes);
+    let mut incoming = Incoming::slice();
+    let is_last = loop {
+        match sys::state().link.receive(link::wait) {
+            Ok(frame) if handle(&mut incoming, &frame) => break frame.header.seq == 1,
+            Ok(_) => {}
+            Err(Broken::Forged) => lost(fault::FORGED, 0),
+            Err(_) => lost(fault::END, 0),
+        }
+    };
+    let status = status();
+    status.slices += 1;
+    status.sliced += incoming.pages().0;
+    status.rounds += u64::from(is_last);
 }
 
 /// Waits for the mover that takes the program on to another node: with new registers it

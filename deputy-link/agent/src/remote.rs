@@ -193,7 +193,12 @@ fn confine(head: &Head) -> Result<(), Refusal> {
     // Until the program runs, the bell must wait: its frame says who runs.
     sys::set_mask(!FAULTS);
     let number = |fd: i32| fd.cast_unsigned();
-    let fds = AgentDescriptors { link: number(LINK), maps: number(MAPS), pagemap: number(PAGEMAP) };
+    let fds = AgentDescriptors {
+        link: number(LINK),
+        maps: number(MAPS),
+        pagemap: number(PAGEMAP),
+        userfault: number(tracking::UFFD),
+    };
     refused(step::SANDBOX, sys::install_filter(Program::remote(fds).instructions()))
 }
 

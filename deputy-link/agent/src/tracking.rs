@@ -12,7 +12,7 @@ use conet_wire::image::{Area, REGION, REGION_LEN, TASK_SIZE, area_flags};
 use linux_raw_sys::general as nr;
 
 /// Where the userfaultfd lies: the host role's standard input is not needed.
-const UFFD: i32 = 0;
+pub(crate) const UFFD: i32 = 0;
 /// What a program may have mapped: all but the region.
 const SPACE: [(u64, u64); 2] = [(0x1000, REGION), (REGION + REGION_LEN, TASK_SIZE)];
 /// Regions taken from the kernel at a time.

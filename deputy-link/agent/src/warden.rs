@@ -11,6 +11,7 @@ const SIGKILL: u32 = 9;
 const SIGCONT: u32 = 18;
 const SIGSTOP: u32 = 19;
 const SIGURG: u32 = 23;
+const SIGWINCH: u32 = 28;
 const WNOHANG: u32 = 1;
 const POLLIN: u16 = 1;
 /// Neither data nor room: only that the other side is gone.
@@ -130,6 +131,7 @@ impl Warden {
             word::STOP => SIGSTOP,
             word::CONTINUE => SIGCONT,
             word::KILL => SIGKILL,
+            word::SLICE => SIGWINCH,
             _ => return,
         };
         sys::kill(self.remote, signal);

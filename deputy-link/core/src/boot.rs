@@ -18,7 +18,7 @@ use conet_wire::link::{Desc, MAX_DESCS};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Where the remote side maps the local vDSO.
-pub const VDSO: u64 = REGION + 0x0080_0000;
+pub const VDSO: u64 = REGION + 0x00a0_0000;
 /// Where a deputy's stack begins; it grows downwards.
 pub const STACK_TOP: u64 = REGION + 0x00d8_0000;
 /// Scratch memory for the calls that the mover makes in the process's name.
@@ -229,6 +229,8 @@ pub mod warden {
     pub const CONTINUE: u8 = b'C';
     /// To the warden: end it.
     pub const KILL: u8 = b'K';
+    /// To the warden: have the remote send home a slice of what the program has changed.
+    pub const SLICE: u8 = b'P';
     /// From the warden: the remote ended; a 4-byte wait status follows.
     pub const ENDED: u8 = b'X';
     /// From the warden, on connection: a 4-byte process id (at home) follows.
@@ -270,6 +272,12 @@ pub struct Status {
     /// How long the program did not run when it came home, by the clocks of home as the
     /// remote half reads them, in nanoseconds.
     pub frozen: u64,
+    /// Slices of what was changed away that have come while the program ran there.
+    pub slices: u64,
+    /// Pages in them.
+    pub sliced: u64,
+    /// How often a round of slices was complete.
+    pub rounds: u64,
 }
 
 /// What is known of one system call, at [`COUNTS`].

@@ -18,7 +18,7 @@
 //!
 //! Sources: man 2 seccomp, linux/seccomp.h, linux/bpf_common.h.
 
-use crate::scan::PAGEMAP_SCAN;
+use crate::scan::{PAGEMAP_SCAN, UFFDIO_REGISTER};
 use conet_wire::image::REGION;
 use linux_raw_sys::general as nr;
 
@@ -93,6 +93,8 @@ pub struct AgentDescriptors {
     pub maps: u32,
     /// `/proc/self/pagemap`.
     pub pagemap: u32,
+    /// The userfaultfd.
+    pub userfault: u32,
 }
 
 impl Program {
@@ -153,7 +155,7 @@ impl Program {
         self.on_descriptor(nr::__NR_lseek, fds.maps);
         self.on_descriptor(nr::__NR_read, fds.maps);
         self.on_descriptor(nr::__NR_pread64, fds.pagemap);
-        self.scan(fds.pagemap);
+        self.tracking(fds);
         for number in [nr::__NR_munmap, nr::__NR_mprotect, nr::__NR_madvise, nr::__NR_mincore] {
             self.away_from_region(number, KILL);
         }
@@ -258,13 +260,17 @@ impl Program {
         self.ret(KILL);
     }
 
-    /// `ioctl(pagemap, PAGEMAP_SCAN, …)`: what has changed of the program's own memory.
-    fn scan(&mut self, pagemap: u32) {
-        self.push(JEQ, 0, 6, nr::__NR_ioctl);
+    /// `ioctl(pagemap, PAGEMAP_SCAN, …)`: what has changed of the program's own memory;
+    /// `ioctl(userfault, UFFDIO_REGISTER, …)`: to learn it of what is new.
+    fn tracking(&mut self, fds: AgentDescriptors) {
+        self.push(JEQ, 0, 9, nr::__NR_ioctl);
         self.load(arg_low(0));
-        self.push(JEQ, 0, 3, pagemap);
+        self.push(JEQ, 0, 2, fds.pagemap);
         self.load(arg_low(1));
-        self.push(JEQ, 0, 1, PAGEMAP_SCAN);
+        self.push(JEQ, 3, 4, PAGEMAP_SCAN);
+        self.push(JEQ, 0, 3, fds.userfault);
+        self.load(arg_low(1));
+        self.push(JEQ, 0, 1, UFFDIO_REGISTER);
         self.ret(ALLOW);
         self.ret(KILL);
     }
@@ -299,7 +305,7 @@ mod tests {
     use super::*;
     use conet_wire::image::REGION_LEN;
 
-    const FDS: AgentDescriptors = AgentDescriptors { link: 3, maps: 4, pagemap: 5 };
+    const FDS: AgentDescriptors = AgentDescriptors { link: 3, maps: 4, pagemap: 5, userfault: 6 };
     const AGENT: u64 = REGION + 0x1234;
     const PROGRAM: u64 = 0x5555_0000_1000;
 
@@ -453,6 +459,12 @@ mod tests {
         assert_eq!(call(nr::__NR_ioctl, AGENT, [5, scan + 1, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_ioctl, AGENT, [0, scan, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_ioctl, PROGRAM, [5, scan, 0, 0, 0, 0]), TRAP);
+        let register = u64::from(UFFDIO_REGISTER);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [6, register, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [6, register + 1, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [6, scan, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [5, register, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, PROGRAM, [6, register, 0, 0, 0, 0]), TRAP);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x32, u64::MAX, 0]), ALLOW);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x02, 3, 0]), KILL);
     }

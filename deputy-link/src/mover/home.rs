@@ -44,6 +44,7 @@ impl Returned {
             // The other node has a part in it, so it is not taken at its word.
             freeze: Duration::from_nanos(status.frozen).min(total),
             pages: status.pages,
+            sliced: status.sliced,
             changed: status.changed,
             is_delta: status.is_delta == 1,
             calls: status.calls,

@@ -24,9 +24,9 @@ use zerocopy::IntoBytes;
 /// How long the other node may take for one step of a move.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most rounds of pre-copy.
-const MAX_ROUNDS: usize = 5;
+pub(super) const MAX_ROUNDS: usize = 5;
 /// With so few pages, 256 KiB, another round is not worth it.
-const FEW_PAGES: u64 = 64;
+pub(super) const FEW_PAGES: u64 = 64;
 /// How often pre-copy begins anew where the program becomes another one (`execve`).
 pub(super) const MAX_BEGINNINGS: u32 = 3;
 

@@ -1,7 +1,8 @@
 //! From one node straight to another.
 //!
 //! ```text
-//! runs at the first ─ rounds: what home has of its memory goes to the second
+//! runs at the first ─ slices: what it has changed comes home ─ rounds: what home has goes
+//!        to the second ─ slices, rounds: what was changed meanwhile
 //! stopped there ─ what it changed comes home, as if it came home itself ─ HELD
 //! the deputy is stopped ─ what came goes to the second, and its state ─ PREPARED?
 //!        ─ the deputy's registers ─ let go, it sends COMMIT ─ runs at the second
@@ -19,6 +20,7 @@
 
 use super::home::{fetch, let_go};
 use super::out::{How, MAX_BEGINNINGS, Method, Out, StopReason};
+use super::slices::slices;
 use super::tracker::Tracker;
 use super::{MoveError, Moved, Returned, gone};
 use crate::channel::LinkSecret;
@@ -48,9 +50,18 @@ pub struct Relayed {
     pub is_direct: bool,
 }
 
+/// What the warden of a program that is away is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// To ring the bell, as for [`super::bring_home`].
+    Bell,
+    /// A slice, as for [`slices`].
+    Slice,
+}
+
 /// Moves a program that is away on to another node, without running at home in
 /// between unless something goes wrong. `stream` and `secret` are as for
-/// [`super::move_out`], `ring` as for [`super::bring_home`].
+/// [`super::move_out`].
 #[must_use]
 pub fn move_on(
     pid: Pid,
@@ -58,11 +69,11 @@ pub fn move_on(
     secret: LinkSecret,
     policy: Policy,
     how: How,
-    mut ring: impl FnMut(),
+    mut ask: impl FnMut(Wish),
 ) -> Relayed {
     let begin = Instant::now();
     let mut relayed = Relayed { returned: None, moved: Err(MoveError::Late), is_direct: false };
-    let moved = relay(pid, stream, secret, policy, how, &mut ring, &mut relayed);
+    let moved = relay(pid, stream, secret, policy, how, &mut ask, &mut relayed);
     if moved.is_err() {
         let_go(pid);
     }
@@ -76,15 +87,15 @@ fn relay(
     secret: LinkSecret,
     policy: Policy,
     how: How,
-    ring: &mut impl FnMut(),
+    ask: &mut impl FnMut(Wish),
     relayed: &mut Relayed,
 ) -> Result<Moved, MoveError> {
     let mut out = Out::begin(pid, stream, secret, policy)?;
     out.is_away = true;
-    let (tracker, method) = ahead(&mut out, how)?;
+    let (tracker, method) = ahead(&mut out, how, ask)?;
     out.is_away = false;
     let asked = Instant::now();
-    let status = fetch(pid, true, ring)?;
+    let status = fetch(pid, true, &mut || ask(Wish::Bell))?;
     relayed.returned = Some(Returned::new(&status, asked.elapsed()));
     relayed.is_direct = status.phase != phase::HOME;
     out.frozen = relayed.is_direct.then(|| stopped_at(pid, asked));
@@ -94,18 +105,29 @@ fn relay(
     }
 }
 
-/// Sends what home has, while the program runs where it is.
-fn ahead(out: &mut Out, how: How) -> Result<(Tracker, Method), MoveError> {
+/// Sends what home has, and what the first node changes meanwhile, while the program runs
+/// there.
+fn ahead(
+    out: &mut Out,
+    how: How,
+    ask: &mut impl FnMut(Wish),
+) -> Result<(Tracker, Method), MoveError> {
     let none = |out: &Out, reason| Ok((Tracker::none(out.pid), Method::Stop(reason)));
     if how == How::Stop {
         return none(out, StopReason::Asked);
     }
+    // First of all, so that it is sent once.
+    slices(out.pid, || ask(Wish::Slice))?;
     for _ in 0..MAX_BEGINNINGS {
         let (mut tracker, files) = match out.track()? {
             Ok(both) => both,
             Err(reason) => return none(out, reason),
         };
-        match out.precopy(&mut tracker, &files) {
+        let mut sent = out.precopy(&mut tracker, &files);
+        if matches!(sent, Ok(None)) && slices(out.pid, || ask(Wish::Slice))? > 0 {
+            sent = out.precopy(&mut tracker, &files);
+        }
+        match sent {
             Ok(None) => return Ok((tracker, Method::Precopy)),
             Ok(Some(reason)) => return none(out, reason),
             // Or it has ended, which the next stop finds.

@@ -5,7 +5,7 @@
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
-use conet_deputy_link::mover::How;
+use conet_deputy_link::mover::{How, Wish};
 use conet_deputy_link::{LinkSecret, Status, life, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
@@ -125,8 +125,8 @@ impl Node {
         let host = self.host(pid, remote);
         let stream = life::connect(self.address(), Duration::from_secs(10)).unwrap();
         // A program that has ended by itself has no warden any more.
-        let ring = || drop(from.warden.ring());
-        let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, ring);
+        let ask = |wish| drop(from.ask(wish));
+        let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, ask);
         let hosted = host.join().unwrap();
         let away = relayed.moved.map(|moved| {
             let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();
@@ -137,6 +137,18 @@ impl Node {
 }
 
 impl Away {
+    pub(crate) fn ask(&self, wish: Wish) -> std::io::Result<()> {
+        match wish {
+            Wish::Bell => self.warden.ring(),
+            Wish::Slice => self.warden.slice(),
+        }
+    }
+
+    /// Has what was changed here go home while the program runs; the pages.
+    pub(crate) fn slices(&self, pid: u32) -> Result<u64, mover::MoveError> {
+        mover::slices(as_pid(pid), || drop(self.ask(Wish::Slice)))
+    }
+
     pub(crate) fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
         mover::bring_home(as_pid(pid), || {
             // A program that has ended by itself has no warden any more.

@@ -2,7 +2,7 @@
 //!
 //! This daemon's part is that of every move out: it asks the second node to host, makes
 //! the link and lets the mover work, on the thread of a move ([`super::work`]). The first
-//! node is only asked to ring the bell; it hears that its half has ended as it always
+//! node is only asked for slices and to ring the bell; it hears that its half has ended as it always
 //! does. Whatever goes wrong, the process itself says where the program is.
 
 use conet_deputy_link::mover;
@@ -27,8 +27,8 @@ pub(super) fn move_on(
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
     let Passage { pid, stream, secret, policy, how } = work::prepare(node, job, to, answer)?;
-    let ring = || work::ring(node, job);
-    let relayed = mover::move_on(pid, stream, secret, policy, how, ring);
+    let ask = |wish| work::ask_warden(node, job, wish);
+    let relayed = mover::move_on(pid, stream, secret, policy, how, ask);
     outcome.returned = relayed.returned;
     let moved = relayed.moved.map_err(|error| work::failure(job.pid, &error))?;
     outcome.is_direct = relayed.is_direct;

@@ -137,9 +137,11 @@ impl Guests {
     pub(super) fn handle_ask(&mut self, peer: &PeerConfig, ask: Ask) -> Answer {
         let ticket = match &ask {
             Ask::Host { .. } => return self.admit(peer, ask),
-            Ask::Ring(ticket) | Ask::Stop(ticket) | Ask::Continue(ticket) | Ask::Where(ticket) => {
-                *ticket
-            }
+            Ask::Ring(ticket)
+            | Ask::Slice(ticket)
+            | Ask::Stop(ticket)
+            | Ask::Continue(ticket)
+            | Ask::Where(ticket) => *ticket,
             Ask::Ended { ticket, .. } => *ticket,
         };
         let Some((stay, warden)) = self.stays.get(&ticket).filter(|(s, _)| s.peer == peer.name)
@@ -155,6 +157,7 @@ impl Guests {
             }
             (_, None) => return Answer::Unknown,
             (Ask::Ring(_), Some(warden)) => warden.ring(),
+            (Ask::Slice(_), Some(warden)) => warden.slice(),
             (Ask::Stop(_), Some(warden)) => warden.stop(),
             (Ask::Continue(_), Some(warden)) => warden.resume(),
             _ => return Answer::Unknown,

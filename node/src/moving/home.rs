@@ -360,7 +360,7 @@ impl Program {
         // What becomes another program has not been sent home for want of anything.
         record.sent_home += u64::from(status.is_some());
         record.calls += status.map_or(self.calls_now, |status| status.calls);
-        record.memory = status.map(|s| work::memory_home(s.pages, s.is_delta == 1));
+        record.memory = status.map(|s| work::memory_home(s.pages, s.sliced, s.is_delta == 1));
         self.is_home();
         self.calls_now = 0;
         self.has_region = true;
@@ -430,7 +430,8 @@ impl Program {
             record.hops += u64::from(!outcome.is_direct);
             record.calls += returned.calls;
             record.freeze_us = Some(work::micros(returned.freeze));
-            record.memory = Some(work::memory_home(returned.pages, returned.is_delta));
+            record.memory =
+                Some(work::memory_home(returned.pages, returned.sliced, returned.is_delta));
             self.calls_now = 0;
             self.has_region = true;
             if let Some(why) = outcome.why {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::{Lock, Policy};
-use conet_deputy_link::mover::{self, Method, MoveError, Moved, Returned, Round};
+use conet_deputy_link::mover::{self, Method, MoveError, Moved, Returned, Round, Wish};
 use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::control::{Failure, How, MemoryMoved, MoveMethod, MoveRound, Reason};
@@ -100,12 +100,12 @@ pub(super) fn memory_out(moved: &Moved) -> MemoryMoved {
 }
 
 /// How memory came home, as it is told.
-pub(super) fn memory_home(pages: u64, is_delta: bool) -> MemoryMoved {
+pub(super) fn memory_home(pages: u64, sliced: u64, is_delta: bool) -> MemoryMoved {
     MemoryMoved {
         method: if is_delta { MoveMethod::Changes } else { MoveMethod::All },
         why: (!is_delta).then(|| "the other node's kernel cannot tell what was changed".to_owned()),
         rounds: Vec::new(),
-        pages,
+        pages: pages + sliced,
         held_pages: pages,
         pause_us: 0,
     }
@@ -287,16 +287,22 @@ pub(super) fn failure(pid: u32, error: &MoveError) -> Failure {
 
 fn bring_home(node: &NodeHandle<Event>, job: &Job) -> Result<Returned, MoveError> {
     let pid = as_pid(job.pid).ok_or(MoveError::Gone)?;
-    mover::bring_home(pid, || ring(node, job))
+    if job.how == How::Precopy {
+        mover::slices(pid, || ask_warden(node, job, Wish::Slice))?;
+    }
+    mover::bring_home(pid, || ask_warden(node, job, Wish::Bell))
 }
 
-/// Rings the bell of a program that is away.
-pub(super) fn ring(node: &NodeHandle<Event>, job: &Job) {
-    if let Some((peer, ticket)) = &job.record.stay
-        && let Err(error) = node.ask_peer(peer, Ask::Ring(*ticket).to_bytes(), RING_LIMIT)
-    {
-        // A program that makes calls comes without the bell.
-        tracing::debug!(%error, peer, "the bell could not be rung");
+/// Asks the warden of a program that is away for something.
+pub(super) fn ask_warden(node: &NodeHandle<Event>, job: &Job, wish: Wish) {
+    let Some((peer, ticket)) = &job.record.stay else { return };
+    let ask = match wish {
+        Wish::Bell => Ask::Ring(*ticket),
+        Wish::Slice => Ask::Slice(*ticket),
+    };
+    if let Err(error) = node.ask_peer(peer, ask.to_bytes(), RING_LIMIT) {
+        // A program that makes calls comes without the bell, and needs no slices.
+        tracing::debug!(%error, peer, ?wish, "a warden could not be asked");
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Lists {
     pub(crate) areas: [Area; MAX_AREAS],
     /// How many of them are valid.
     pub(crate) area_count: usize,
+    /// What is leaving: apart from `areas`, which tell where home has files.
+    pub(crate) leaving: [Area; MAX_AREAS],
     /// What is mapped already (deputy), or must not travel (remote).
     pub(crate) present: [Area; MAX_AREAS],
     /// How many of them are valid.
@@ -72,6 +74,7 @@ static STATE: Static<State> = Static::new(State { link: Link::none(), remote: Re
 static LISTS: Static<Lists> = Static::new(Lists {
     areas: [NONE; MAX_AREAS],
     area_count: 0,
+    leaving: [NONE; MAX_AREAS],
     present: [NONE; MAX_AREAS],
     present_count: 0,
     base: [NONE; MAX_AREAS],
