@@ -58,7 +58,7 @@ fn travel(program: &str, args: &[&str], seed: u64, moves: u64, hows: [How; 2]) -
                 journey.direct += u64::from(moved.is_direct);
                 journey.on += u64::from(moved.away.is_ok());
                 assert!(moved.away.is_err() || moved.returned.is_some());
-                moved.away.map(|away| Some((1 - from, away)))
+                moved.away.map(|away| Some((1 - from, away?)))
             }
             Some((_, away)) => {
                 // Half of them without.
@@ -189,7 +189,7 @@ print(x > 0)";
     for i in 1..=20 {
         let moved = nodes[i % 2].take_on(&away, pid);
         assert!(moved.is_direct, "move {i}");
-        away = moved.away.unwrap();
+        away = moved.away.unwrap().unwrap();
         thread::sleep(Duration::from_millis(50));
     }
     // Of a second and more that it ran, some ms of the deputy's merging.
@@ -237,7 +237,7 @@ for i in range(150):
     // It can still go elsewhere.
     let moved = other.take_on(&away, pid);
     assert!(moved.is_direct);
-    moved.away.unwrap().bring_home(pid).unwrap();
+    moved.away.unwrap().unwrap().bring_home(pid).unwrap();
     assert_eq!(child.finish().stdout, expected.stdout);
 }
 

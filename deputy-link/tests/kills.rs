@@ -30,7 +30,7 @@ fn the_mover() {
             Ok(mut away) => {
                 thread::sleep(Duration::from_micros(300));
                 // Where it is not there it is at home, or where it was.
-                if let Ok(there) = other.take_on(&away, pid).away {
+                if let Ok(Some(there)) = other.take_on(&away, pid).away {
                     away = there;
                     thread::sleep(Duration::from_micros(300));
                 }

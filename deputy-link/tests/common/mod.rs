@@ -110,8 +110,8 @@ impl Node {
 
 /// How a move from one of these nodes to another went.
 pub(crate) struct MovedOn {
-    /// It is here now.
-    pub(crate) away: Result<Away, mover::MoveError>,
+    /// It is here now; none where it has gone home again by itself.
+    pub(crate) away: Result<Option<Away>, mover::MoveError>,
     /// It has left the first node.
     pub(crate) returned: Option<mover::Returned>,
     /// It has not run at home.
@@ -129,8 +129,8 @@ impl Node {
         let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, ask);
         let hosted = host.join().unwrap();
         let away = relayed.moved.map(|moved| {
-            let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();
-            Away { warden, hosted: hosted.unwrap(), moved }
+            let warden = Warden::connect(&self.directory.path().join("warden")).ok()?;
+            Some(Away { warden, hosted: hosted.unwrap(), moved })
         });
         MovedOn { away, returned: relayed.returned, is_direct: relayed.is_direct }
     }
