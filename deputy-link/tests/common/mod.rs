@@ -97,14 +97,21 @@ impl Node {
         pid: u32,
         address: SocketAddr,
     ) -> Result<Away, mover::MoveError> {
-        let (home, remote) = self.secrets();
-        let host = self.host(pid, remote);
-        let stream = life::connect(address, Duration::from_secs(10)).unwrap();
-        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how);
-        let hosted = host.join().unwrap();
-        let moved = moved?;
-        let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();
-        Ok(Away { warden, hosted: hosted.unwrap(), moved })
+        for _ in 0..100 {
+            let (home, remote) = self.secrets();
+            let host = self.host(pid, remote);
+            let stream = life::connect(address, Duration::from_secs(10)).unwrap();
+            let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how);
+            let hosted = host.join().unwrap();
+            let moved = moved?;
+            let hosted = hosted.unwrap();
+            if let Ok(warden) = Warden::connect(&self.directory.path().join("warden")) {
+                return Ok(Away { warden, hosted, moved });
+            }
+            // It has gone home again by itself, or ended.
+            wait_home(pid);
+        }
+        panic!("it never stays")
     }
 }
 
