@@ -287,7 +287,8 @@ pub(super) fn failure(pid: u32, error: &MoveError) -> Failure {
 
 fn bring_home(node: &NodeHandle<Event>, job: &Job) -> Result<Returned, MoveError> {
     let pid = as_pid(job.pid).ok_or(MoveError::Gone)?;
-    if job.how == How::Precopy {
+    // A signal that waits for it should not wait for them.
+    if job.how == How::Precopy && job.why.is_none() {
         mover::slices(pid, || ask_warden(node, job, Wish::Slice))?;
     }
     mover::bring_home(pid, || ask_warden(node, job, Wish::Bell))
