@@ -160,6 +160,10 @@ fn a_program_lives_in_one_place_whatever_dies_in_a_direct_move() {
     let (mut ended, mut moved, mut stayed, mut home) = (0, 0, 0, 0);
     for blow in blows {
         for phase in ["copy", "freeze", "commit"] {
+            // Waited for once, where it matters most.
+            if matches!(blow, Blow::Lan(_, time) if time == long) && phase != "freeze" {
+                continue;
+            }
             if scene.place() == "ended" {
                 scene = Scene::start(scene.finish());
             }
