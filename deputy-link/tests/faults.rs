@@ -241,12 +241,13 @@ fn a_host_that_fails_leaves_the_process_at_home() {
     let mut node = Node::new();
     let mut child = start("awk", &["BEGIN { for (i = 0; i < 20000000; i++) s += i; print s }"]);
     thread::sleep(Duration::from_millis(100));
+    let (_line, end) = conet_deputy_link::family::Line::new().unwrap();
     // Wrong keys: the other side refuses HELLO.
     let (home, _) = node.secrets();
     let (_, other) = node.secrets();
     let host = node.host(child.id(), other);
     let stream = std::net::TcpStream::connect(node.address()).unwrap();
-    let error = mover::move_out(as_pid(child.id()), stream, home, POLICY).unwrap_err();
+    let error = mover::move_out(as_pid(child.id()), stream, home, POLICY, &end).unwrap_err();
     assert!(matches!(error, MoveError::Channel(_)), "{error}");
     assert!(host.join().unwrap().is_err());
     // Somebody who accepts, reads for a while and hangs up, at several lengths.
@@ -260,7 +261,7 @@ fn a_host_that_fails_leaves_the_process_at_home() {
         });
         let (home, _) = node.secrets();
         let stream = std::net::TcpStream::connect(address).unwrap();
-        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY).is_err());
+        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY, &end).is_err());
         reader.join().unwrap();
         assert!(exists(child.id()));
     }

@@ -55,13 +55,13 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
     send_head(registers, xsave, leave)?;
     let count = list_areas().ok_or(Broken::Forged)?;
     let (state, lists) = (sys::state(), sys::lists());
-    for chunk in lists.areas[..count].chunks(AREAS_PER_FRAME) {
+    for chunk in lists.leaving[..count].chunks(AREAS_PER_FRAME) {
         let bytes = chunk.as_bytes();
         state.link.body()[..bytes.len()].copy_from_slice(bytes);
         state.link.send(kind::AREAS, 0, bytes.len())?;
     }
     let mut pages = 0;
-    for area in &lists.areas[..count] {
+    for area in &lists.leaving[..count] {
         pages += send_pages(area)?;
     }
     state.link.send_value(kind::END, 0, &End { areas: count as u64, pages })
@@ -70,6 +70,7 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
 fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Broken> {
     let state = sys::state();
     let len = xsave.len();
+    let (robust_addr, robust_len) = sys::robust_list();
     let head = Head {
         version: VERSION,
         xsave_len: u32::try_from(len).unwrap_or(0),
@@ -81,6 +82,8 @@ fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Br
         reason: leave.reason,
         detail: leave.detail,
         clocks: clock::home_clocks(),
+        robust_addr,
+        robust_len,
         ..Head::default()
     };
     let body = state.link.body();
@@ -95,7 +98,7 @@ fn list_areas() -> Option<usize> {
     let maps = sys::state().remote.maps;
     let lists = sys::lists();
     let held = &lists.present[..lists.present_count];
-    let out = &mut lists.areas;
+    let out = &mut lists.leaving;
     let mut count = 0;
     for_each_line(maps, |line| {
         if overlaps_region(line.start, line.end) || line.backing == Backing::Vsyscall {
@@ -170,12 +173,15 @@ fn send_pages(area: &Area) -> Result<u64, Broken> {
     if let Some(r) = run {
         sent += send_run(r, area, readable)?;
     }
+    if sent > 0 && !readable {
+        // This memory may be another's, too.
+        sys::protect(area.start, area.len(), area.prot);
+    }
     Ok(sent)
 }
 
 fn send_run(run: PageRun, area: &Area, readable: bool) -> Result<u64, Broken> {
     if !readable {
-        // The program is leaving: what it may read no longer matters here.
         sys::protect(area.start, area.len(), 1);
     }
     let link = &mut sys::state().link;

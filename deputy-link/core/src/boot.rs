@@ -11,7 +11,10 @@
 //! The daemon reads and writes through `/proc/PID/mem`, so each field is written
 //! by one side only while the deputy runs; [`Status::interrupt`] is the daemon's.
 
+pub mod family;
+
 use conet_wire::image::REGION;
+use family::Ticket;
 use conet_wire::link::{Desc, MAX_DESCS};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -133,8 +136,8 @@ pub struct Boot {
     pub maps: u32,
     /// 0 AES-128-GCM, 1 ChaCha20-Poly1305.
     pub cipher: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Descriptor of the socket to the daemon.
+    pub daemon: u32,
     /// Key of what this side seals; wiped by the deputy.
     pub seal_key: [u8; 32],
     /// Key of what the other side sealed; wiped by the deputy.
@@ -183,6 +186,8 @@ pub struct Launch {
     /// What to add to this node's real-time clock before anything else, in ns: 0,
     /// but in a lab, where hosts on one kernel are to have different clocks.
     pub clock_skew: i64,
+    /// Names the stay.
+    pub ticket: Ticket,
 }
 
 impl core::fmt::Debug for Launch {
@@ -201,20 +206,24 @@ pub mod host_fd {
     pub const LISTEN: i32 = 5;
 }
 
-/// Bytes on the warden's socket.
+/// Kinds of [`family::ToWarden`] and [`family::FromWarden`].
 pub mod warden {
     /// To the warden: ring the remote's bell, there is a frame on the link.
-    pub const BELL: u8 = b'B';
+    pub const BELL: u32 = 1;
     /// To the warden: stop the remote.
-    pub const STOP: u8 = b'S';
+    pub const STOP: u32 = 2;
     /// To the warden: let it continue.
-    pub const CONTINUE: u8 = b'C';
+    pub const CONTINUE: u32 = 3;
     /// To the warden: end it.
-    pub const KILL: u8 = b'K';
-    /// From the warden: the remote ended; a 4-byte wait status follows.
-    pub const ENDED: u8 = b'X';
-    /// From the warden, on connection: a 4-byte process id (at home) follows.
-    pub const HERE: u8 = b'H';
+    pub const KILL: u32 = 4;
+    /// To the warden: the remote is about to divide, and this is its child's link.
+    pub const BRANCH: u32 = 5;
+    /// From the warden: the remote ended.
+    pub const ENDED: u32 = 16;
+    /// From the warden: this remote is here; on connection each of them, and each new one.
+    pub const HERE: u32 = 17;
+    /// From the warden, on connection: all that are here have been named.
+    pub const ALL: u32 = 18;
 }
 
 /// What a deputy says of itself; at [`STATUS`].

@@ -1,10 +1,11 @@
 //! The way out: from a process at home to a deputy and its remote half.
 
 use super::clocks::compare_clocks;
-use super::install::{Install, close, deputy_regs, open_maps, pass_link, write_boot};
+use super::install::{Install, close, deputy_regs, open_maps, pass, write_boot};
 use super::{MoveError, Moved, expect, gone};
 use crate::agent;
 use crate::channel::{Channel, ChannelError, LinkSecret};
+use crate::family::DeputyEnd;
 use crate::image::{Snapshot, is_to_restart};
 use crate::locks::{Lock, Policy, locks, locks_of_stopped};
 use crate::procfs;
@@ -15,6 +16,7 @@ use conet_wire::image::{End, overlaps_region};
 use conet_wire::link::kind;
 use rustix::process::Pid;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// How long the other node may take for one step of a move.
@@ -22,7 +24,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Moves a process out over a link whose other end is a host role that is starting.
 ///
-/// `stream` carries the sealed HELLO already; nothing else may use it afterwards.
+/// `stream` is not used by anybody else from now on. `line` is given to the deputy, to
+/// reach its daemon by.
 ///
 /// # Errors
 /// [`MoveError`]; the process then goes on at home.
@@ -31,6 +34,7 @@ pub fn move_out(
     stream: TcpStream,
     secret: LinkSecret,
     policy: Policy,
+    line: &DeputyEnd,
 ) -> Result<Moved, MoveError> {
     let begin = Instant::now();
     let mut channel = Channel::new(stream, secret);
@@ -56,7 +60,7 @@ pub fn move_out(
     }
     let mut snapshot = Snapshot::take(&mut stopped, pid)?;
     let resident = Install::begin(&mut stopped, policy.is_deputy)?;
-    let end = match transfer(&mut snapshot, &mut stopped, pid, &mut channel) {
+    let end = match transfer(&mut snapshot, &mut stopped, pid, &mut channel, line) {
         Ok(end) => end,
         Err(error) => {
             resident.undo(&mut stopped);
@@ -97,18 +101,19 @@ fn transfer(
     stopped: &mut Stopped,
     pid: Pid,
     channel: &mut Channel,
+    line: &DeputyEnd,
 ) -> Result<End, MoveError> {
-    let link = pass_link(stopped, pid, channel.stream())?;
+    let [link, daemon] = pass(stopped, pid, [channel.stream().as_fd(), line.as_fd()])?;
+    let mut hidden = vec![link, daemon];
     let sent = open_maps(stopped).and_then(|maps| {
-        snapshot.head.hidden_fds = [link, maps];
-        let sent = finish_transfer(snapshot, stopped, pid, channel);
-        if sent.is_err() {
-            close(stopped, maps);
-        }
-        sent
+        hidden.push(maps);
+        snapshot.head.hidden_fds = [link, maps, daemon];
+        finish_transfer(snapshot, stopped, pid, channel)
     });
     if sent.is_err() {
-        close(stopped, link);
+        for fd in hidden {
+            close(stopped, fd);
+        }
     }
     sent
 }

@@ -3,9 +3,13 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod family;
+
+pub(crate) use family::{Fail, Family};
+
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
-use conet_deputy_link::{LinkSecret, Status, mover, phase};
+use conet_deputy_link::{LinkSecret, Status, Ticket, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::io::{Read, Write};
@@ -18,6 +22,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) const POLICY: Policy = Policy { allow_root: true, is_deputy: true, started: None };
+/// The stay of the process that a sandbox was made for.
+pub(crate) const FIRST: Ticket = [1; 16];
 pub(crate) const GUEST_UID: u32 = 0x7000_0001;
 
 /// The other node: it hosts one process at a time.
@@ -32,6 +38,8 @@ pub(crate) struct Away {
     pub(crate) warden: Warden,
     pub(crate) hosted: Hosted,
     pub(crate) moved: mover::Moved,
+    pub(crate) family: Family,
+    ticket: Ticket,
 }
 
 impl Node {
@@ -69,9 +77,21 @@ impl Node {
             let pid = i32::try_from(pid).unwrap();
             hosting::start(
                 link,
-                &Hosting { pid, secret: &secret, uid: GUEST_UID, clock_skew: 0, socket: &socket },
+                &Hosting {
+                    pid,
+                    ticket: FIRST,
+                    secret: &secret,
+                    uid: GUEST_UID,
+                    clock_skew: 0,
+                    socket: &socket,
+                },
             )
         })
+    }
+
+    /// Connects to the warden of the last sandbox.
+    pub(crate) fn warden(&self) -> std::io::Result<Warden> {
+        Warden::connect(&self.directory.path().join("warden"))
     }
 
     /// Moves a process here.
@@ -88,11 +108,19 @@ impl Node {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
         let stream = TcpStream::connect(address).unwrap();
-        let moved = mover::move_out(as_pid(pid), stream, home, POLICY);
+        let family = Family::new();
+        let shared = Arc::default();
+        // Held until the warden is known: the process may divide at once.
+        let mut knows = std::sync::Mutex::lock(&shared).unwrap();
+        let line = family.line(FIRST, Arc::clone(&shared));
+        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, &line);
         let hosted = host.join().unwrap();
         let moved = moved?;
-        let warden = Warden::connect(&self.directory.path().join("warden")).unwrap();
-        Ok(Away { warden, hosted: hosted.unwrap(), moved })
+        let (hosted, warden) = (hosted.unwrap(), self.warden().unwrap());
+        family.follow(warden.try_clone().unwrap());
+        *knows = Some((warden.try_clone().unwrap(), hosted));
+        drop(knows);
+        Ok(Away { warden, hosted, moved, family, ticket: FIRST })
     }
 }
 
@@ -100,7 +128,17 @@ impl Away {
     pub(crate) fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
         mover::bring_home(as_pid(pid), || {
             // A program that has ended by itself has no warden any more.
-            self.warden.ring().ok();
+            self.warden.ring(self.ticket).ok();
+        })
+    }
+
+    /// Brings a descendant home.
+    pub(crate) fn bring_child_home(
+        &self,
+        (pid, ticket): (u32, Ticket),
+    ) -> Result<mover::Returned, mover::MoveError> {
+        mover::bring_home(as_pid(pid), || {
+            self.warden.ring(ticket).ok();
         })
     }
 }
