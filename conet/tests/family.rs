@@ -5,8 +5,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, Said, Shared, exists, migrate, python, row, take_out, wait_until};
+use common::{
+    Lab, Program, Said, Shared, exists, migrate, parent_of, python, row, signal, state, take_out,
+    try_migrate, wait_until,
+};
 use conet_testkit::Need;
+use conet_testkit::random::Random;
+use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -43,4 +48,227 @@ sys.exit(5)";
     end.create();
     assert_eq!(program.status_within(SOON).code(), Some(5));
     assert_eq!(said.text(), "first\nsecond True\n");
+}
+
+/// Prints its name and its parent's until it may end.
+const TALK: &str = "
+import os, sys, time
+go, end = sys.argv[1:3]
+print('up', flush=True)
+while not os.path.exists(go): time.sleep(0.01)
+first = os.getpid()
+pid = os.fork()
+if pid == 0:
+    for i in range(1000000):
+        if os.path.exists(end): os._exit(7)
+        print('child', os.getpid(), os.getppid() == first, flush=True); time.sleep(0.02)
+print('made', pid, flush=True)
+got, status = os.waitpid(pid, 0)
+print('waited', got == pid, status, flush=True)
+sys.exit(5)";
+
+/// Starts [`TALK`], moves it, and has it make its child: program, pids, what it says.
+fn talking(lab: &Lab, go: &Shared, end: &Shared) -> (Program, u32, u32, Said) {
+    let mut program = lab.run(&[&python(), "-c", TALK, go.path(), end.path()]);
+    let (pid, said) = (program.pid(), Said::by(&mut program));
+    said.wait_for("up");
+    take_out(pid);
+    go.create();
+    said.wait_for("made ");
+    let text = said.text();
+    let child = text.lines().find_map(|line| line.strip_prefix("made ")).unwrap();
+    (program, pid, child.parse().unwrap(), said)
+}
+
+#[test]
+fn a_child_that_is_made_away_is_a_process_like_its_parent() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"));
+    let lab = Lab::up("wireguard");
+    let (go, end) = (Shared::new("go"), Shared::new("end"));
+    let (mut program, pid, child, said) = talking(&lab, &go, &end);
+    wait_until("its remote pid", SOON, || row(child)["remote_pid"].is_u64());
+    let (ours, theirs) = (row(pid), row(child));
+    assert_eq!((&theirs["place"], &theirs["node"]), (&"away".into(), &"conet-h2".into()));
+    assert_eq!(ours["place"], "away", "{ours}");
+    let remote = u32::try_from(theirs["remote_pid"].as_u64().unwrap()).unwrap();
+    assert!(exists(remote) && ours["remote_pid"] != theirs["remote_pid"]);
+    assert_eq!(parent_of(child), Some(pid));
+    // Each comes and goes by itself.
+    migrate(child, "home");
+    assert_eq!(
+        (row(child)["place"].clone(), row(pid)["place"].clone()),
+        ("home".into(), "away".into())
+    );
+    wait_until("its remote half's end", SOON, || !exists(remote));
+    said.wait_for_more();
+    migrate(child, "conet-h2");
+    migrate(pid, "home");
+    said.wait_for_more();
+    assert_eq!(
+        (row(child)["place"].clone(), row(pid)["place"].clone()),
+        ("away".into(), "home".into())
+    );
+    // So does it stop and end.
+    take_out(pid);
+    signal(child, Signal::STOP);
+    let remote = u32::try_from(row(child)["remote_pid"].as_u64().unwrap()).unwrap();
+    wait_until("being stopped there", SOON, || state(remote) == Some('T'));
+    signal(child, Signal::CONT);
+    said.wait_for_more();
+    end.create();
+    assert_eq!(program.status_within(SOON).code(), Some(5));
+    said.wait_for(&format!("waited True {}", 7 << 8));
+    assert!(said.text().contains(&format!("child {child} True")));
+    wait_until("the remote half's end", SOON, || !exists(remote));
+}
+
+#[test]
+fn a_child_outlives_its_parent_and_both_daemons() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"));
+    let lab = Lab::up("wireguard");
+    let (go, end) = (Shared::new("go"), Shared::new("end"));
+    let (mut program, pid, child, said) = talking(&lab, &go, &end);
+    wait_until("its remote pid", SOON, || row(child)["remote_pid"].is_u64());
+    for host in ["conet-h2", "conet-h1"] {
+        Lab::kill_daemon(host);
+        said.wait_for_more();
+        Lab::restart(host);
+        wait_until("being found", SOON, || {
+            row(child)["place"] == "away" && row(pid)["place"] == "away"
+        });
+        said.wait_for_more();
+    }
+    signal(pid, Signal::KILL);
+    program.status_within(SOON);
+    assert!(exists(child));
+    said.wait_for(&format!("child {child} False"));
+    let remote = row(child)["remote_pid"].clone();
+    migrate(child, "home");
+    said.wait_for_more();
+    assert!(remote.is_u64());
+    migrate(child, "conet-h2");
+    said.wait_for_more();
+    end.create();
+    wait_until("the child's end", SOON, || !exists(child));
+}
+
+#[test]
+fn a_child_whose_remote_half_is_killed_dies_alone() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"));
+    let lab = Lab::up("wireguard");
+    let (go, end) = (Shared::new("go"), Shared::new("end"));
+    let (mut program, pid, child, said) = talking(&lab, &go, &end);
+    wait_until("its remote pid", SOON, || row(child)["remote_pid"].is_u64());
+    signal(u32::try_from(row(child)["remote_pid"].as_u64().unwrap()).unwrap(), Signal::KILL);
+    said.wait_for("waited True 9");
+    assert_eq!(program.status_within(SOON).code(), Some(5));
+    wait_until("the record's end", SOON, || row(child)["place"] == "ended");
+    assert_eq!(row(child)["reason"]["code"], "remote-ended", "{}", row(child));
+    wait_until("the parent's record", SOON, || row(pid)["place"] == "ended");
+}
+
+/// A hundred commands, pipelines of five programs, functions, substitutions, a
+/// background job, and what `ps` shows of it.
+const SCRIPT: &str = r#"
+nap() { sleep 0.02; }
+seen() {
+    sleep 60 & a=$!
+    sh -c 'sleep 60; :' & b=$!
+    until [ "$(ps -o comm= -s $$ | grep -c '^sleep$')" = 2 ]; do nap; done
+    all=$(ps -H -o comm= -s $$)
+    pkill -P $b; kill $a; wait $a; wait $b
+    echo "children:"; echo "$all"
+}
+i=0
+while [ $i -lt 100 ]; do
+    i=$((i + 1))
+    case $((i % 10)) in
+    0) seq 1 2000 | sed s/1/x/ | tr x y | sort -r | cksum ;;
+    1) echo "$(echo $i | tr 0-9 a-j) $(expr $i \* 3)" ;;
+    2) (exit $((i % 7))); echo "status $?" ;;
+    3) /bin/true; /bin/false; echo "false $?" ;;
+    4) sleep 0.05 & wait $!; echo "waited $?" ;;
+    5) sh -c 'kill -TERM $$' 2>/dev/null; echo "killed $?" ;;
+    6) nosuchcommand$i 2>/dev/null; echo "none $?" ;;
+    7) printf '%s\n' b a c | sort | { read x; echo "first $x"; } ;;
+    8) cat <<END | wc -c
+$i some text
+END
+    ;;
+    9) seen 2>/dev/null ;;
+    esac
+    nap
+done
+echo $(sleep 0.1; echo inner) done
+exit 9
+"#;
+
+/// Runs [`SCRIPT`] in `shell`, which leads a session of its own.
+fn script(shell: &str) -> [String; 4] {
+    ["setsid", shell, "-c", SCRIPT].map(str::to_owned)
+}
+
+/// Where each descendant of `pid` is: those that may be moved.
+fn family(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut at = 0;
+    while at < found.len() {
+        let one = found[at];
+        let children = std::fs::read_to_string(format!("/proc/{one}/task/{one}/children"));
+        found.extend(
+            children
+                .unwrap_or_default()
+                .split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+        at += 1;
+    }
+    found
+}
+
+fn a_script_moves_and_so_do_its_children(shell: &str) {
+    conet_testkit::privileged!(Need::Tun, Need::Program("ps"), Need::Program("setsid"));
+    let seed = std::env::var("CONET_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed =
+        seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | u64::from(shell == "bash"));
+    println!("CONET_SEED={seed}");
+    let mut random = Random::new(seed);
+    let lab = Lab::up("wireguard");
+    let command = script(shell);
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let expected = Lab::exec("conet-h1", &command);
+    assert_eq!(expected.status.code(), Some(9));
+    let mut program = lab.run(&command);
+    let (pid, said) = (program.pid(), Said::by(&mut program));
+    let (mut moved, mut of_children, mut tried) = (0, 0, 0);
+    while !program.has_ended() {
+        let all = family(pid);
+        let one = all[usize::try_from(random.below(all.len() as u64)).unwrap()];
+        let to =
+            if row(one)["place"] == "away" && random.below(3) > 0 { "home" } else { "conet-h2" };
+        tried += 1;
+        if try_migrate(one, to).status.success() {
+            moved += 1;
+            of_children += u32::from(one != pid);
+        }
+        let pause = random.below(40);
+        std::thread::sleep(Duration::from_millis(pause));
+    }
+    let status = program.status_within(SOON);
+    println!("{moved} moves of {tried}, {of_children} of children");
+    said.wait_for("inner done\n");
+    assert_eq!(said.text(), String::from_utf8_lossy(&expected.stdout), "seed {seed}");
+    assert_eq!(status.code(), Some(9), "seed {seed}");
+    assert!(moved >= 10 && of_children > 0, "{moved} {of_children}");
+}
+
+#[test]
+fn a_dash_script_moves_and_so_do_its_children() {
+    a_script_moves_and_so_do_its_children("dash");
+}
+
+#[test]
+fn a_bash_script_moves_and_so_do_its_children() {
+    conet_testkit::privileged!(Need::Program("bash"));
+    a_script_moves_and_so_do_its_children("bash");
 }

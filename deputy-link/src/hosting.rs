@@ -15,6 +15,7 @@
 
 mod warden;
 
+pub use conet_deputy_core::boot::family::MAX_REMOTES;
 pub use warden::{Warden, WardenEvent};
 
 use crate::agent;

@@ -121,13 +121,8 @@ fn a_program_calls_the_shell() {
 #[test]
 fn what_cannot_be_made_away_is_made_at_home() {
     conet_testkit::privileged!();
-    for fail in [
-        Fail::HomeAsked,
-        Fail::Refused,
-        Fail::LinkCut,
-        Fail::NodeSilent,
-        Fail::HomeAtBirth,
-    ] {
+    for fail in [Fail::HomeAsked, Fail::Refused, Fail::LinkCut, Fail::NodeSilent, Fail::HomeAtBirth]
+    {
         let ran = makes_children(&["one"], |_, away| away.family.fail(fail));
         assert_eq!(ran.away.family.children().len(), 0, "{fail:?}");
     }

@@ -14,8 +14,8 @@
 pub mod family;
 
 use conet_wire::image::REGION;
-use family::Ticket;
 use conet_wire::link::{Desc, MAX_DESCS};
+use family::Ticket;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Where the remote side maps the local vDSO.

@@ -94,7 +94,11 @@ impl Family {
     }
 
     /// The line of one deputy, whose stay is `ticket`.
-    pub(crate) fn line(&self, ticket: Ticket, hosted: Arc<Mutex<Option<(Warden, Hosted)>>>) -> DeputyEnd {
+    pub(crate) fn line(
+        &self,
+        ticket: Ticket,
+        hosted: Arc<Mutex<Option<(Warden, Hosted)>>>,
+    ) -> DeputyEnd {
         let (line, end) = Line::new().unwrap();
         let family = self.clone();
         thread::spawn(move || family.serve(&line, ticket, &hosted));
@@ -121,12 +125,7 @@ impl Family {
         }
     }
 
-    fn branch(
-        &self,
-        line: &Line,
-        parent: Ticket,
-        hosted: &Arc<Mutex<Option<(Warden, Hosted)>>>,
-    ) {
+    fn branch(&self, line: &Line, parent: Ticket, hosted: &Arc<Mutex<Option<(Warden, Hosted)>>>) {
         let number = 1000 + self.next.fetch_add(1, Ordering::SeqCst);
         let mut child = [0; 16];
         child[..8].copy_from_slice(&number.to_le_bytes());
@@ -134,7 +133,8 @@ impl Family {
         let cipher = Cipher::preferred();
         let (home, remote) = (keys(), keys());
         let ours = LinkSecret { cipher, seal: home.home_to_remote, open: home.remote_to_home };
-        let theirs = LinkSecret { cipher, seal: remote.remote_to_home, open: remote.home_to_remote };
+        let theirs =
+            LinkSecret { cipher, seal: remote.remote_to_home, open: remote.home_to_remote };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();

@@ -16,8 +16,8 @@ use conet_wire::control::{Failure, Reason};
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
 use rustix::process::Pid;
 
-use super::Event;
 use super::home::Record;
+use super::{Event, family};
 use crate::config::{Config, PeerConfig};
 use crate::control::Responder;
 use crate::daemon::NodeHandle;
@@ -81,16 +81,29 @@ pub(super) fn micros(duration: Duration) -> u64 {
 
 /// A name for a stay that nobody has used.
 pub(super) fn new_ticket() -> Ticket {
-    let mut bytes = [0; 16];
-    fill_random(&mut bytes);
-    Ticket(bytes)
+    Ticket(random())
+}
+
+/// A secret for a link.
+pub(super) fn new_root() -> [u8; 32] {
+    random()
+}
+
+/// A cipher's number in [`Ask`].
+pub(super) const fn cipher_number(cipher: Cipher) -> u8 {
+    match cipher {
+        Cipher::Aes128Gcm => 0,
+        Cipher::ChaCha20Poly1305 => 1,
+    }
 }
 
 /// # Panics
 /// Where the kernel has no randomness, which it never lacks after boot.
-fn fill_random(bytes: &mut [u8]) {
-    let filled = getrandom::fill(bytes);
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let filled = getrandom::fill(&mut bytes);
     assert!(filled.is_ok(), "getrandom(2) failed");
+    bytes
 }
 
 /// Runs `body` on a named thread. Where the machine has no thread left, what the
@@ -280,10 +293,10 @@ fn move_out(
     };
     let pid = as_pid(job.pid).ok_or_else(|| failure(job.pid, &MoveError::Gone))?;
     tell_progress(answer, "prepare", format!("asking {to}"));
-    let mut root = [0; 32];
-    fill_random(&mut root);
+    let root = new_root();
     ask_to_host(node, job, to, Root(root))?;
-    let stream = connect(address, job.ticket, config.node.link_timeout).map_err(|error| {
+    let stream = connect(address, job.ticket, config.node.link_timeout, CONNECT_LIMIT);
+    let stream = stream.map_err(|error| {
         Failure::new(
             "link",
             format!("no link to {to} at {address}: {error}"),
@@ -299,8 +312,11 @@ fn move_out(
     };
     let policy =
         Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
-    let moved =
-        mover::move_out(pid, stream, secret, policy).map_err(|error| failure(job.pid, &error))?;
+    let line = family::attend(node, (to.to_owned(), job.ticket)).map_err(|error| {
+        Failure::new("failed", format!("process {} did not move: {error}", job.pid), "try again")
+    })?;
+    let moved = mover::move_out(pid, stream, secret, policy, &line)
+        .map_err(|error| failure(job.pid, &error))?;
     let remote_pid = where_is(node, to, job.ticket);
     Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
 }
@@ -312,10 +328,7 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     let ask = Ask::Host {
         ticket: job.ticket,
         root,
-        cipher: match Cipher::preferred() {
-            Cipher::Aes128Gcm => 0,
-            Cipher::ChaCha20Poly1305 => 1,
-        },
+        cipher: cipher_number(Cipher::preferred()),
         pid: job.pid,
         uid: job.record.uid,
         name: job.name.clone(),
@@ -338,8 +351,14 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     }
 }
 
-fn connect(address: SocketAddr, ticket: Ticket, patience: Duration) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+/// A link that names its stay; `patience` is how long it may be silent later.
+pub(super) fn connect(
+    address: SocketAddr,
+    ticket: Ticket,
+    patience: Duration,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
     life::keep_alive(&stream, patience)?;
     io::Write::write_all(&mut stream, &ticket.0)?;
     Ok(stream)
