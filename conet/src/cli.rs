@@ -1,10 +1,11 @@
 //! What can be typed. What it does is in `commands`.
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use conet_node::config::{DEFAULT_PATH, Mode};
+use conet_node::config::{DEFAULT_PATH, GuestKind, Mode};
 
 /// conet joins machines into one: guests share their host's address over
 /// WireGuard or IP-in-IP, and running processes move between machines.
@@ -20,12 +21,19 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show the main job, end to end, on this machine (needs root).
+    /// Show the main job, end to end, on this machine.
+    ///
+    /// Needs root, of the machine or of user namespaces: an ordinary user's runs in
+    /// namespaces of its own. Steps that this machine cannot show are `unavailable`,
+    /// with the reason.
     Demo {
         #[command(flatten)]
         output: Output,
     },
-    /// Several conet hosts on this machine, to try things on (needs root).
+    /// Several conet hosts on this machine, to try things on.
+    ///
+    /// An ordinary user's lab is in namespaces of its own; there `lab exec` waits for
+    /// the program, and process ids are those of inside.
     Lab {
         #[command(subcommand)]
         command: LabCommand,
@@ -53,6 +61,11 @@ pub(crate) enum Command {
     Peers {
         #[command(flatten)]
         output: Output,
+    },
+    /// The node's guests: add, list, remove, and run programs in them.
+    Guest {
+        #[command(subcommand)]
+        command: GuestCommand,
     },
     /// Start a program that may move; it has this command's pid.
     Run {
@@ -90,8 +103,47 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Show which system calls of a process away are forwarded, how often, and how
+    /// long they take.
+    Trace {
+        /// The process, as it is known at home.
+        pid: u32,
+        /// For how long to take times, in seconds.
+        #[arg(long, value_name = "N", default_value_t = 2,
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Measure something beside its peers; without a name, list what can be measured.
+    ///
+    /// Runs `conet-bench-NAME` beside this executable, or builds the benchmark in the
+    /// checkout of the sources that this directory or this executable is in.
+    Bench {
+        /// What to measure.
+        name: Option<String>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+        /// Options of the benchmark's own.
+        #[arg(last = true, requires = "name", value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
     /// End the node's daemon; programs run on.
     Down,
+    /// Tell what this machine can and cannot do for conet, and the remedy.
+    ///
+    /// Each line is a facility, found by trying it: ok, limited or missing, what was
+    /// found, and where it is not ok what of conet that touches and what to do. Exits
+    /// with 0 where programs can move and packets can travel; where only root can,
+    /// an ordinary user's answer is about its own namespaces.
+    Doctor {
+        #[command(flatten)]
+        output: Output,
+        /// Make one trial in this process; what `doctor` runs.
+        #[arg(long, hide = true, value_name = "NAME")]
+        trial: Option<String>,
+    },
     /// Be a program that `conet demo` moves.
     #[command(hide = true)]
     DemoProgram {
@@ -111,6 +163,50 @@ pub(crate) enum DemoProgram {
     },
     /// Time system calls.
     Calls,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GuestCommand {
+    /// Make a guest: a network namespace with addresses in the overlay.
+    ///
+    /// It is there until it is removed, also for later daemons. Root and members of
+    /// group conet may.
+    Add {
+        /// Its name, and that of its namespace: 1 to 15 letters, digits, `.`, `_`, `-`.
+        name: String,
+        /// An address in this node's overlay; may be repeated. The lowest free one
+        /// where there is none.
+        #[arg(long, value_name = "A")]
+        address: Vec<Ipv4Addr>,
+        /// How its packets reach the host.
+        #[arg(long, value_enum, default_value_t = KindName::Netns)]
+        kind: KindName,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the guests.
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove a guest that was added, if no program runs in it.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Run a program in a guest's network; it has this command's pid (needs root).
+    Exec {
+        /// The guest.
+        name: String,
+        /// The program and its arguments.
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
+        command: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -160,6 +256,19 @@ pub(crate) enum LabCommand {
     /// Keep a lab host's namespaces; what `lab up` runs.
     #[command(hide = true)]
     Hold,
+    /// Be process 1 of an ordinary user's machine; what `lab up` and `demo` run.
+    #[command(hide = true)]
+    Init {
+        /// The process to end with.
+        #[arg(long)]
+        parent: Option<u32>,
+        /// What to run in it.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Make an ordinary user's machine; what `lab up` runs.
+    #[command(hide = true)]
+    Machine,
     /// Become a lab host's daemon; what `lab up` runs.
     #[command(hide = true)]
     Daemon {
@@ -183,6 +292,25 @@ pub(crate) enum ModeName {
     Wireguard,
     /// In the clear, IP protocol 4.
     Ipip,
+}
+
+/// A guest's kind, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KindName {
+    /// By veth: packets stay in the kernel.
+    Netns,
+    /// By a TAP device and a thread of the daemon.
+    Tap,
+}
+
+impl KindName {
+    /// As the daemon spells it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Netns => GuestKind::Netns.as_str(),
+            Self::Tap => GuestKind::Tap.as_str(),
+        }
+    }
 }
 
 impl From<ModeName> for Mode {
@@ -252,12 +380,26 @@ mod tests {
             &["conet", "run"],
             &["conet", "lab"],
             &["conet", "lab", "up", "--mode", "fou"],
+            &["conet", "guest", "add", "x", "--kind", "qemu"],
+            &["conet", "guest", "add", "x", "--address", "10.77.1.0/24"],
+            &["conet", "guest", "exec", "x"],
         ] {
             let line = one_line(&Cli::try_parse_from(arguments).unwrap_err());
             assert!(!line.contains('\n') && line.contains("conet --help"), "{line}");
         }
         let line = one_line(&Cli::try_parse_from(["conet", "stauts"]).unwrap_err());
         assert!(line.contains("'status'"), "{line}");
+    }
+
+    #[test]
+    fn a_benchmarks_own_options_stand_behind_two_dashes() {
+        let cli = Cli::try_parse_from(["conet", "bench", "x", "--json", "--", "--json", "--y"]);
+        let Command::Bench { name, json, options } = cli.unwrap().command else { panic!() };
+        assert_eq!((name.as_deref(), json), (Some("x"), true));
+        assert_eq!(options, ["--json", "--y"]);
+        for wrong in [&["conet", "bench", "x", "--y"][..], &["conet", "bench", "--", "--y"]] {
+            one_line(&Cli::try_parse_from(wrong).unwrap_err());
+        }
     }
 
     #[test]

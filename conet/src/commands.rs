@@ -1,9 +1,13 @@
 //! What each command does.
 
+mod bench;
+mod doctor;
+mod guest;
 mod keys;
 mod lab;
 mod node;
 mod process;
+mod trace;
 
 use std::io;
 use std::process::ExitCode;
@@ -19,18 +23,26 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let socket = cli.socket.unwrap_or_else(socket_path);
     let connect = || Client::connect(&socket);
     match cli.command {
-        Command::Demo { output } => lab::demo(output),
-        Command::Lab { command } => lab::run(command),
+        Command::Demo { output } => return lab::demo(output),
+        Command::Lab { command } => return lab::run(command),
         Command::Keygen => keys::keygen(),
         Command::Pubkey { wireguard } => keys::pubkey(wireguard),
         Command::Up { config } => node::up(&config),
         Command::Status { output } => node::status(&mut connect()?, output),
         Command::Peers { output } => node::peers(&mut connect()?, output),
+        Command::Guest { command } => guest::run(&mut connect()?, command),
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),
         Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),
+        Command::Trace { pid, seconds, output } => {
+            trace::trace(&mut connect()?, pid, seconds, output)
+        }
         Command::Why { pid, output } => process::why(&mut connect()?, pid, output),
+        Command::Bench { name: None, json, .. } => bench::list(json),
+        Command::Bench { name: Some(name), json, options } => bench::run(&name, json, options),
         Command::Down => node::down(&mut connect()?),
+        Command::Doctor { trial: Some(name), .. } => doctor::trial(&name),
+        Command::Doctor { output, trial: None } => doctor::doctor(&socket, output),
         Command::DemoProgram { program: DemoProgram::Calls } => Ok(program::calls()?),
         Command::DemoProgram { program: DemoProgram::Work { file, lines } } => {
             program::work(&file, lines)?;

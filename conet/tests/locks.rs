@@ -220,6 +220,13 @@ fn a_peer_without_the_grant_or_with_another_key_is_refused() {
     take_out(pid);
     migrate(pid, "home");
 
+    // In the clear only where both say so.
+    reconfigure("conet-h1", "s/^host_for_us = .*/&\\nplain_links = [\"conet-h2\"]/");
+    refused("it takes no link in the clear");
+    reconfigure("conet-h2", "s/^host_for_us = .*/&\\nplain_links = [\"conet-h1\"]/");
+    take_out(pid);
+    migrate(pid, "home");
+
     let key =
         ok(&Lab::exec("conet-h2", &["sh", "-c", &format!("{CONET} keygen | {CONET} pubkey")]));
     reconfigure("conet-h2", &format!("s|^public_key = .*|public_key = \"{}\"|", key.trim()));

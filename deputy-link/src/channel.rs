@@ -44,6 +44,7 @@ impl LinkSecret {
         match self.cipher {
             Cipher::Aes128Gcm => 0,
             Cipher::ChaCha20Poly1305 => 1,
+            Cipher::Plain => 2,
         }
     }
 }

@@ -104,6 +104,9 @@ pub struct Hosting<'a> {
     pub clock_skew: i64,
     /// Where the warden listens.
     pub socket: &'a Path,
+    /// How long its home may be silent until the process lives here; then there is
+    /// none. A mover that died may leave an open link behind.
+    pub patience: Duration,
 }
 
 /// A process that is hosted here.
@@ -138,7 +141,7 @@ pub fn start(mut link: TcpStream, hosting: &Hosting<'_>) -> Result<Hosted, HostE
     link.set_nodelay(true).map_err(failed("TCP_NODELAY"))?;
     link.set_read_timeout(Some(START_TIMEOUT)).map_err(failed("SO_RCVTIMEO"))?;
     check_hello(&mut link, hosting.secret)?;
-    link.set_read_timeout(None).map_err(failed("SO_RCVTIMEO"))?;
+    link.set_read_timeout(Some(hosting.patience)).map_err(failed("SO_RCVTIMEO"))?;
     // A socket of an earlier process with this name is stale.
     match fs::remove_file(hosting.socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

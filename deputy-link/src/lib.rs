@@ -15,6 +15,7 @@
 //! - [`family`]: processes that divide while they are away.
 //! - [`life`]: whether the other half can be reached.
 //! - [`locks`]: why a process cannot move.
+//! - [`trace`]: which calls are forwarded.
 //!
 //! The code that runs inside processes is the embedded agent (`agent/`), and what it
 //! decides is in `conet-deputy-core`.
@@ -27,8 +28,10 @@ mod image;
 pub mod life;
 pub mod locks;
 pub mod mover;
+pub mod probe;
 mod procfs;
 mod sys;
+pub mod trace;
 mod vdso;
 
 pub use channel::{ChannelError, LinkSecret};

@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use conet_deputy_link::locks::describe_return;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::thread;
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! Guest ports: how a guest's kernel receives and sends packets.
 //!
-//! Today one kind: a guest that is a network namespace, reached by a veth pair.
-//! Packets go from the guest's kernel code straight to the host's, in the same
-//! kernel, with no process between; the host routes them, to the tunnel's device
+//! A guest is a network namespace; its port is of one of two kinds.
+//!
+//! By *veth* packets go from the guest's kernel code straight to the host's, in the
+//! same kernel, with no process between; the host routes them, to the tunnel's device
 //! or to another guest.
 //!
 //! ```text
@@ -13,16 +14,29 @@
 //!                                      rp_filter strict, ip_forward on
 //! ```
 //!
+//! By *TAP* a thread of this process carries them, and answers for everybody whom
+//! the guest looks for on its link ([`TapPort`]): the plain path, which needs nothing
+//! but `/dev/net/tun`.
+//!
+//! ```text
+//! guest namespace NAME                 host namespace
+//!   eth0 (TAP) ◄── frames ── thread ── packets ──► NAME (TUN)   the rest as above
+//! ```
+//!
 //! The guest's address is a single one (/32, /128): everything else, also a
 //! neighbour guest, is behind the gateway, so the host sees and may refuse every
 //! packet, and nothing depends on ARP between guests.
 //!
-//! A port outlives the process that made it: dropping a [`GuestPort`] leaves the
-//! guest running, [`GuestPort::attach`] finds it again, [`GuestPort::detach`]
-//! ends it.
+//! A guest outlives the process that made it: dropping a [`GuestPort`] leaves the
+//! namespace and what runs in it, [`GuestPort::attach`] finds it again,
+//! [`GuestPort::detach`] ends it. A veth goes on carrying packets meanwhile; a TAP
+//! device is gone until the next port makes it anew.
 
 #![forbid(unsafe_code)]
 
+mod guest;
+mod tap;
 mod veth;
 
-pub use veth::{AttachError, GuestPort, GuestSpec};
+pub use guest::{AttachError, GuestPort, GuestSpec, PortKind};
+pub use tap::{HostPort, TapPort};

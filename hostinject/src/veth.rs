@@ -1,237 +1,41 @@
-//! Namespace guests by veth.
+//! Namespace guests by veth: packets stay in the kernel.
 //!
-//! `attach` is a list of statements that are made true, each only if it is not
-//! true yet. So it is at once the way to make a guest, to take over one that
-//! runs (no statement changes, no packet is lost), and to mend one whose making
-//! was cut short by a crash. A failure removes what this call itself has made.
+//! Whether a found pair is the guest's own is decided by the peer index at both
+//! ends, not by names. A guest that is complete is not touched, so a daemon takes it
+//! over without a packet lost.
 //!
-//! What keeps a guest from using addresses that are not its own: the host's
-//! strict reverse-path check (RFC 3704 §2.2) drops IPv4 packets whose source is
-//! not routed back to that guest. Limits: it is weakened to *loose* when the
-//! host's `net.ipv4.conf.all.rp_filter` is 2 (a warning says so), and IPv6 has no
-//! such check in the kernel; there a guest can pose as another guest of its own
-//! host, while other hosts refuse what is not its host's.
-//!
-//! Sources: `veth(4)`, `network_namespaces(7)`, kernel
-//! `Documentation/networking/ip-sysctl.rst`.
+//! Source: `veth(4)`.
 
-use std::net::IpAddr;
+use conet_netsys::{Link, NetError, Netlink, Netns, Veth};
 
-use conet_netsys::{
-    IfName, IpNet, Link, MacAddr, NameError, NetError, Netlink, Netns, NetnsName, Route,
-    RouteScope, Sysctl, Veth,
-};
+use crate::{AttachError, GuestSpec};
 
-/// What a guest is to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GuestSpec {
-    /// Name of the guest's namespace.
-    pub name: NetnsName,
-    /// Name of the link at the host's end.
-    pub host_link: IfName,
-    /// Name of the link at the guest's end.
-    pub guest_link: IfName,
-    /// The guest's addresses, at least one.
-    pub addresses: Vec<IpAddr>,
-    /// The host's addresses as the guest sees them: one of each family that the
-    /// guest has.
-    pub gateways: Vec<IpAddr>,
-    /// Largest packet in bytes; that of the tunnel's device, so that the guest
-    /// never sends what would not fit.
-    pub mtu: u16,
-    /// The guest's Ethernet address; random when absent.
-    pub mac: Option<MacAddr>,
+fn is_veth(link: &Link) -> bool {
+    link.kind.as_deref() == Some("veth")
 }
 
-impl GuestSpec {
-    /// A guest with one address behind one gateway, links named as the guest on
-    /// the host and `eth0` inside.
-    ///
-    /// # Errors
-    /// [`NameError::TooLong`] when the name does not fit an interface (15 bytes).
-    pub fn new(
-        name: NetnsName,
-        address: IpAddr,
-        gateway: IpAddr,
-        mtu: u16,
-    ) -> Result<Self, NameError> {
-        Ok(Self {
-            host_link: IfName::new(name.as_str())?,
-            guest_link: IfName::new("eth0")?,
-            name,
-            addresses: vec![address],
-            gateways: vec![gateway],
-            mtu,
-            mac: None,
-        })
-    }
-
-    fn has_v6(&self) -> bool {
-        self.addresses.iter().any(IpAddr::is_ipv6)
-    }
-}
-
-/// Why a guest could not be attached.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The kernel refused something.
-    #[error("guest {name}")]
-    Net {
-        /// The guest.
-        name: NetnsName,
-        /// What it refused.
-        source: NetError,
-    },
-    /// The specification names no address.
-    #[error("guest {name} has no address; give it one")]
-    NoAddress {
-        /// The guest.
-        name: NetnsName,
-    },
-    /// No gateway of the family of one of the addresses.
-    #[error("guest {name} has address {address} but no gateway of that family; give it one")]
-    NoGateway {
-        /// The guest.
-        name: NetnsName,
-        /// The address.
-        address: IpAddr,
-    },
-    /// A link that is no veth bears the name that the host's end should have.
-    #[error("guest {name}: link {link} is in use for something else; choose another name")]
-    LinkTaken {
-        /// The guest.
-        name: NetnsName,
-        /// The link.
-        link: IfName,
-    },
-}
-
-/// A guest that is connected to its host.
-#[derive(Debug)]
-#[must_use = "a guest stays when its port is dropped; detach it to remove it"]
-pub struct GuestPort {
-    spec: GuestSpec,
-    netns: Netns,
-    host: Netlink,
-    adopted: bool,
-}
-
-impl GuestPort {
-    /// Makes the guest, or takes over the one that is there, in the network
-    /// namespace of the calling thread as its host.
-    ///
-    /// # Errors
-    /// [`AttachError`]; then nothing remains that this call has made.
-    pub fn attach(spec: GuestSpec) -> Result<Self, AttachError> {
-        check(&spec)?;
-        let name = &spec.name;
-        let fail = |source| AttachError::Net { name: spec.name.clone(), source };
-        let (netns, found) = open_or_create(name).map_err(fail)?;
-        let undo = |error| {
-            if !found {
-                // The first failure is the one to report.
-                drop(GuestPort::remove(&spec.name, spec.host_link));
-            }
-            error
-        };
-        let mut host = Netlink::open().map_err(fail).map_err(undo)?;
-        let mut guest = Netlink::open_in(&netns).map_err(fail).map_err(undo)?;
-        let paired = pair(&spec, &netns, &mut host, &mut guest).map_err(undo)?;
-        set_guest(&spec, &netns, &mut guest).map_err(fail).map_err(undo)?;
-        set_host(&spec, &mut host).map_err(fail).map_err(undo)?;
-        Ok(Self { spec, netns, host, adopted: found && paired })
-    }
-
-    /// What the guest is.
-    pub fn spec(&self) -> &GuestSpec {
-        &self.spec
-    }
-
-    /// The guest's namespace.
-    pub fn netns(&self) -> &Netns {
-        &self.netns
-    }
-
-    /// Whether the guest was already there and connected when it was attached.
-    pub fn is_adopted(&self) -> bool {
-        self.adopted
-    }
-
-    /// Whether packets can pass: the link is there, up, and so is its other end.
-    ///
-    /// # Errors
-    /// As the kernel refuses.
-    pub fn is_up(&mut self) -> Result<bool, NetError> {
-        Ok(self.host.link(self.spec.host_link)?.is_some_and(|link| link.up && link.running))
-    }
-
-    /// Removes the guest's link, routes and name. A process that still runs
-    /// inside keeps a namespace without a name and without a way out.
-    ///
-    /// # Errors
-    /// As the kernel refuses.
-    pub fn detach(mut self) -> Result<(), NetError> {
-        self.host.delete_link(self.spec.host_link)?;
-        Netns::delete(&self.spec.name).map(|_| ())
-    }
-
-    /// Removes what is left of a guest, whatever that is; says whether there was
-    /// anything. For guests whose port is lost, after a crash.
-    ///
-    /// # Errors
-    /// As the kernel refuses.
-    pub fn remove(name: &NetnsName, host_link: IfName) -> Result<bool, NetError> {
-        let linked = Netlink::open()?.delete_link(host_link)?;
-        let named = Netns::delete(name)?;
-        Ok(linked || named)
-    }
-}
-
-fn check(spec: &GuestSpec) -> Result<(), AttachError> {
-    if spec.addresses.is_empty() {
-        return Err(AttachError::NoAddress { name: spec.name.clone() });
-    }
-    for &address in &spec.addresses {
-        if !spec.gateways.iter().any(|gateway| gateway.is_ipv4() == address.is_ipv4()) {
-            return Err(AttachError::NoGateway { name: spec.name.clone(), address });
-        }
-    }
-    Ok(())
-}
-
-/// Says whether the namespace was there before.
-fn open_or_create(name: &NetnsName) -> Result<(Netns, bool), NetError> {
-    match Netns::open(name) {
-        Ok(netns) => Ok((netns, true)),
-        Err(NetError::NotANamespace { .. }) => {
-            Netns::delete(name)?;
-            Ok((Netns::create(name)?, false))
-        }
-        Err(e) if e.is_missing() => Ok((Netns::create(name)?, false)),
-        Err(e) => Err(e),
-    }
+/// Whether the two are the ends of one pair.
+fn are_paired(outer: Option<&Link>, inner: Option<&Link>) -> bool {
+    matches!((outer, inner), (Some(outer), Some(inner)) if is_veth(inner)
+        && outer.other_end == Some(inner.index)
+        && inner.other_end == Some(outer.index))
 }
 
 /// Makes the veth pair, unless both ends are there and belong together; says
 /// whether they were.
-fn pair(
+pub(crate) fn pair(
     spec: &GuestSpec,
     netns: &Netns,
     host: &mut Netlink,
     guest: &mut Netlink,
 ) -> Result<bool, AttachError> {
     let fail = |source| AttachError::Net { name: spec.name.clone(), source };
-    let is_veth = |link: &Link| link.kind.as_deref() == Some("veth");
     let outer = host.link(spec.host_link).map_err(fail)?;
     let inner = guest.link(spec.guest_link).map_err(fail)?;
     if outer.as_ref().is_some_and(|link| !is_veth(link)) {
         return Err(AttachError::LinkTaken { name: spec.name.clone(), link: spec.host_link });
     }
-    if let (Some(outer), Some(inner)) = (&outer, &inner)
-        && is_veth(inner)
-        && outer.other_end == Some(inner.index)
-        && inner.other_end == Some(outer.index)
-    {
+    if are_paired(outer.as_ref(), inner.as_ref()) {
         return Ok(true);
     }
     // Halves of something else, or of a making that was cut short.
@@ -249,90 +53,17 @@ fn pair(
     Ok(false)
 }
 
-fn set_guest(spec: &GuestSpec, netns: &Netns, guest: &mut Netlink) -> Result<(), NetError> {
-    netns.run(|| switch_ipv6(spec, spec.guest_link))??;
-    set_link(guest, spec.guest_link, spec.mtu, spec.mac)?;
-    set_addresses(guest, spec.guest_link, &spec.addresses)?;
-    guest.set_up(IfName::LOOPBACK)?;
-    guest.set_up(spec.guest_link)?;
-    for &gateway in &spec.gateways {
-        if !spec.addresses.iter().any(|a| a.is_ipv4() == gateway.is_ipv4()) {
-            continue;
-        }
-        guest.replace_route(&Route::on_link(IpNet::from(gateway), spec.guest_link))?;
-        let default = Route::default_via(gateway);
-        guest.replace_route(&Route { link: Some(spec.guest_link), onlink: true, ..default })?;
-    }
-    Ok(())
-}
-
-fn set_host(spec: &GuestSpec, host: &mut Netlink) -> Result<(), NetError> {
-    switch_ipv6(spec, spec.host_link)?;
-    // Before the link is up: no packet passes unchecked.
-    Sysctl::RpFilter(Some(spec.host_link)).write("1")?;
-    if Sysctl::RpFilter(None).read()? == "2" {
-        tracing::warn!(guest = %spec.name, "net.ipv4.conf.all.rp_filter is 2: sources of this \
-            guest are checked loosely; set it to 0 or 1");
-    }
-    // Guests share the link's far side with nobody; there is no better way to
-    // tell them.
-    Sysctl::SendRedirects(Some(spec.host_link)).write("0")?;
-    set_link(host, spec.host_link, spec.mtu, None)?;
-    set_addresses(host, spec.host_link, &spec.gateways)?;
-    host.set_up(spec.host_link)?;
-    for &address in &spec.addresses {
-        let source = spec.gateways.iter().copied().find(|g| g.is_ipv4() == address.is_ipv4());
-        let route = Route::on_link(IpNet::from(address), spec.host_link);
-        host.replace_route(&Route { source, scope: RouteScope::Link, ..route })?;
-    }
-    Sysctl::Ipv4Forward.write("1")?;
-    if spec.has_v6() {
-        Sysctl::Ipv6Forward.write("1")?;
-    }
-    Ok(())
-}
-
-/// Without IPv6 addresses a link is silent in IPv6: no solicitations into the
-/// tunnel, and no link-local way around the gateway. A kernel without IPv6 lacks
-/// the switch, which is as good.
-fn switch_ipv6(spec: &GuestSpec, link: IfName) -> Result<(), NetError> {
-    let value = if spec.has_v6() { "0" } else { "1" };
-    match Sysctl::DisableIpv6(Some(link)).write(value) {
-        Err(e) if e.is_missing() && !spec.has_v6() => Ok(()),
-        other => other,
-    }
-}
-
-fn set_link(
-    netlink: &mut Netlink,
-    name: IfName,
-    mtu: u16,
-    mac: Option<MacAddr>,
-) -> Result<(), NetError> {
-    let link = netlink.link(name)?;
-    if link.as_ref().is_none_or(|link| link.mtu != u32::from(mtu)) {
-        netlink.set_mtu(name, u32::from(mtu))?;
-    }
-    match mac {
-        Some(mac) if link.is_none_or(|link| link.mac != Some(mac)) => netlink.set_mac(name, mac),
-        _ => Ok(()),
-    }
-}
-
-/// The link has these addresses and no other global one.
-fn set_addresses(netlink: &mut Netlink, link: IfName, wanted: &[IpAddr]) -> Result<(), NetError> {
-    let present = netlink.addresses(Some(link))?;
-    for entry in &present {
-        let ip = entry.net.addr();
-        let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if !(link_local || wanted.contains(&ip) && entry.net == IpNet::from(ip)) {
-            netlink.delete_address(link, entry.net)?;
-        }
-    }
-    for net in wanted.iter().map(|&ip| IpNet::from(ip)) {
-        if !present.iter().any(|entry| entry.net == net) {
-            netlink.add_address(link, net)?;
-        }
+/// Removes the guest's own pair, of a time when it was plumbed by one.
+pub(crate) fn unpair(
+    spec: &GuestSpec,
+    host: &mut Netlink,
+    guest: &mut Netlink,
+) -> Result<(), AttachError> {
+    let fail = |source: NetError| AttachError::Net { name: spec.name.clone(), source };
+    let outer = host.link(spec.host_link).map_err(fail)?;
+    let inner = guest.link(spec.guest_link).map_err(fail)?;
+    if are_paired(outer.as_ref(), inner.as_ref()) {
+        host.delete_link(spec.host_link).map_err(fail)?;
     }
     Ok(())
 }

@@ -231,6 +231,8 @@ fn a_guest_that_cannot_be_made_leaves_nothing() {
     let error = host.run(|| GuestPort::attach(guest_spec(1, 1)).map(drop).unwrap_err());
     assert!(matches!(error, AttachError::LinkTaken { .. }), "{error}");
     assert!(!Netns::exists(&guest_name(1, 1)));
+    // It is somebody else's: an attempt must not cost them their link.
+    assert!(host.netlink().link(guest_spec(1, 1).host_link).unwrap().is_some());
 
     let mut spec = guest_spec(1, 2);
     spec.addresses.clear();

@@ -6,11 +6,13 @@
 //!
 //! A step that fails does not end the demonstration: the others still say what
 //! works. A Ctrl-C does, and so does a lab that does not come up. Whatever
-//! happens, the lab is removed ([`Raised`] does so when dropped).
+//! happens, the lab is removed ([`Raised`] does so when dropped). A step that this
+//! machine cannot show, as its doctor finds, is *unavailable* and not tried.
 //!
 //! What a step does is in the modules below, by subject; each step is a function
 //! from the raised lab to its figures.
 
+mod needs;
 mod network;
 mod process;
 pub mod program;
@@ -26,6 +28,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use self::needs::Need;
 use crate::measure::MeasureError;
 use crate::{LabError, LabState, Options, Watch, down, up};
 
@@ -53,6 +56,8 @@ pub struct Step {
     pub name: String,
     /// Why it failed, and what to do; none where it succeeded.
     pub error: Option<String>,
+    /// Why this machine cannot show it, and what to do; then it was not tried.
+    pub unavailable: Option<String>,
     /// What it found.
     pub figures: Vec<Figure>,
     /// How long it took.
@@ -60,14 +65,19 @@ pub struct Step {
 }
 
 impl Step {
+    fn unavailable(name: String, reason: String) -> Self {
+        let unavailable = Some(reason);
+        Self { name, error: None, unavailable, figures: Vec::new(), seconds: 0.0 }
+    }
+
     /// Whether it succeeded.
     #[must_use]
     pub fn ok(&self) -> bool {
-        self.error.is_none()
+        self.error.is_none() && self.unavailable.is_none()
     }
 
     /// As the report has it: `name`, `ok`, `seconds`, `figures` by name and unit,
-    /// and `error` where there was one.
+    /// and `error` where there was one. `ok` is null where there is `unavailable`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let mut figures = Map::new();
@@ -84,6 +94,10 @@ impl Step {
         });
         if let Some(error) = &self.error {
             step["error"] = Value::from(error.as_str());
+        }
+        if let Some(reason) = &self.unavailable {
+            step["ok"] = Value::Null;
+            step["unavailable"] = Value::from(reason.as_str());
         }
         step
     }
@@ -211,10 +225,13 @@ struct ReportJson {
 }
 
 impl Report {
-    /// Whether every step ran and succeeded.
+    /// Whether every step that this machine can show ran and succeeded, and there was
+    /// one.
     #[must_use]
     pub fn ok(&self) -> bool {
-        !self.interrupted && !self.steps.is_empty() && self.steps.iter().all(Step::ok)
+        !self.interrupted
+            && self.steps.iter().any(Step::ok)
+            && self.steps.iter().all(|step| step.error.is_none())
     }
 
     /// The report as one JSON object, with `steps` in it.
@@ -258,30 +275,46 @@ impl Run<'_> {
     fn mode(&mut self, mode: Mode) {
         let mut raised = None;
         let watch = self.watch;
-        self.step(&format!("lab up ({mode})"), || {
+        let name = |what: &str| format!("{what} ({mode})");
+        self.step(Need::Lab(mode), &name("lab up"), || {
             let state = up(&Options { hosts: 2, guests: 1, mode }, watch)?;
             let hosts = state.hosts.len();
             raised = Some(Raised { state, mode, lowered: false });
             Ok(vec![Figure::new("hosts", hosts, "")])
         });
-        let Some(mut raised) = raised else { return };
-        self.step(&format!("ping ({mode})"), || network::ping(&raised));
-        self.step(&format!("tcp there ({mode})"), || network::tcp(&raised, 1, 2));
-        self.step(&format!("tcp back ({mode})"), || network::tcp(&raised, 2, 1));
-        self.step(&format!("lan capture ({mode})"), || network::capture(&raised));
+        let Some(mut raised) = raised else { return self.without_lab(mode) };
+        self.step(Need::Nothing, &name("ping"), || network::ping(&raised));
+        self.step(Need::Nothing, &name("tcp there"), || network::tcp(&raised, 1, 2));
+        self.step(Need::Nothing, &name("tcp back"), || network::tcp(&raised, 2, 1));
+        self.step(Need::Nothing, &name("lan capture"), || network::capture(&raised));
         if mode == Mode::WireGuard {
-            self.step(&format!("process moves ({mode})"), || process::moves(&raised, watch));
-            self.step(&format!("forwarded call ({mode})"), || process::calls(&raised, watch));
-            self.step(&format!("socket moves ({mode})"), || socket::moves(&raised, watch));
+            self.step(Need::Moving, &name("process moves"), || process::moves(&raised, watch));
+            self.step(Need::Moving, &name("forwarded call"), || process::calls(&raised, watch));
+            self.step(Need::Sockets, &name("socket moves"), || socket::moves(&raised, watch));
         }
         // Also after a Ctrl-C, when the steps before were left out.
-        self.always(&format!("lab down ({mode})"), || raised.lower());
+        self.always(&name("lab down"), || raised.lower());
     }
 
-    /// Runs a step, unless somebody asked to stop.
-    fn step(&mut self, name: &str, work: impl FnOnce() -> Figures) {
-        if !self.watch.interrupted.load(Ordering::Relaxed) {
-            self.always(name, work);
+    /// Where this machine cannot have the lab, it cannot have what is shown in it.
+    fn without_lab(&mut self, mode: Mode) {
+        let reason = self.report.steps.last().and_then(|step| step.unavailable.clone());
+        let Some(reason) = reason else { return };
+        let only = ["process moves", "forwarded call", "socket moves"];
+        let more = if mode == Mode::WireGuard { &only[..] } else { &[] };
+        for what in ["ping", "tcp there", "tcp back", "lan capture"].iter().chain(more) {
+            self.tell(Step::unavailable(format!("{what} ({mode})"), reason.clone()));
+        }
+    }
+
+    /// Runs a step, unless somebody asked to stop, or this machine lacks what it needs.
+    fn step(&mut self, need: Need, name: &str, work: impl FnOnce() -> Figures) {
+        if self.watch.interrupted.load(Ordering::Relaxed) {
+            return;
+        }
+        match need.lacking() {
+            Some(reason) => self.tell(Step::unavailable(name.to_owned(), reason)),
+            None => self.always(name, work),
         }
     }
 
@@ -294,7 +327,10 @@ impl Run<'_> {
             Ok(figures) => (figures, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
-        let step = Step { name: name.to_owned(), error, figures, seconds };
+        self.tell(Step { name: name.to_owned(), error, unavailable: None, figures, seconds });
+    }
+
+    fn tell(&mut self, step: Step) {
         (self.told)(&step);
         self.report.steps.push(step);
     }
@@ -315,6 +351,7 @@ mod tests {
         Step {
             name: "ping (ipip)".to_owned(),
             error: error.map(str::to_owned),
+            unavailable: None,
             figures: vec![Figure::new("rtt_p50", 12.5, "us"), Figure::new("frames", 3, "")],
             seconds: 0.5,
         }
@@ -341,6 +378,12 @@ mod tests {
         assert!(!Report::default().ok());
         assert!(!Report { interrupted: true, ..good.clone() }.ok());
         assert!(!Report { steps: vec![step(None), step(Some("x"))], ..good.clone() }.ok());
+        // What cannot be shown is no failure, and shows nothing.
+        let left_out = || Step::unavailable("x".to_owned(), "no y; get y".to_owned());
+        assert!(Report { steps: vec![step(None), left_out()], ..good.clone() }.ok());
+        assert!(!Report { steps: vec![left_out()], ..good.clone() }.ok());
+        let shown = left_out().to_json();
+        assert_eq!((&shown["ok"], &shown["unavailable"]), (&Value::Null, &json!("no y; get y")));
         assert_eq!(good.to_json().unwrap()["steps"][0]["name"], "ping (ipip)");
     }
 

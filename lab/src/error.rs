@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use conet_netsys::userns::UserNamespaceError;
 use conet_netsys::{NameError, NetError};
 use thiserror::Error;
 
@@ -13,6 +14,23 @@ pub enum LabError {
     /// The caller is not root.
     #[error("a lab makes network namespaces, which needs root: run it with sudo")]
     NotRoot,
+    /// An ordinary user cannot have namespaces.
+    #[error(
+        "without root a lab needs a user namespace: {0}; see conet doctor, or run it with sudo"
+    )]
+    NoNamespace(#[source] UserNamespaceError),
+    /// A container hides parts of its /proc.
+    #[error(
+        "cannot mount a /proc of one's own ({0}): containers that hide parts of theirs forbid it; \
+         run it outside of the container, or as root"
+    )]
+    NoProc(#[source] io::Error),
+    /// An ordinary user's machine did not come up, as it said itself.
+    #[error("{said}")]
+    Machine {
+        /// Its one line.
+        said: String,
+    },
     /// There is a lab already, or the rest of one.
     #[error("a lab is up already; remove it with: conet lab down")]
     AlreadyUp,

@@ -110,7 +110,7 @@ fn enter_host(plan: &Plan) -> Result<(), LabError> {
     // Downstream: the machine's later mounts and unmounts arrive, ours stay here.
     let cut = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", cut).map_err(LabError::step("cut the mounts off"))?;
-    let program = own_program();
+    let program = own_program(&["/tmp", "/run"]);
     private_directory("/tmp", "mode=1777")?;
     private_directory("/run", "mode=0755")?;
     if let Some((path, tree)) = program {
@@ -124,18 +124,18 @@ fn enter_host(plan: &Plan) -> Result<(), LabError> {
     shift_clocks(plan.clock_s)
 }
 
-/// This program, where it was started from one of the directories that a host has
-/// for itself: without it no `conet` could be run there.
-fn own_program() -> Option<(PathBuf, OwnedFd)> {
+/// This program, where it was started from one of the directories that are going to be
+/// `hidden`: without it no `conet` could be run there.
+pub(crate) fn own_program(hidden: &[&str]) -> Option<(PathBuf, OwnedFd)> {
     let path = std::env::current_exe().ok()?;
-    let is_hidden = ["/tmp", "/run"].iter().any(|directory| path.starts_with(directory));
+    let is_hidden = hidden.iter().any(|directory| path.starts_with(directory));
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     // Fails where the file is gone since: then there is nothing to bring.
     let tree = is_hidden.then(|| open_tree(CWD, &path, flags).ok())??;
     Some((path, tree))
 }
 
-fn put_back(path: &Path, tree: OwnedFd) -> io::Result<()> {
+pub(crate) fn put_back(path: &Path, tree: OwnedFd) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
@@ -143,7 +143,7 @@ fn put_back(path: &Path, tree: OwnedFd) -> io::Result<()> {
     Ok(move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-fn private_directory(path: &str, options: &str) -> Result<(), LabError> {
+pub(crate) fn private_directory(path: &str, options: &str) -> Result<(), LabError> {
     let options = CString::new(options).map_err(io::Error::from);
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     let mounted =
@@ -184,7 +184,7 @@ fn write_file(file: &PlannedFile) -> Result<(), LabError> {
     write().map_err(LabError::step_on("write", &file.path))
 }
 
-fn close_standard_streams() -> Result<(), LabError> {
+pub(crate) fn close_standard_streams() -> Result<(), LabError> {
     let null = || -> rustix::io::Result<()> {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
         rustix::stdio::dup2_stdin(&null)?;

@@ -9,7 +9,8 @@
 //!
 //! What it is not: a test fixture only. `conet lab` and `conet demo` are shipped.
 //!
-//! Everything here needs root.
+//! Everything here needs root, of the machine or of a user namespace: an ordinary user
+//! has the whole lab inside namespaces of its own ([`rootless`]).
 
 pub mod demo;
 mod down;
@@ -21,6 +22,7 @@ pub mod measure;
 mod names;
 mod plan;
 mod process;
+pub mod rootless;
 mod state;
 mod status;
 mod sys;

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use conet_node::config::{DEFAULT_PORT, Mode, SOCKET_NAME};
+use conet_node::config::{DEFAULT_PORT, GuestKind, Mode, SOCKET_NAME};
 use conet_node::identity::Identity;
 
 use crate::LabError;
@@ -91,11 +91,14 @@ fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> S
             other.overlay(),
         );
     }
+    // An ordinary user's lab shows the plain path, which needs the least.
+    let kind =
+        if crate::rootless::is_inside() { GuestKind::Tap } else { GuestKind::Netns }.as_str();
     for guest in 1..=guests {
         text += &format!(
             "\n[[guest]]\n\
              name = \"{}\"\n\
-             kind = \"netns\"\n\
+             kind = \"{kind}\"\n\
              address = \"{}\"\n",
             host.guest_name(guest),
             host.guest_address(guest),
@@ -138,7 +141,7 @@ mod tests {
                 && peer.grants.guests_from
                 && peer.grants.host_for_us));
             assert_eq!(config.guests.len(), 2);
-            assert_eq!(config.guests[1].address, host.guest_address(2));
+            assert_eq!(config.guests[1].addresses, [host.guest_address(2)]);
         }
     }
 

@@ -12,6 +12,18 @@ pub(crate) fn unshare_host() -> rustix::io::Result<()> {
     unsafe { unshare_unsafe(flags) }
 }
 
+/// Gives the calling process new mount, network, UTS and IPC namespaces, and its
+/// children a new process namespace.
+pub(crate) fn unshare_machine() -> rustix::io::Result<()> {
+    let flags = UnshareFlags::NEWNS
+        | UnshareFlags::NEWNET
+        | UnshareFlags::NEWPID
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWIPC;
+    // SAFETY: as above.
+    unsafe { unshare_unsafe(flags) }
+}
+
 /// Makes a new time namespace for the calling process's children, and for itself
 /// once it joins (`time_namespaces(7)`, kernel 5.6).
 pub(crate) fn unshare_time() -> rustix::io::Result<()> {

@@ -101,6 +101,13 @@ pub(crate) mod opt {
     pub(crate) const IPV6_V6ONLY: Opt = Opt { level: libc::IPPROTO_IPV6, name: 26 };
 }
 
+/// One of a socket's two buffers.
+#[derive(Clone, Copy)]
+pub(crate) enum Buffer {
+    Send,
+    Receive,
+}
+
 /// The calls of one socket, with errors that say which.
 pub(crate) struct Socket<'k, K> {
     pub(crate) kernel: &'k K,
@@ -108,6 +115,21 @@ pub(crate) struct Socket<'k, K> {
 }
 
 impl<K: Kernel> Socket<'_, K> {
+    /// Sets a buffer's size beyond the system's limit or, without CAP_NET_ADMIN in the
+    /// initial user namespace, up to it (`man 7 socket`).
+    pub(crate) fn set_buffer(&self, which: Buffer, size: i32) -> Result<(), CallFailed> {
+        let (forced, name, plain, plain_name) = match which {
+            Buffer::Send => (opt::SNDBUFFORCE, "SO_SNDBUFFORCE", opt::SNDBUF, "SO_SNDBUF"),
+            Buffer::Receive => (opt::RCVBUFFORCE, "SO_RCVBUFFORCE", opt::RCVBUF, "SO_RCVBUF"),
+        };
+        match self.set_i32(forced, name, size) {
+            Err(error) if error.source.raw_os_error() == Some(libc::EPERM) => {
+                self.set_i32(plain, plain_name, size)
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn get_i32(&self, option: Opt, what: &'static str) -> Result<i32, CallFailed> {
         let mut value = [0; 4];
         self.kernel.getsockopt(self.fd, option, &mut value).map_err(|source| CallFailed {

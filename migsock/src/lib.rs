@@ -41,6 +41,7 @@
 mod kernel;
 pub mod lock;
 pub mod options;
+pub mod probe;
 mod restore;
 mod save;
 pub mod state;

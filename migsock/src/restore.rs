@@ -16,7 +16,7 @@
 //! the flow is locked before there is a socket, until `activate`.
 
 use crate::Host;
-use crate::kernel::{CallFailed, Kernel, REPAIR_OFF, REPAIR_ON, RepairQueue, Socket, opt};
+use crate::kernel::{Buffer, CallFailed, Kernel, REPAIR_OFF, REPAIR_ON, RepairQueue, Socket, opt};
 use crate::lock::{Held, Lock, LockError};
 use crate::options::by_id;
 use crate::state::{SavedSocket, StateError};
@@ -157,8 +157,8 @@ fn connect<K: Kernel>(
     };
     let send = room(state.buffers.send, state.send.len());
     let receive = room(state.buffers.receive, state.recv.len());
-    socket.set_i32(opt::SNDBUFFORCE, "SO_SNDBUFFORCE", send)?;
-    socket.set_i32(opt::RCVBUFFORCE, "SO_RCVBUFFORCE", receive)?;
+    socket.set_buffer(Buffer::Send, send)?;
+    socket.set_buffer(Buffer::Receive, receive)?;
     if state.ipv6 {
         socket.set_i32(opt::IPV6_V6ONLY, "IPV6_V6ONLY", state.v6only.into())?;
     }
@@ -223,6 +223,13 @@ fn queues<K: Kernel>(socket: &Socket<'_, K>, state: &SavedSocket) -> Result<(), 
     Ok(())
 }
 
+/// Why a queue does not take what it once held.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it is larger than this process may make it: raise net.core.wmem_max and rmem_max, or run      as root of the machine"
+)]
+struct TooSmall;
+
 /// Sends `bytes` into the chosen queue.
 fn fill<K: Kernel>(
     socket: &Socket<'_, K>,
@@ -235,6 +242,9 @@ fn fill<K: Kernel>(
         match socket.kernel.send(socket.fd, next) {
             Ok(0) => return Err(failed("send", what)(io::ErrorKind::WriteZero.into())),
             Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(failed("send", what)(io::Error::new(error.kind(), TooSmall)));
+            }
             // Large buffers are scarce first.
             Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && piece > LEAST_PIECE => {
                 piece = (piece / 2).max(LEAST_PIECE);
@@ -319,13 +329,13 @@ fn finish<K: Kernel>(socket: &Socket<'_, K>, ending: &mut Ending) -> Result<(), 
         }
     }
     ending.unsent.drain(..sent);
-    for (option, what, value) in [
-        (opt::REUSEADDR, "SO_REUSEADDR", ending.reuse_address.into()),
-        (opt::SNDBUFFORCE, "SO_SNDBUFFORCE", ending.send_buffer),
-        (opt::RCVBUFFORCE, "SO_RCVBUFFORCE", ending.receive_buffer),
-        (opt::BUF_LOCK, "SO_BUF_LOCK", ending.buffer_lock),
+    let reuse = ending.reuse_address.into();
+    for set in [
+        socket.set_i32(opt::REUSEADDR, "SO_REUSEADDR", reuse),
+        socket.set_buffer(Buffer::Send, ending.send_buffer),
+        socket.set_buffer(Buffer::Receive, ending.receive_buffer),
+        socket.set_i32(opt::BUF_LOCK, "SO_BUF_LOCK", ending.buffer_lock),
     ] {
-        let set = socket.set_i32(option, what, value);
         result = result.and(set);
     }
     result

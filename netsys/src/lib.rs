@@ -29,9 +29,11 @@ mod link;
 mod names;
 mod netlink;
 mod netns;
+pub mod probe;
 mod route;
 mod sys;
 mod sysctl;
+pub mod userns;
 
 pub use address::AddressEntry;
 pub use error::{Fault, NetError, Object, Op};

@@ -13,6 +13,8 @@
 //! # socket = "…"                    state_dir/control.sock where absent
 //! # guests_from = ["a"]             whose processes may run here
 //! # host_for_us = ["a"]             who may run ours
+//! # plain_links = ["a"]             between whom and us links of processes go in the
+//! #                                 clear, where both nodes say so
 //! # allow_root = false              whether processes of uid 0 may leave
 //! # guest_uid_base = 1879048192     first host uid for processes of others
 //! # link_timeout = 60               seconds that a process waits for a node out of reach
@@ -29,8 +31,8 @@
 //!
 //! [[guest]]
 //! name = "web"
-//! kind = "netns"
-//! address = "10.77.1.2"
+//! kind = "netns"                    # or "tap"
+//! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "10.77.1.3"]
 //! ```
 //!
 //! A `[[peer]]` may tunnel and nothing else. To run processes is granted apart,
@@ -58,6 +60,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+pub(crate) use check::is_name;
 pub use error::{ConfigError, Problem, Suggestion, TomlMessage};
 
 use crate::identity::{Identity, PublicKey, X25519Public};
@@ -126,6 +129,19 @@ impl NodeConfig {
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.overlay.network()).saturating_add(1))
+    }
+
+    /// Why no guest can have this address, as a remedy; none where one can.
+    #[must_use]
+    pub fn refuses_guest_at(&self, address: Ipv4Addr) -> Option<&'static str> {
+        let overlay = self.overlay;
+        if !overlay.contains(&address) {
+            Some("take one of the overlay's")
+        } else if [overlay.network(), self.gateway(), overlay.broadcast()].contains(&address) {
+            Some("the first and the last are the network's, the second is the gateway's")
+        } else {
+            None
+        }
     }
 }
 
@@ -208,6 +224,9 @@ pub struct Grants {
     pub guests_from: bool,
     /// It may run ours (`host_for_us`).
     pub host_for_us: bool,
+    /// Links of processes to and from it go in the clear (`plain_links`), if it says
+    /// the same.
+    pub plain_links: bool,
 }
 
 /// `[[peer]]`: another host.
@@ -234,8 +253,10 @@ pub struct PeerConfig {
 /// How a guest is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestKind {
-    /// A network namespace, made by the daemon where it is not there.
+    /// A network namespace, made by the daemon where it is not there, by veth.
     Netns,
+    /// The same by a TAP device and a thread of the daemon.
+    Tap,
 }
 
 impl GuestKind {
@@ -244,6 +265,24 @@ impl GuestKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Netns => "netns",
+            Self::Tap => "tap",
+        }
+    }
+}
+
+/// A word that names no kind of guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a kind of guest; write netns or tap")]
+pub struct UnknownKind;
+
+impl FromStr for GuestKind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        match text {
+            "netns" => Ok(Self::Netns),
+            "tap" => Ok(Self::Tap),
+            _ => Err(UnknownKind),
         }
     }
 }
@@ -255,8 +294,8 @@ pub struct GuestConfig {
     pub name: String,
     /// How it is run.
     pub kind: GuestKind,
-    /// Its address in the node's overlay.
-    pub address: Ipv4Addr,
+    /// Its addresses in the node's overlay, at least one.
+    pub addresses: Vec<Ipv4Addr>,
 }
 
 /// A host's clock against its machine's, in nanoseconds; positive is ahead.

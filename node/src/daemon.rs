@@ -41,6 +41,7 @@ use crate::control::{ControlServer, Responder};
 use crate::peers::{self, AskError, PeerResponder, Peers};
 use crate::processes::Processes;
 
+use guests::{GuestEvent, Guests};
 pub use start::{DaemonError, run};
 
 /// Wakes the thread for messages and answers.
@@ -57,6 +58,7 @@ const CONET: &str = env!("CARGO_PKG_VERSION");
 enum Message<E> {
     Session(EndpointEvent),
     Process(E),
+    Guest(Box<GuestEvent>),
 }
 
 /// What the process manager's threads hold of the daemon.
@@ -123,6 +125,7 @@ struct Daemon<P: Processes> {
     tunnel: Tunnel,
     control: ControlServer,
     peers: Peers,
+    guests: Guests,
     processes: P,
     ending: bool,
 }
@@ -178,6 +181,7 @@ impl<P: Processes> Daemon<P> {
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Process(event) => self.processes.handle_event(event),
+                Message::Guest(event) => self.guests.handle_event(*event),
                 Message::Session(EndpointEvent::PeerUp(key)) => {
                     let hello = self.hello();
                     self.peers.on_up(&self.endpoint, key, hello);
@@ -250,6 +254,17 @@ impl<P: Processes> Daemon<P> {
             }
             Request::Migrate { pid, to } => self.processes.migrate(caller, pid, &to, answer),
             Request::Why { pid } => self.processes.why(caller, pid, answer),
+            Request::Guests {} => {
+                answer.answer(Ok(Response::Guests { guests: self.guests.list() }));
+            }
+            Request::GuestAdd { name, kind, addresses } => {
+                self.guests.add(caller, name, &kind, addresses, answer);
+            }
+            Request::GuestRemove { name } => self.guests.remove(caller, &name, answer),
+            Request::Trace { pid, timed } => {
+                let trace = self.processes.trace(caller, pid, timed);
+                answer.answer(trace.map(Response::Trace));
+            }
             Request::Shutdown {} if caller.administers => {
                 tracing::info!(uid = caller.uid, "asked to end");
                 self.ending = true;
@@ -263,15 +278,10 @@ impl<P: Processes> Daemon<P> {
         }
     }
 
-    fn status(&self) -> Result<control::Status, Failure> {
+    fn status(&mut self) -> Result<control::Status, Failure> {
         let node = &self.config.node;
         let snapshot = self.tunnel.snapshot().map_err(gone)?;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let guests = self.config.guests.iter().map(|guest| control::Guest {
-            name: guest.name.clone(),
-            kind: guest.kind.as_str().to_owned(),
-            address: guest.address.to_string(),
-        });
         Ok(control::Status {
             name: node.name.clone(),
             version: CONET.to_owned(),
@@ -285,7 +295,7 @@ impl<P: Processes> Daemon<P> {
             device: snapshot.device.as_str().to_owned(),
             peers: count(self.config.peers.len()),
             peers_up: count(self.peers.iter().filter(|(_, state)| state.up).count()),
-            guests: guests.collect(),
+            guests: self.guests.list(),
         })
     }
 

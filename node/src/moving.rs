@@ -24,7 +24,6 @@
 mod family;
 mod guests;
 mod home;
-mod store;
 mod work;
 
 use std::collections::BTreeMap;
@@ -34,7 +33,10 @@ use std::time::{Duration, Instant};
 
 use conet_deputy_link::hosting::WardenEvent;
 use conet_deputy_link::locks::{self, Policy};
-use conet_wire::control::{Failure, Moved, Place, Process, Reason, Response, Why};
+use conet_deputy_link::trace;
+use conet_wire::control::{
+    Failure, Moved, Place, Process, Reason, Response, Trace, TracedCall, Why,
+};
 use conet_wire::moving::{Answer, Ask, Ticket};
 use conet_wire::peer;
 
@@ -45,6 +47,7 @@ use crate::daemon::NodeHandle;
 use crate::peers::PeerResponder;
 use crate::processes::{Processes, no_such_process};
 use crate::procfs::{ProcessRef, Stat, owner};
+use crate::store;
 use family::Birth;
 use guests::Guests;
 use home::{Program, Record};
@@ -56,6 +59,8 @@ const WATCH: Duration = Duration::from_millis(50);
 const IDLE_WATCH: Duration = Duration::from_millis(500);
 /// How long an ended program is listed.
 const KEEP_ENDED: Duration = Duration::from_secs(600);
+/// How long calls are timed after the last that asked for it.
+const TIMED: Duration = Duration::from_secs(5);
 /// Most ended programs that are listed.
 const MAX_ENDED: usize = 500;
 /// How far above a process its registered ancestor may be.
@@ -228,7 +233,7 @@ impl Movers {
         program.is_busy = false;
         let reply = program.settle(outcome, &home);
         if reply.is_err() && !program.record.process.is_alive() {
-            program.end(None);
+            program.end_in_a_move();
         }
         self.save();
         if let Some(answer) = answer {
@@ -434,6 +439,35 @@ impl Processes for Movers {
                 Err(_) => Err(no_such_process(pid)),
             });
         });
+    }
+
+    fn trace(&mut self, caller: Caller, pid: u32, timed: bool) -> Result<Trace, Failure> {
+        let program = self.find(caller, pid)?;
+        let away = (program.record.place == Place::Away).then_some(&program.record.stay);
+        let (Some(Some((node, _))), Some(process)) = (away, work::as_pid(pid)) else {
+            return Err(Failure::new(
+                "not-away",
+                format!("process {pid} is not away: its calls are its kernel's own"),
+                "move it with conet migrate",
+            ));
+        };
+        let node = node.clone();
+        if timed {
+            program.timed_until = Some(Instant::now() + TIMED);
+        }
+        let read = trace::take_times(process, program.timed_until.is_some());
+        let calls = read.and_then(|()| trace::read(process)).map_err(|_| no_such_process(pid))?;
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let calls = calls.into_iter().map(|call| TracedCall {
+            number: call.number,
+            name: call.name.to_owned(),
+            calls: call.calls,
+            timed: call.timed,
+            ran_ns: nanos(call.ran),
+            waited_for: call.waited_for,
+            waited_ns: nanos(call.waited),
+        });
+        Ok(Trace { pid, command: program.command(), node, calls: calls.collect() })
     }
 
     fn handle_peer_ask(&mut self, peer: &PeerConfig, message: Vec<u8>, answer: PeerResponder) {

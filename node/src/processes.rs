@@ -21,7 +21,7 @@
 
 use std::time::Instant;
 
-use conet_wire::control::{Failure, Process};
+use conet_wire::control::{Failure, Process, Trace};
 
 use crate::caller::Caller;
 use crate::config::PeerConfig;
@@ -53,6 +53,14 @@ pub trait Processes {
 
     /// Tells whether and why `pid` may not move.
     fn why(&mut self, caller: Caller, pid: u32, answer: Responder);
+
+    /// Which calls of `pid` are forwarded; takes their times for some seconds from now
+    /// on where that is wanted.
+    ///
+    /// # Errors
+    ///
+    /// What the caller is told.
+    fn trace(&mut self, caller: Caller, pid: u32, timed: bool) -> Result<Trace, Failure>;
 
     /// Another node's process manager asks. Its session has authenticated it and
     /// it has at least one grant; which one it needs is decided here.

@@ -37,6 +37,7 @@ mod driver;
 mod engine;
 pub mod fuzz_support;
 mod network;
+pub mod probe;
 mod sockets;
 mod tun;
 

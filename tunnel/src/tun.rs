@@ -82,6 +82,11 @@ impl TunPort {
         })
     }
 
+    /// Whether the device takes TCP, and UDP, in large pieces.
+    pub(crate) fn offloads(&self) -> (bool, bool) {
+        (self.device.tcp_gso(), self.device.udp_gso())
+    }
+
     fn write(&mut self, from: usize, to: usize) -> io::Result<usize> {
         let packets = &mut self.writing[from..to];
         self.device.send_multiple(&mut self.table, packets, HEAD_ROOM)

@@ -22,6 +22,7 @@ extern crate alloc;
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -64,6 +65,30 @@ pub enum Request {
     Why {
         /// The process at home.
         pid: u32,
+    },
+    /// The node's guests: [`Response::Guests`].
+    Guests {},
+    /// Make a guest: [`Response::Guest`].
+    GuestAdd {
+        /// Its name, for a namespace also that of the namespace.
+        name: String,
+        /// How it is plumbed: `netns` or `tap`.
+        kind: String,
+        /// Its addresses in the overlay; a free one where there are none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        addresses: Vec<Ipv4Addr>,
+    },
+    /// Remove a guest that was added: [`Response::Done`].
+    GuestRemove {
+        /// Its name.
+        name: String,
+    },
+    /// Which of a process's calls are forwarded: [`Response::Trace`].
+    Trace {
+        /// The process at home.
+        pid: u32,
+        /// Whether to take times from now on; that ends by itself after seconds.
+        timed: bool,
     },
     /// End the daemon, and leave moved processes running: [`Response::Done`].
     Shutdown {},
@@ -130,7 +155,16 @@ pub enum Response {
     Moved(Moved),
     /// To [`Request::Why`].
     Why(Why),
-    /// To [`Request::Shutdown`].
+    /// To [`Request::Guests`].
+    Guests {
+        /// The configuration's first, then in the order of their addition.
+        guests: Vec<Guest>,
+    },
+    /// To [`Request::GuestAdd`].
+    Guest(Guest),
+    /// To [`Request::Trace`].
+    Trace(Trace),
+    /// To [`Request::Shutdown`] and [`Request::GuestRemove`].
     Done {},
     /// To any request that could not be carried out.
     Error(Failure),
@@ -194,10 +228,25 @@ pub struct Status {
 pub struct Guest {
     /// Its name.
     pub name: String,
-    /// How it is run: `netns`.
+    /// How it is plumbed: `netns` (by veth) or `tap`.
     pub kind: String,
-    /// Its overlay address.
+    /// Its first overlay address.
     pub address: String,
+    /// All of them.
+    #[serde(default)]
+    pub addresses: Vec<Ipv4Addr>,
+    /// Who asked for it: `config` or `added`.
+    #[serde(default)]
+    pub origin: String,
+    /// `up`, `down`, `adding`, `removing` or `unusable`.
+    #[serde(default)]
+    pub state: String,
+    /// Why it is down or unusable, for people.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// Packets that its port has dropped; the kernel counts a veth's.
+    #[serde(default)]
+    pub drops: u64,
 }
 
 /// A peer, as the daemon sees it.
@@ -280,6 +329,38 @@ pub struct Process {
     pub waited_us: u64,
     /// The latest thing worth telling: why it was brought home, or ended.
     pub reason: Option<Reason>,
+}
+
+/// The calls that are forwarded for a process, since it went out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// At home.
+    pub pid: u32,
+    /// Its command's name.
+    pub command: String,
+    /// The node it runs on.
+    pub node: String,
+    /// By number.
+    pub calls: Vec<TracedCall>,
+}
+
+/// A system call in a [`Trace`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedCall {
+    /// Its number in the x86-64 table.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// How often it was forwarded.
+    pub calls: u64,
+    /// How many of these were timed at home.
+    pub timed: u64,
+    /// How long those ran at home, in all, in nanoseconds.
+    pub ran_ns: u64,
+    /// How many were timed by the program's side.
+    pub waited_for: u64,
+    /// How long the program waited for those, in all, in nanoseconds.
+    pub waited_ns: u64,
 }
 
 /// Why a process stays, came home or ended.
@@ -389,7 +470,21 @@ mod tests {
 
     #[test]
     fn requests_have_these_lines() {
-        let table: [(Request, &str); 7] = [
+        let added = Request::GuestAdd {
+            name: "web".into(),
+            kind: "tap".into(),
+            addresses: vec![Ipv4Addr::new(10, 77, 1, 9)],
+        };
+        let table: [(Request, &str); 10] = [
+            (Request::Guests {}, r#"{"request":"guests"}"#),
+            (
+                added,
+                r#"{"request":"guest-add","name":"web","kind":"tap","addresses":["10.77.1.9"]}"#,
+            ),
+            (
+                Request::GuestRemove { name: "web".into() },
+                r#"{"request":"guest-remove","name":"web"}"#,
+            ),
             (Request::Status {}, r#"{"request":"status"}"#),
             (Request::Peers {}, r#"{"request":"peers"}"#),
             (Request::Register { pid: 7, node: None }, r#"{"request":"register","pid":7}"#),

@@ -46,6 +46,9 @@ pub mod kind {
     pub const CALL: u32 = 16;
     /// Home → remote: its result.
     pub const REPLY: u32 = 17;
+    /// As [`REPLY`]; somebody wants to know how long calls take
+    /// ([`super::Request::took`]).
+    pub const REPLY_TIMED: u32 = 22;
     /// Home → remote: come home ([`super::ComeHome`]).
     pub const COME_HOME: u32 = 18;
     /// Remote → home: the program ended by `exit_group` ([`super::Exit`]).
@@ -98,6 +101,9 @@ pub struct Request {
     pub descs: u32,
     /// Arguments as the program gave them; those that a [`Desc`] names are replaced.
     pub args: [u64; 6],
+    /// How long the program waited for the call before, in nanoseconds; 0 where that
+    /// was not wanted.
+    pub took: u64,
 }
 
 /// Which way a buffer goes; bits of [`Desc::direction`].
@@ -361,7 +367,7 @@ mod tests {
         let desc =
             Desc { addr: 0x1000, len: 5, place: 1, direction: direction::IN, ..Desc::default() };
         let body = encode(
-            Request { nr: 1, descs: 1, args: [1, 0x1000, 5, 0, 0, 0] },
+            Request { nr: 1, descs: 1, args: [1, 0x1000, 5, 0, 0, 0], took: 0 },
             &[desc],
             b"hello\0\0\0",
         );
@@ -386,7 +392,7 @@ mod tests {
     #[test]
     fn every_truncation_is_refused() {
         let desc = Desc { len: 16, place: 1, direction: direction::IN, ..Desc::default() };
-        let body = encode(Request { nr: 1, descs: 1, args: [0; 6] }, &[desc], &[7; 16]);
+        let body = encode(Request { nr: 1, descs: 1, args: [0; 6], took: 0 }, &[desc], &[7; 16]);
         for cut in 0..body.len() {
             assert_eq!(
                 parse_request(&body[..cut]).map(|_| ()),
@@ -401,10 +407,10 @@ mod tests {
         let long = Desc { len: u32::MAX, place: 0, direction: direction::OUT, ..Desc::default() };
         let forward = Desc { len: 8, place: PLACE_BUFFER, ..Desc::default() };
         for (desc, want) in [(long, RequestError::TooLong), (forward, RequestError::BadPlace)] {
-            let body = encode(Request { nr: 0, descs: 1, args: [0; 6] }, &[desc], &[]);
+            let body = encode(Request { nr: 0, descs: 1, args: [0; 6], took: 0 }, &[desc], &[]);
             assert_eq!(parse_request(&body).map(|_| ()), Err(want));
         }
-        let body = encode(Request { nr: 0, descs: 9, args: [0; 6] }, &[], &[]);
+        let body = encode(Request { nr: 0, descs: 9, args: [0; 6], took: 0 }, &[], &[]);
         assert_eq!(parse_request(&body).map(|_| ()), Err(RequestError::TooManyBuffers));
     }
 

@@ -1,20 +1,61 @@
 //! `conet lab …` and `conet demo`.
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use conet_lab::demo::{self, Figure, Report, Step};
-use conet_lab::{LabReport, Options, Watch};
+use conet_lab::{LabError, LabReport, Options, Removed, Watch, rootless};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::{LabCommand, Output};
 use crate::table;
 
-pub(super) fn run(command: LabCommand) -> Result<()> {
+pub(super) fn run(command: LabCommand) -> Result<ExitCode> {
+    if rootless::is_needed()
+        && let Some(status) = run_as_user(&command)?
+    {
+        return Ok(status);
+    }
+    if let LabCommand::Init { parent, command } = command {
+        return Ok(rootless::init(parent, &command)?.into());
+    }
+    run_as_root(command).map(|()| ExitCode::SUCCESS)
+}
+
+/// Runs the same command in the user's machine; none for those that make that.
+fn run_as_user(command: &LabCommand) -> Result<Option<ExitCode>> {
+    let status = match command {
+        LabCommand::Up { .. } => rootless::run_lab_up(&arguments()),
+        LabCommand::Down { output } => match rootless::run_lab_down(&arguments()) {
+            Err(LabError::NotUp) => {
+                print_removed(&Removed::default(), *output)?;
+                Ok(0)
+            }
+            other => other,
+        },
+        LabCommand::Status { .. } | LabCommand::Exec { .. } | LabCommand::Restart { .. } => {
+            rootless::run_in_lab(&arguments())
+        }
+        LabCommand::Hold
+        | LabCommand::Daemon { .. }
+        | LabCommand::Init { .. }
+        | LabCommand::Machine => return Ok(None),
+    };
+    Ok(Some(status?.into()))
+}
+
+/// What this command was started with.
+fn arguments() -> Vec<OsString> {
+    std::env::args_os().skip(1).collect()
+}
+
+fn run_as_root(command: LabCommand) -> Result<()> {
     match command {
         LabCommand::Up { hosts, guests, mode, output } => {
             up(&Options { hosts, guests, mode: mode.into() }, output)
@@ -32,6 +73,8 @@ pub(super) fn run(command: LabCommand) -> Result<()> {
             Ok(conet_lab::restart(&host, Watch { progress: &tell, interrupted: &interrupted })?)
         }
         LabCommand::Hold => become_other(conet_lab::hold()),
+        LabCommand::Init { .. } => anyhow::bail!("process 1 is not run twice"),
+        LabCommand::Machine => Ok(rootless::start_machine()?),
         LabCommand::Daemon { host } => become_other(conet_lab::exec_daemon(&host)),
     }
 }
@@ -66,7 +109,10 @@ fn up(options: &Options, output: Output) -> Result<()> {
 }
 
 fn down(output: Output) -> Result<()> {
-    let removed = conet_lab::down()?;
+    print_removed(&conet_lab::down()?, output)
+}
+
+fn print_removed(removed: &Removed, output: Output) -> Result<()> {
     if output.json {
         let removed = json!({
             "processes": removed.processes,
@@ -107,7 +153,14 @@ fn show(lab: &LabReport, output: Output) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn demo(output: Output) -> Result<()> {
+pub(super) fn demo(output: Output) -> Result<ExitCode> {
+    if rootless::is_needed() {
+        return Ok(rootless::run(&arguments())?.into());
+    }
+    show_demo(output).map(|()| ExitCode::SUCCESS)
+}
+
+fn show_demo(output: Output) -> Result<()> {
     let interrupted = on_signals()?;
     let mut told = |step: &Step| {
         // Progress that nobody reads is no reason to stop.
@@ -124,15 +177,19 @@ pub(super) fn demo(output: Output) -> Result<()> {
     }
     match report.steps.iter().find_map(|step| Some((step, step.error.as_ref()?))) {
         Some((step, error)) => Err(anyhow::anyhow!("{}: {error}", step.name)),
+        None if !report.ok() => {
+            Err(anyhow::anyhow!("this machine can show none of the steps; see: conet doctor"))
+        }
         None => Ok(()),
     }
 }
 
 /// A step in one line.
 fn summary(step: &Step) -> String {
-    match &step.error {
-        Some(error) => format!("FAILED: {error}"),
-        None => format!("ok in {:.1} s: {}", step.seconds, figures(step)),
+    match (&step.error, &step.unavailable) {
+        (Some(error), _) => format!("FAILED: {error}"),
+        (None, Some(reason)) => format!("{} unavailable: {reason}", step.name),
+        (None, None) => format!("ok in {:.1} s: {}", step.seconds, figures(step)),
     }
 }
 
@@ -159,9 +216,14 @@ fn print_report(report: &Report) -> Result<()> {
     for step in &report.steps {
         rows.add_row([
             step.name.clone(),
-            if step.ok() { "ok" } else { "FAILED" }.to_owned(),
+            match (&step.error, &step.unavailable) {
+                (Some(_), _) => "FAILED",
+                (None, Some(_)) => "unavailable",
+                (None, None) => "ok",
+            }
+            .to_owned(),
             format!("{:.1}", step.seconds),
-            step.error.clone().unwrap_or_else(|| figures(step)),
+            step.error.clone().or(step.unavailable.clone()).unwrap_or_else(|| figures(step)),
         ]);
     }
     table::print(&rows)?;

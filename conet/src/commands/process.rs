@@ -16,7 +16,7 @@ use crate::table;
 /// A program that could not become this process.
 #[derive(Debug)]
 pub(super) struct ExecError {
-    program: OsString,
+    pub(super) program: OsString,
     pub(super) source: io::Error,
 }
 

@@ -184,9 +184,14 @@ fn ask(wanted: &Wanted) -> Result<u32, Away> {
     Ok(seq)
 }
 
+/// Waits for however long the other half is silent: that is its node's to judge.
+fn wait(fd: i32, into: &mut [u8]) -> i64 {
+    sys::receive(fd, into, 0)
+}
+
 /// Waits for the deputy's word that there is a link for the child.
 fn branch(seq: u32) -> Result<Ticket, Away> {
-    let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
+    let Ok(frame) = sys::state().link.receive(wait) else { give_up() };
     if come_home(&frame).is_some() {
         sys::state().remote.asked = true;
         return Err(Away::Asked);
@@ -254,13 +259,14 @@ fn begin(child: &mut Child) {
     let remote = &mut state.remote;
     remote.seq = 0;
     remote.cpu_time = 0;
+    (remote.is_timed, remote.took) = (false, 0);
     if child.wanted.flags & clone::CLEAR_SIGHAND != 0 {
         remote.signals.handled = 0;
     }
     if state.link.send(kind::READY, 0, 0).is_err() {
         give_up();
     }
-    let Ok(frame) = state.link.receive(link::wait) else { give_up() };
+    let Ok(frame) = state.link.receive(wait) else { give_up() };
     let born = Born::read_from_prefix(state.link.received(&frame));
     let Ok((born, _)) = born else { give_up() };
     if frame.header.kind != kind::BORN {

@@ -31,10 +31,22 @@ pub(crate) fn offset(id: u32) -> Option<i64> {
 
 /// Home's clock `id` as seconds and nanoseconds.
 pub(crate) fn read(id: u32) -> Option<[i64; 2]> {
-    let offset = offset(id)?;
+    let [more_seconds, more_nanos] = sys::offset(id)?;
     let [seconds, nanos] = sys::local_clock(id)?;
-    let total = nanos + offset.rem_euclid(SECOND);
-    Some([seconds + offset.div_euclid(SECOND) + total / SECOND, total % SECOND])
+    let (seconds, nanos) = (seconds + more_seconds, nanos + more_nanos);
+    Some(if nanos < SECOND { [seconds, nanos] } else { [seconds + 1, nanos - SECOND] })
+}
+
+/// What to add to clock `id`, as seconds and nanoseconds, of which there are 0 to
+/// 999,999,999.
+pub(crate) fn split_offset(id: u32) -> Option<[i64; 2]> {
+    offset(id).map(|offset| [offset.div_euclid(SECOND), offset.rem_euclid(SECOND)])
+}
+
+/// Nanoseconds of the local `CLOCK_MONOTONIC`, to take times with.
+pub(crate) fn ticks() -> u64 {
+    let [seconds, nanos] = sys::local_clock(nr::CLOCK_MONOTONIC).unwrap_or_default();
+    (seconds * SECOND + nanos).unsigned_abs()
 }
 
 /// Resolution of home's clock `id` in nanoseconds: what every x86-64 kernel with

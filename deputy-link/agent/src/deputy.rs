@@ -19,7 +19,8 @@ use crate::link::{self, Broken, Frame, Keys};
 use crate::restore::{self, Incoming, Side};
 use crate::sys;
 use conet_deputy_core::boot::{
-    ABORTED, BOOT, BROKEN_OFF, Boot, PARKED, PENDING, Pending, STATUS, Status, fault, phase,
+    ABORTED, BOOT, BROKEN_OFF, Boot, COUNTS, COUNTS_LEN, Count, PARKED, PENDING, Pending, STATUS,
+    Status, fault, phase,
 };
 use conet_wire::image::{Commit, Head, REGION, REGION_LEN, reason};
 use conet_wire::link::{
@@ -37,8 +38,19 @@ pub(crate) fn status() -> &'static mut Status {
     }
 }
 
+/// What is counted of call `number`.
+fn count_of(number: u32) -> Option<&'static mut Count> {
+    let at = usize::try_from(number).ok().filter(|at| *at < COUNTS_LEN)?;
+    let bytes = sys::slice_mut(COUNTS, COUNTS_LEN * size_of::<Count>());
+    <[Count]>::mut_from_bytes(bytes).ok()?.get_mut(at)
+}
+
 /// What a deputy needs to know between two calls.
 pub(crate) struct Deputy {
+    /// `clock_gettime` of this process's vDSO, or 0.
+    clock: u64,
+    /// Number of the last call.
+    last: u32,
     /// Sequence of the last call that ran.
     pub(crate) done: u32,
     /// Descriptor of the socket to the daemon.
@@ -84,8 +96,15 @@ pub(crate) fn run() -> ! {
     if sys::state().link.send_value(kind::COMMIT, 0, &commit).is_err() {
         lost(fault::END, 0);
     }
-    let daemon = i32::try_from(boot.daemon).unwrap_or(-1);
-    let mut deputy = Deputy { done: 0, daemon, rseq, pending: boot.pending, broken_off: 0 };
+    let mut deputy = Deputy {
+        clock: boot.clock,
+        last: u32::MAX,
+        done: 0,
+        daemon: i32::try_from(boot.daemon).unwrap_or(-1),
+        rseq,
+        pending: boot.pending,
+        broken_off: 0,
+    };
     if deputy.pending.present == 1 {
         deputy.finish_for_remote();
     }
@@ -106,16 +125,16 @@ pub(crate) fn lost(why: u32, detail: u64) -> ! {
     sys::die(9)
 }
 
-pub(crate) fn gated_receive(fd: i32, into: &mut [u8]) -> i64 {
-    let args =
-        [u64::from(fd.cast_unsigned()), into.as_mut_ptr() as u64, into.len() as u64, 0, 0, 0];
+pub(crate) fn gated_receive(fd: i32, into: &mut [u8], flags: u32) -> i64 {
+    let (fd, at) = (u64::from(fd.cast_unsigned()), into.as_mut_ptr() as u64);
+    let args = [fd, at, into.len() as u64, u64::from(flags), 0, 0];
     sys::gate(nr::__NR_recvfrom, &args)
 }
 
 impl Deputy {
     /// Takes one frame and does what it says.
     fn serve(&mut self) {
-        let frame = match sys::state().link.receive(gated_receive) {
+        let frame = match sys::state().link.expect(gated_receive) {
             Ok(frame) => frame,
             Err(Broken::Interrupted) => self.come_home(false),
             Err(Broken::End) => lost(fault::END, 0),
@@ -147,6 +166,8 @@ impl Deputy {
         let status = status();
         let number = parsed.request.nr;
         status.last_call = u64::from(number);
+        self.account(number, parsed.request.took);
+        let begin = self.now();
         let result = sys::gate(number, &parsed.request.args);
         match result {
             result if link::is_aborted(result) => {
@@ -170,10 +191,40 @@ impl Deputy {
             status.blocked = parsed.request.args[4];
         }
         status.calls += 1;
+        let kind = if status.is_timed == 0 { kind::REPLY } else { kind::REPLY_TIMED };
+        if let (Some(begin), Some(end), Some(count)) = (begin, self.now(), count_of(number)) {
+            count.timed += 1;
+            count.ran += end.saturating_sub(begin);
+        }
         self.done = frame.header.seq;
         let len = reply(&parsed, &at, result, link.body());
-        if link.send(kind::REPLY, frame.header.seq, len).is_err() {
+        if link.send(kind, frame.header.seq, len).is_err() {
             lost(fault::END, 0);
+        }
+    }
+
+    /// Begins to count, as a process that has just been made.
+    pub(crate) fn forget_counts(&mut self) {
+        (self.done, self.last) = (0, u32::MAX);
+        sys::slice_mut(COUNTS, COUNTS_LEN * size_of::<Count>()).fill(0);
+    }
+
+    /// The time, where somebody wants to know how long calls take.
+    fn now(&self) -> Option<u64> {
+        (status().is_timed != 0 && self.clock != 0).then(|| sys::monotonic(self.clock))
+    }
+
+    /// Counts a call, and how long the program `took` over the one before.
+    fn account(&mut self, number: u32, took: u64) {
+        if took != 0
+            && let Some(count) = count_of(self.last)
+        {
+            count.waited_for += 1;
+            count.waited += took;
+        }
+        self.last = number;
+        if let Some(count) = count_of(number) {
+            count.calls += 1;
         }
     }
 

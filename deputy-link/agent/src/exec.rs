@@ -268,7 +268,7 @@ fn is_exec(number: u32) -> bool {
 fn collect(exec: &Exec, staging: Option<&Staging>) -> bool {
     let mut left = exec.bytes;
     while left > 0 {
-        let frame = match sys::state().link.receive(gated_receive) {
+        let frame = match sys::state().link.receive(|fd, into| gated_receive(fd, into, 0)) {
             Ok(frame) => frame,
             Err(Broken::Interrupted) => return false,
             Err(Broken::End) => lost(fault::END, 0),

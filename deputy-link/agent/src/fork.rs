@@ -22,6 +22,10 @@ use conet_wire::link::{ReplyHead, kind};
 use linux_raw_sys::general as nr;
 use zerocopy::FromBytes;
 
+fn gated_wait(fd: i32, into: &mut [u8]) -> i64 {
+    gated_receive(fd, into, 0)
+}
+
 /// Why no child was made.
 enum Undone {
     /// The program makes it at home, because of one of [`why`].
@@ -160,7 +164,7 @@ impl Deputy {
             }
             let [own, new] = core::hint::black_box(&fds).map(|fd| fd.revents != 0);
             if own {
-                return Err(match sys::state().link.receive(gated_receive) {
+                return Err(match sys::state().link.receive(gated_wait) {
                     Ok(frame) if frame.header.kind == kind::HEAD => Undone::Leaves(frame),
                     Ok(frame) => lost(fault::PROTOCOL, u64::from(frame.header.kind)),
                     Err(Broken::Interrupted) => Undone::Wanted,
@@ -169,7 +173,7 @@ impl Deputy {
                 });
             }
             if new {
-                return match link.receive(gated_receive) {
+                return match link.receive(gated_wait) {
                     Ok(frame) if frame.header.kind == kind::READY => Ok(()),
                     Err(Broken::Interrupted) => Err(Undone::Wanted),
                     Ok(_) | Err(_) => Err(Undone::Impossible(why::LINK)),
@@ -191,7 +195,7 @@ impl Deputy {
         }
         link.fd = own;
         sys::state().link = link;
-        self.done = 0;
+        self.forget_counts();
         self.pending = Pending::default();
         if fork.shares == 1 {
             // As of every child that shares memory (man 2 rseq).

@@ -10,9 +10,11 @@
 use crate::sys;
 use conet_deputy_core::boot::family::LinkKeys;
 use conet_deputy_core::boot::{ABORTED, BROKEN_OFF};
+use conet_deputy_core::waiting::Waiting;
 use conet_transport::session::protect::{Cipher, Key, Label, Opener, Replay, Sealer};
 use conet_wire::link::{FrameHeader, MAX_FRAME, split_frame};
 use conet_wire::session::{RECORD_PREFIX, TAG, emit_record_prefix, parse_record_prefix};
+use core::cell::Cell;
 use core::ops::Range;
 use zerocopy::IntoBytes;
 
@@ -20,6 +22,9 @@ const BODY: usize = RECORD_PREFIX + conet_wire::session::HEADER + size_of::<Fram
 /// A small read first: a reply of ordinary size comes whole, and little is left
 /// over to be moved when there is more.
 const FIRST_READ: usize = 8192;
+const MSG_DONTWAIT: u32 = 0x40;
+/// −EAGAIN.
+const NOTHING_YET: i64 = -11;
 
 /// Why nothing was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +49,7 @@ pub(crate) struct Link {
     filled: usize,
     /// Of these, bytes of the record last given out.
     consumed: usize,
+    waiting: Waiting,
 }
 
 /// A frame that was received; its body lies in the link's receive buffer.
@@ -71,12 +77,17 @@ impl From<LinkKeys> for Keys {
 
 impl Link {
     pub(crate) const fn none() -> Self {
-        Self { fd: 0, set: 0, sealer: None, opener: None, filled: 0, consumed: 0 }
+        let waiting = Waiting::new();
+        Self { fd: 0, set: 0, sealer: None, opener: None, filled: 0, consumed: 0, waiting }
     }
 
     /// Takes over descriptor and keys.
     pub(crate) fn start(&mut self, fd: i32, set: u32, keys: &Keys) {
-        let cipher = if keys.cipher == 0 { Cipher::Aes128Gcm } else { Cipher::ChaCha20Poly1305 };
+        let cipher = match keys.cipher {
+            0 => Cipher::Aes128Gcm,
+            2 => Cipher::Plain,
+            _ => Cipher::ChaCha20Poly1305,
+        };
         self.fd = fd;
         self.set = set;
         self.sealer = Some(Sealer::new(cipher, &Key::new(keys.seal), keys.seal_next));
@@ -84,6 +95,7 @@ impl Link {
         self.opener = Some(Opener::new(cipher, &Key::new(keys.open), replay));
         self.filled = 0;
         self.consumed = 0;
+        self.waiting = Waiting::new();
     }
 
     /// Goes on with the other buffers, because these hold a pending call's data.
@@ -179,12 +191,35 @@ impl Link {
             };
             let room = buffer.get_mut(self.filled..wanted).ok_or(Broken::Forged)?;
             match read(self.fd, room) {
-                -4 => {}
+                // The node that hosts has given the socket a time limit for the beginning.
+                -4 | NOTHING_YET => {}
                 n if is_aborted(n) => return Err(Broken::Interrupted),
                 n if n <= 0 => return Err(Broken::End),
                 n => self.filled += usize::try_from(n).map_err(|_| Broken::End)?,
             }
         }
+    }
+
+    /// As [`Self::receive`], where the other half is expected to answer soon; `read`
+    /// takes the flags of recv(2).
+    pub(crate) fn expect(
+        &mut self,
+        read: impl Fn(i32, &mut [u8], u32) -> i64,
+    ) -> Result<Frame, Broken> {
+        let tries = self.waiting.tries();
+        let left = Cell::new(tries);
+        let frame = self.receive(|fd, into| {
+            while left.get() > 0 {
+                left.set(left.get() - 1);
+                match read(fd, into, MSG_DONTWAIT) {
+                    NOTHING_YET => core::hint::spin_loop(),
+                    result => return result,
+                }
+            }
+            read(fd, into, 0)
+        });
+        self.waiting.learn(tries, left.get(), sys::switches);
+        frame
     }
 
     fn open(&mut self, record: usize) -> Result<Frame, Broken> {
@@ -205,7 +240,11 @@ pub(crate) fn is_aborted(result: i64) -> bool {
     (BROKEN_OFF - 514..=ABORTED).contains(&result)
 }
 
-/// `recv` that waits.
+/// `recv` that waits, for a process that is still being moved: when its other half
+/// is silent for as long as the socket's time limit, that is its end.
 pub(crate) fn wait(fd: i32, into: &mut [u8]) -> i64 {
-    sys::receive(fd, into, 0)
+    match sys::receive(fd, into, 0) {
+        NOTHING_YET => 0,
+        result => result,
+    }
 }

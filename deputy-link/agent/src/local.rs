@@ -92,8 +92,12 @@ fn change_mask(args: &[u64; 6]) -> Result<i64, Away> {
 fn tell_mask() -> Result<i64, Away> {
     let signals = sys::state().remote.signals;
     let mask = (signals.blocked | signals.handled).to_le_bytes();
-    let request =
-        Request { nr: nr::__NR_rt_sigprocmask, descs: 1, args: [2, 0, 0, 8, signals.blocked, 0] };
+    let request = Request {
+        nr: nr::__NR_rt_sigprocmask,
+        descs: 1,
+        args: [2, 0, 0, 8, signals.blocked, 0],
+        took: 0,
+    };
     let desc = Desc { len: 8, place: 1, direction: direction::IN, ..Desc::default() };
     trap::with_inputs(request, &[desc], &[&mask])
 }

@@ -220,6 +220,7 @@ fn with_skew(frame: &Frame, skew: i64) -> Commit {
 
 fn start(head: &Head, commit: Commit) -> ! {
     sys::state().remote.offsets = commit.offsets;
+    sys::use_offsets();
     let mut registers = head.registers;
     sys::set_base(0x1002, registers.fs_base);
     sys::set_base(0x1001, registers.gs_base);

@@ -12,8 +12,8 @@
 //! checked copy may raise.
 
 use crate::capture::{self, Leave};
-use crate::link::{self, Broken, Frame};
-use crate::{branch, local};
+use crate::link::{Broken, Frame};
+use crate::{branch, clock, local};
 use crate::sys::{self, Context, Program};
 use conet_deputy_core::marshal::{self, NotForwarded, Plan, Signals};
 use conet_deputy_core::table::{self, Class, Local};
@@ -47,6 +47,10 @@ pub(crate) struct Remote {
     pub(crate) pid: u64,
     /// How many of those whose child it is share its memory: `vfork` within `vfork`.
     pub(crate) depth: usize,
+    /// Home wants to know how long calls take.
+    pub(crate) is_timed: bool,
+    /// How long the last one took, in nanoseconds, where it was timed.
+    pub(crate) took: u64,
 }
 
 impl Remote {
@@ -62,6 +66,8 @@ impl Remote {
             cpu_time: 0,
             pid: 0,
             depth: 0,
+            is_timed: false,
+            took: 0,
         }
     }
 }
@@ -263,23 +269,32 @@ fn exchange(plan: &Plan) -> Result<i64, Away> {
     let state = sys::state();
     state.remote.seq = state.remote.seq.wrapping_add(1);
     let seq = state.remote.seq;
+    let took = core::mem::take(&mut state.remote.took);
+    let field = core::mem::offset_of!(Request, took);
+    state.link.body()[field..field + 8].copy_from_slice(&took.to_le_bytes());
+    let begin = state.remote.is_timed.then(clock::ticks);
     if state.link.send(kind::CALL, seq, plan.len).is_err() {
         give_up();
     }
-    wait_for(seq, Some(plan))
+    let result = wait_for(seq, Some(plan));
+    if let Some(begin) = begin {
+        sys::state().remote.took = clock::ticks().saturating_sub(begin);
+    }
+    result
 }
 
 /// Waits for the reply to call `seq`; without a plan, for one that another agent
 /// began.
 pub(crate) fn wait_for(seq: u32, plan: Option<&Plan>) -> Result<i64, Away> {
-    let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
+    let Ok(frame) = sys::state().link.expect(sys::receive) else { give_up() };
     if let Some(come) = come_home(&frame) {
         sys::state().remote.asked = true;
         return Err(if come.pending == 1 { Away::AskedPending } else { Away::Asked });
     }
-    if frame.header.kind != kind::REPLY || frame.header.seq != seq {
+    if !matches!(frame.header.kind, kind::REPLY | kind::REPLY_TIMED) || frame.header.seq != seq {
         give_up();
     }
+    sys::state().remote.is_timed = frame.header.kind == kind::REPLY_TIMED;
     let body = sys::state().link.received(&frame);
     let result = match plan {
         Some(plan) => plan.store(body, &mut Program),

@@ -4,12 +4,14 @@
 //! ```text
 //! REGION + 0         the agent's program: code, constants, data, buffers
 //!        + VDSO      the local kernel's vDSO (remote side only)
-//!        + BOOT      Boot: written before the start; Status: written by the deputy
+//!        + BOOT      Boot: written before the start; Status and the counts of
+//!                    calls: written by the deputy
 //!        + STATE     the program's Head and vector state while it is here
 //! ```
 //!
 //! The daemon reads and writes through `/proc/PID/mem`, so each field is written
-//! by one side only while the deputy runs; [`Status::interrupt`] is the daemon's.
+//! by one side only while the deputy runs; [`Status::interrupt`] and
+//! [`Status::is_timed`] are the daemon's.
 
 pub mod family;
 
@@ -30,6 +32,10 @@ pub const BOOT: u64 = REGION + 0x00e0_0000;
 pub const STATUS: u64 = BOOT + 0x8000;
 /// Where a deputy leaves the call ([`Pending`]) that it is finishing at home.
 pub const PENDING: u64 = BOOT + 0xa000;
+/// Where the deputy counts calls: one [`Count`] for each number below [`COUNTS_LEN`].
+pub const COUNTS: u64 = BOOT + 0x1_0000;
+/// How many there are; x86-64 has no call beyond.
+pub const COUNTS_LEN: usize = 512;
 /// Where [`conet_wire::image::Head`] and the vector state lie.
 pub const STATE: u64 = REGION + 0x00f0_0000;
 /// Offset of the vector state from [`STATE`].
@@ -134,7 +140,7 @@ pub struct Boot {
     pub link: u32,
     /// Descriptor of the process's own `/proc/self/maps`.
     pub maps: u32,
-    /// 0 AES-128-GCM, 1 ChaCha20-Poly1305.
+    /// 0 AES-128-GCM, 1 ChaCha20-Poly1305, 2 none.
     pub cipher: u32,
     /// Descriptor of the socket to the daemon.
     pub daemon: u32,
@@ -154,6 +160,8 @@ pub struct Boot {
     pub rseq_signature: u32,
     /// The program's mask, without what the deputy adds.
     pub blocked: u64,
+    /// `clock_gettime` of the process's own vDSO, 0 if none.
+    pub clock: u64,
     /// Body of COMMIT, which the deputy sends first of all.
     pub offsets: conet_wire::image::Clocks,
     /// The call that was pending when the process moved.
@@ -252,6 +260,24 @@ pub struct Status {
     pub changed: u64,
     /// The link's descriptor.
     pub link: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Set by the daemon: take the time of calls.
+    pub is_timed: u32,
+}
+
+/// What is known of one system call, at [`COUNTS`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Count {
+    /// How often it ran here.
+    pub calls: u64,
+    /// How many of these were timed here.
+    pub timed: u64,
+    /// How long they ran, in nanoseconds.
+    pub ran: u64,
+    /// How many were timed by the program's side.
+    pub waited_for: u64,
+    /// How long the program waited for them, in nanoseconds.
+    pub waited: u64,
 }

@@ -6,12 +6,13 @@
 //!
 //! ```text
 //! arch ≠ x86-64 ─────────────────────────────► trap (the agent takes the process home)
+//! sched_yield, brk, robust list, rseq ───────► allow
 //! instruction in conet's region
 //!    call on the short list, its arguments as the agent uses them ► allow
 //!    else ─────────────────────────────────────────────────────► kill
 //! instruction elsewhere
 //!    memory call that stays clear of the region ► allow
-//!    futex, sched_yield, robust list, rseq ─────► allow
+//!    futex ─────────────────────────────────────► allow
 //!    else ──────────────────────────────────────► trap
 //! ```
 //!
@@ -126,6 +127,17 @@ impl Program {
         p.load(NUMBER);
         p.push(JGE, 0, 1, X32_BIT);
         p.ret(TRAP);
+        // By number alone, so that the kernel knows them beforehand and does not run
+        // the program at all (seccomp's bitmap of constant actions, Linux 5.11).
+        for number in [
+            nr::__NR_sched_yield,
+            nr::__NR_brk,
+            nr::__NR_set_robust_list,
+            nr::__NR_get_robust_list,
+            nr::__NR_rseq,
+        ] {
+            p.allow(number);
+        }
         p.load(POINTER_HIGH);
         // The jump is patched when the length of the agent's part is known.
         let fork = p.len;
@@ -150,6 +162,9 @@ impl Program {
     /// Calls of the agent itself.
     fn agent(&mut self, fds: AgentDescriptors) {
         self.load(NUMBER);
+        // What a forwarded call needs comes first.
+        self.on_descriptors(nr::__NR_sendto, &[fds.link, fds.warden]);
+        self.on_descriptors(nr::__NR_recvfrom, &[fds.link]);
         self.allow(nr::__NR_rt_sigreturn);
         self.allow(nr::__NR_exit_group);
         self.allow(nr::__NR_clock_gettime);
@@ -157,10 +172,7 @@ impl Program {
         self.allow(nr::__NR_getcpu);
         self.allow(nr::__NR_getrusage);
         self.allow(nr::__NR_arch_prctl);
-        self.allow(nr::__NR_get_robust_list);
         self.allow(nr::__NR_sigaltstack);
-        self.on_descriptors(nr::__NR_sendto, &[fds.link, fds.warden]);
-        self.on_descriptors(nr::__NR_recvfrom, &[fds.link]);
         self.on_descriptors(nr::__NR_lseek, &[fds.maps]);
         self.on_descriptors(nr::__NR_read, &[fds.maps]);
         self.on_descriptors(nr::__NR_pread64, &[fds.pagemap]);
@@ -169,7 +181,6 @@ impl Program {
             self.away_from_region(number, KILL);
         }
         self.moving_away_from_region(nr::__NR_mremap, KILL);
-        self.allow(nr::__NR_brk);
         self.anonymous_map(KILL, true);
         self.ret(KILL);
     }
@@ -222,11 +233,6 @@ impl Program {
     fn program(&mut self) {
         self.load(NUMBER);
         self.futex();
-        self.allow(nr::__NR_sched_yield);
-        self.allow(nr::__NR_set_robust_list);
-        self.allow(nr::__NR_get_robust_list);
-        self.allow(nr::__NR_rseq);
-        self.allow(nr::__NR_brk);
         // munmap and mremap trap: where home has a file, home must hear of it.
         self.away_from_region(nr::__NR_mprotect, TRAP);
         self.anonymous_map(TRAP, false);

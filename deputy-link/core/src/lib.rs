@@ -17,3 +17,4 @@ pub mod boot;
 pub mod filter;
 pub mod marshal;
 pub mod table;
+pub mod waiting;

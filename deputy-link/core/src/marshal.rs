@@ -344,7 +344,7 @@ pub fn request(
     let mut builder = Builder {
         memory,
         body,
-        request: Request { nr: number, descs: 0, args: *args },
+        request: Request { nr: number, descs: 0, args: *args, took: 0 },
         descs: [Desc::default(); MAX_DESCS],
         count: 0,
         sources: [Source::Program(0); MAX_DESCS],

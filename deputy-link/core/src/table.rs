@@ -255,6 +255,9 @@ pub const TABLE: &[Line] = &[
     Line(nr::__NR_setxattr, "setxattr", Forward(&[text(0), text(1), input(2, Len::Arg(3))])),
     Line(nr::__NR_lsetxattr, "lsetxattr", Forward(&[text(0), text(1), input(2, Len::Arg(3))])),
     Line(nr::__NR_fsetxattr, "fsetxattr", Forward(&[text(1), input(2, Len::Arg(3))])),
+    Line(nr::__NR_removexattr, "removexattr", Forward(&[text(0), text(1)])),
+    Line(nr::__NR_lremovexattr, "lremovexattr", Forward(&[text(0), text(1)])),
+    Line(nr::__NR_fremovexattr, "fremovexattr", Forward(&[text(1)])),
 
     // Waiting for descriptors and time.
     Line(nr::__NR_poll, "poll", Forward(&[both(0, Len::Times(1, 8))])),
@@ -440,6 +443,7 @@ pub const PRCTLS: &[(u32, &[Buffer])] = &[
     (23, &[]),                          // PR_CAPBSET_READ
     (38, &[]),                          // PR_SET_NO_NEW_PRIVS
     (39, &[]),                          // PR_GET_NO_NEW_PRIVS
+    (0x4155_5856, &[result(1, Len::Arg(2), 1)]), // PR_GET_AUXV
 ];
 
 const SLOTS: usize = 512;

@@ -189,6 +189,7 @@ pub(super) fn write_boot(
         rseq_len: snapshot.head.rseq_len,
         rseq_signature: snapshot.head.rseq_signature,
         blocked: snapshot.head.blocked,
+        clock: snapshot.head.vdso.clock_gettime,
         offsets,
         pending: snapshot.pending,
     };

@@ -3,7 +3,9 @@
 #![allow(unsafe_code, reason = "ptrace and descriptor passing are raw system calls")]
 
 pub(crate) mod packet;
+pub(crate) mod probe;
 pub(crate) mod processor;
 pub(crate) mod ptrace;
 pub(crate) mod socket;
 pub(crate) mod spawn;
+mod thunk;

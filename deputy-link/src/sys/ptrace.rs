@@ -2,12 +2,14 @@
 //!
 //! ptrace belongs to a thread: a [`Stopped`] is used on the thread that made it
 //! (it is not `Send`). Dropping one restores registers and mask and lets the process
-//! run; so does the kernel if the daemon dies, because between two calls the
-//! registers are always the process's own.
+//! run. If the daemon dies, the kernel lets it run: between two calls the registers are
+//! always the process's own, and within one the code that it runs restores them
+//! ([`super::thunk`]).
 //!
 //! Sources: man 2 ptrace, especially "Attaching and detaching" and
 //! PTRACE_EVENT_STOP; arch/x86/kernel/signal.c for the restart of calls.
 
+use super::thunk;
 use rustix::process::Pid;
 use std::fs::File;
 use std::io;
@@ -91,6 +93,16 @@ fn wait(pid: Pid) -> Result<libc::c_int, TraceError> {
     if libc::WIFSTOPPED(status) { Ok(status) } else { Err(TraceError::Gone) }
 }
 
+/// A `syscall` instruction to borrow.
+#[derive(Clone, Copy, Debug)]
+enum Gadget {
+    /// One that is there; should the tracer die behind it, the process ends by SIGTRAP,
+    /// since single step outlives the tracer.
+    Found(u64),
+    /// The first of a [`thunk`].
+    Thunk(u64),
+}
+
 /// A process that this thread has stopped.
 #[derive(Debug)]
 pub(crate) struct Stopped {
@@ -99,7 +111,7 @@ pub(crate) struct Stopped {
     regs: Regs,
     mask: u64,
     /// A `syscall` instruction in the process.
-    gadget: Option<u64>,
+    gadget: Option<Gadget>,
     is_detached: bool,
     /// A stop signal that came in the midst of a borrowed call.
     held_back: libc::c_int,
@@ -120,7 +132,8 @@ impl Stopped {
                 Some(libc::ESRCH | libc::ENOENT) => TraceError::Gone,
                 _ => TraceError::Request { request: "memory", source },
             })?;
-        request("PTRACE_SEIZE", libc::PTRACE_SEIZE, pid, 0, 0)?;
+        let options = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).unwrap_or(0);
+        request("PTRACE_SEIZE", libc::PTRACE_SEIZE, pid, 0, options)?;
         // SAFETY: a zeroed register file is a valid value to be overwritten.
         let regs = unsafe { MaybeUninit::<Regs>::zeroed().assume_init() };
         let mut stopped = Self {
@@ -238,12 +251,20 @@ impl Stopped {
             && conf[0] != 0
     }
 
-    /// Finds a `syscall` instruction in `start..end`, the vDSO.
+    /// Finds a `syscall` instruction in `start..end`, the vDSO, or makes one in the
+    /// zeros behind it.
     pub(crate) fn use_gadget(&mut self, start: u64, end: u64) -> Result<(), TraceError> {
         let mut code = vec![0; usize::try_from(end - start).map_err(|_| TraceError::NoVdso)?];
         self.memory.read_exact_at(&mut code, start).map_err(|_| TraceError::NoVdso)?;
+        if let Some(at) = thunk::place(&code)
+            && let at = start + at as u64
+            && self.memory.write_all_at(&thunk::bytes(&self.regs, self.mask), at).is_ok()
+        {
+            self.gadget = Some(Gadget::Thunk(at));
+            return Ok(());
+        }
         let at = code.windows(2).position(|w| w == [0x0f, 0x05]).ok_or(TraceError::NoVdso)?;
-        self.gadget = Some(start + at as u64);
+        self.gadget = Some(Gadget::Found(start + at as u64));
         Ok(())
     }
 
@@ -259,7 +280,9 @@ impl Stopped {
     ) -> Result<u64, TraceError> {
         let gadget = self.gadget.ok_or(TraceError::NoVdso)?;
         let mut regs = self.regs;
-        regs.rip = gadget;
+        regs.rip = match gadget {
+            Gadget::Found(at) | Gadget::Thunk(at) => at,
+        };
         regs.rax = number.cast_unsigned();
         // Or the kernel restarts the interrupted call over these registers.
         regs.orig_rax = u64::MAX;
@@ -267,7 +290,12 @@ impl Stopped {
         // No signal must be delivered in the midst of it. Blocking the one that tells of
         // the step's end would reset its action (force_sig in kernel/signal.c).
         self.write_mask(!(1 << (libc::SIGTRAP - 1)))?;
-        let result = self.step(&regs);
+        let result = self.step(&regs, gadget);
+        if thunk::is_restarting(&self.regs) {
+            // On its way back from a call the kernel restarts another one only where
+            // signals are due.
+            request("PTRACE_INTERRUPT", libc::PTRACE_INTERRUPT, self.pid, 0, 0)?;
+        }
         self.write_regs(&self.regs)?;
         self.write_mask(self.mask)?;
         let value = result?;
@@ -280,23 +308,33 @@ impl Stopped {
         }
     }
 
-    fn step(&mut self, regs: &Regs) -> Result<u64, TraceError> {
+    fn step(&mut self, regs: &Regs, gadget: Gadget) -> Result<u64, TraceError> {
+        const SYSCALL_STOP: libc::c_int = libc::SIGTRAP | 0x80;
+        // Entry and exit, or one step.
+        let (name, how, signal, mut stops) = match gadget {
+            Gadget::Thunk(_) => ("PTRACE_SYSCALL", libc::PTRACE_SYSCALL, SYSCALL_STOP, 2),
+            Gadget::Found(_) => ("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, libc::SIGTRAP, 1),
+        };
         self.write_regs(regs)?;
-        request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, self.pid, 0, 0)?;
         loop {
+            request(name, how, self.pid, 0, 0)?;
             let status = wait(self.pid)?;
-            if libc::WSTOPSIG(status) == libc::SIGTRAP && status >> 16 == 0 {
-                return Ok(self.read_regs()?.rax);
+            if libc::WSTOPSIG(status) == signal && status >> 16 == 0 {
+                stops -= 1;
+                if stops == 0 {
+                    return Ok(self.read_regs()?.rax);
+                }
             }
             if libc::WSTOPSIG(status) == libc::SIGSTOP {
                 self.held_back = libc::SIGSTOP;
             }
-            request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, self.pid, 0, 0)?;
         }
     }
 
     /// Changes the registers with which the process will go on.
     pub(crate) fn set_regs(&mut self, regs: Regs) -> Result<(), TraceError> {
+        // First what may fail: with the registers the process is what they make it.
+        self.renew_thunk(&regs, self.mask)?;
         self.write_regs(&regs)?;
         self.regs = regs;
         Ok(())
@@ -304,9 +342,17 @@ impl Stopped {
 
     /// Changes the mask with which the process will go on.
     pub(crate) fn set_mask(&mut self, mask: u64) -> Result<(), TraceError> {
+        self.renew_thunk(&self.regs, mask)?;
         self.write_mask(mask)?;
         self.mask = mask;
         Ok(())
+    }
+
+    /// Has the thunk restore what now is to be restored.
+    fn renew_thunk(&self, regs: &Regs, mask: u64) -> Result<(), TraceError> {
+        let Some(Gadget::Thunk(at)) = self.gadget else { return Ok(()) };
+        let written = self.memory.write_all_at(&thunk::bytes(regs, mask), at);
+        written.map_err(|source| TraceError::Request { request: "memory", source })
     }
 
     /// Lets the process go on.

@@ -1,7 +1,7 @@
 //! Options and state of a link's socket (man 7 tcp).
 
 use rustix::net::sockopt::{
-    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+    set_socket_keepalive, set_tcp_congestion, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
     set_tcp_user_timeout,
 };
 use std::io;
@@ -30,6 +30,13 @@ pub(crate) fn keep_alive(link: BorrowedFd<'_>, timeout: Duration) -> io::Result<
     set_tcp_keepintvl(link, RETRY)?;
     // The most there are; the time below counts.
     set_tcp_keepcnt(link, 127)?;
+    // A machine's default may pace what it sends, which only delays here. Where the
+    // kernel has neither, the default does.
+    for plain in ["cubic", "reno"] {
+        if set_tcp_congestion(link, plain).is_ok() {
+            break;
+        }
+    }
     // Where pauses double, the attempt after the network's return may come as late
     // again as it was away.
     let patience = if limit_retry(link) { timeout } else { timeout * 2 };

@@ -5,6 +5,7 @@
 
 mod family;
 
+#[allow(unused_imports, reason = "each test binary uses a part")]
 pub(crate) use family::{Fail, Family};
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
@@ -84,6 +85,7 @@ impl Node {
                     uid: GUEST_UID,
                     clock_skew: 0,
                     socket: &socket,
+                    patience: Duration::from_secs(2),
                 },
             )
         })

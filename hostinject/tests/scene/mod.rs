@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use conet_hostinject::{GuestPort, GuestSpec};
+use conet_hostinject::{GuestPort, GuestSpec, PortKind};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns, NetnsName, Sysctl, Veth};
 use conet_tunnel::{Config, DEFAULT_MTU, DEFAULT_PORT, Mode, PeerConfig, PrivateKey, Tunnel};
 use conet_wire::ip::{Ecn, IPV4_HEADER, IpView, OuterV4, checksum, packet_length};
@@ -51,6 +51,7 @@ pub(crate) fn guest_spec(host: u8, guest: u8) -> GuestSpec {
         gateways: vec![IpAddr::from([10, 77, host, 1])],
         mtu: DEFAULT_MTU,
         mac: Some(MacAddr([2, 0, 10, 77, host, guest + 1])),
+        kind: PortKind::Veth,
     }
 }
 

@@ -44,6 +44,9 @@ const MOVES: usize = 6;
 const TOTAL: usize = 12_000_000;
 /// Most bytes that are written or read at once.
 const PIECE: usize = 64 * 1024;
+/// Half of the default limit of a socket's buffers (`net.core.wmem_max`): the kernel
+/// doubles what it is given, and a queue that is put in needs room beside its bytes.
+const SMALL_BUFFER: usize = 106_496;
 /// How long the moving end writes without reading before a move, so that both
 /// its queues hold something.
 const FILL: Duration = Duration::from_millis(3);
@@ -282,6 +285,7 @@ impl Scene {
         let (other, _) = listener.accept().map_err(failed("accept"))?;
         for stream in [&stream, &other] {
             stream.set_nonblocking(true).map_err(failed("set an option"))?;
+            limit_buffers(stream).map_err(failed("set a buffer's size"))?;
         }
         Ok((stream, other))
     }
@@ -308,6 +312,21 @@ impl Scene {
         let held = begin.elapsed();
         gone.release().map_err(SocketError::from)?;
         Ok((activated, state, held))
+    }
+}
+
+/// Where a socket cannot be given buffers beyond the system's limit, which is so in a
+/// user namespace, its queues must not outgrow what the other host can put in again.
+fn limit_buffers(stream: &TcpStream) -> io::Result<()> {
+    // Tried on another: a size that is set stops the kernel from adapting it.
+    let trial = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    match rustix::net::sockopt::set_socket_send_buffer_size_force(&trial, SMALL_BUFFER) {
+        Err(rustix::io::Errno::PERM) => {
+            let socket = socket2::SockRef::from(stream);
+            socket.set_send_buffer_size(SMALL_BUFFER)?;
+            socket.set_recv_buffer_size(SMALL_BUFFER)
+        }
+        _ => Ok(()),
     }
 }
 

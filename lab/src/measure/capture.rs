@@ -9,7 +9,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ const QUEUE: usize = 64 << 20;
 const ETH_P_ALL: u16 = 0x0003;
 /// How long the taking thread waits before it looks whether to stop.
 const TICK: Duration = Duration::from_millis(20);
+/// How long what was sent may take to be seen: it is seen at once, or never.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long after the last frame it is taken that no more come.
 const SETTLE: Duration = Duration::from_millis(60);
 
@@ -42,6 +44,7 @@ const SETTLE: Duration = Duration::from_millis(60);
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
+    taken: Arc<AtomicU64>,
     thread: Option<JoinHandle<Result<Captured, io::Error>>>,
 }
 
@@ -78,12 +81,22 @@ impl Capture {
             _ => return Err(MeasureError::NoLink { link: link.to_owned() }),
         };
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let taken = Arc::new(AtomicU64::new(0));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&taken));
         let thread = thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || take(receiver, &stopped))
+            .spawn(move || take(receiver, &stopped, &counted))
             .map_err(MeasureError::socket("start the capture"))?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, taken, thread: Some(thread) })
+    }
+
+    /// Waits until so many bytes have been taken since the start, a moment at most:
+    /// what the kernel has dropped never comes.
+    pub fn wait_for(&self, bytes: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.taken.load(Ordering::Relaxed) < bytes && Instant::now() < deadline {
+            thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Ends it when the link has fallen silent, and gives what it saw.
@@ -110,13 +123,21 @@ fn socket() -> Result<i32, MeasureError> {
     let all = Protocol::from(i32::from(ETH_P_ALL.to_be()));
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(all))
         .map_err(MeasureError::socket("open a packet socket"))?;
-    set_socket_recv_buffer_size_force(&socket, QUEUE)
-        .map_err(io::Error::from)
-        .map_err(MeasureError::socket("give the packet socket room"))?;
+    // In a user namespace no more than the system's limit can be had; who sends while
+    // it watches waits for it (`Capture::wait_for`).
+    if set_socket_recv_buffer_size_force(&socket, QUEUE).is_err() {
+        socket
+            .set_recv_buffer_size(QUEUE)
+            .map_err(MeasureError::socket("give the packet socket room"))?;
+    }
     Ok(socket.into_raw_fd())
 }
 
-fn take(mut receiver: Box<dyn DataLinkReceiver>, stop: &AtomicBool) -> io::Result<Captured> {
+fn take(
+    mut receiver: Box<dyn DataLinkReceiver>,
+    stop: &AtomicBool,
+    taken: &AtomicU64,
+) -> io::Result<Captured> {
     let mut captured = Captured::default();
     let mut last = Instant::now();
     // On after the stop until the socket's queue is empty, yet not for ever.
@@ -124,6 +145,7 @@ fn take(mut receiver: Box<dyn DataLinkReceiver>, stop: &AtomicBool) -> io::Resul
         match receiver.next() {
             Ok(frame) => {
                 captured.push(frame);
+                taken.fetch_add(frame.len() as u64, Ordering::Relaxed);
                 if !stop.load(Ordering::Relaxed) {
                     last = Instant::now();
                 }

@@ -11,7 +11,7 @@ use super::{Config, Grants, Mode, PeerConfig, PeerKey};
 
 /// A host's or guest's name: what a file name, a host name and a namespace can
 /// all bear.
-pub(super) fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     name.len() <= 63
         && name.bytes().all(allowed)
@@ -206,20 +206,12 @@ pub(super) fn guest_address(
     config: &Config,
 ) -> Result<Ipv4Addr, ConfigError> {
     let Located { value: address, line } = address;
-    let overlay = config.node.overlay;
-    let reserved = [overlay.network(), config.node.gateway(), overlay.broadcast()];
-    let remedy = if !overlay.contains(&address) {
-        Some("take one of the overlay's")
-    } else if reserved.contains(&address) {
-        Some("the first and the last are the network's, the second is the gateway's")
-    } else {
-        None
-    };
-    if let Some(remedy) = remedy {
+    if let Some(remedy) = config.node.refuses_guest_at(address) {
+        let overlay = config.node.overlay;
         let problem = Problem::GuestAddress { address, overlay, remedy };
         return Err(section.wrong(line, "address", problem));
     }
-    match config.guests.iter().find(|guest| guest.address == address) {
+    match config.guests.iter().find(|guest| guest.addresses.contains(&address)) {
         Some(guest) => {
             let problem = Problem::DuplicateAddress { address, other: guest.name.clone() };
             Err(section.wrong(line, "address", problem))

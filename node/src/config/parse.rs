@@ -18,8 +18,8 @@ use super::error::{ConfigError, Problem, Suggestion};
 use super::reader::{Located, Section, Source};
 use super::{
     ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_LINK_TIMEOUT, DEFAULT_PORT,
-    DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, GuestKind, Mode, NodeConfig,
-    PeerConfig, PeerKey, SOCKET_NAME,
+    DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, Mode, NodeConfig, PeerConfig,
+    PeerKey, SOCKET_NAME,
 };
 use crate::identity::{Identity, KeyError};
 
@@ -37,6 +37,7 @@ const NODE_KEYS: &[&str] = &[
     "socket",
     "guests_from",
     "host_for_us",
+    "plain_links",
     "allow_root",
     "guest_uid_base",
     "link_timeout",
@@ -52,7 +53,7 @@ const PEER_KEYS: &[&str] = &[
     "mode",
     "persistent_keepalive",
 ];
-const GUEST_KEYS: &[&str] = &["name", "kind", "address"];
+const GUEST_KEYS: &[&str] = &["name", "kind", "address", "addresses"];
 
 const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
 const A_PORT: &str = "a port from 1 to 65535";
@@ -337,13 +338,16 @@ fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, 
     check::new_key(section, Located { value: key, line }, name, config)
 }
 
-/// Carries `guests_from` and `host_for_us` over to the peers that they name.
+/// Carries `guests_from`, `host_for_us` and `plain_links` over to the peers that they name.
 fn grant(node: &mut Section<'_>, config: &mut Config) -> Result<(), ConfigError> {
     for peer in node.list("guests_from", PEER_NAMES)? {
         check::granted(node, &peer, "guests_from", config)?.guests_from = true;
     }
     for peer in node.list("host_for_us", PEER_NAMES)? {
         check::granted(node, &peer, "host_for_us", config)?.host_for_us = true;
+    }
+    for peer in node.list("plain_links", PEER_NAMES)? {
+        check::granted(node, &peer, "plain_links", config)?.plain_links = true;
     }
     Ok(())
 }
@@ -353,19 +357,31 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
         .ok_or_else(|| section.missing("name", "add a name, as in name = \"web\""))?;
     let name = check::link_name(section, name)?;
     let name = check::new_name(section, name, config)?;
-    let a_kind = "\"netns\"";
-    let kind = match section.string("kind", a_kind)? {
-        Some(kind) if kind.value == "netns" => GuestKind::Netns,
-        Some(kind) => {
-            let problem = Problem::Value { value: kind.value, expected: a_kind };
-            return Err(section.wrong(kind.line, "kind", problem));
+    let kind = section.parsed("kind", "\"netns\" or \"tap\"")?;
+    let kind = kind.ok_or_else(|| section.missing("kind", "add kind = \"netns\""))?.value;
+    let one = section.parsed("address", "an IPv4 address, as in \"10.77.1.2\"")?;
+    let many = section.list("addresses", "a list of IPv4 addresses, as in [\"10.77.1.2\"]")?;
+    let given = match (one, many.first()) {
+        (Some(_), Some(second)) => {
+            let problem = Problem::Both { other: "address" };
+            return Err(section.wrong(second.line, "addresses", problem));
         }
-        None => return Err(section.missing("kind", "add kind = \"netns\"")),
+        (Some(one), None) => vec![one],
+        (None, Some(_)) => many,
+        (None, None) => {
+            let remedy = "add an address of the overlay, as in address = \"10.77.1.2\"";
+            return Err(section.missing("address", remedy));
+        }
     };
-    let address = section.parsed("address", "an IPv4 address, as in \"10.77.1.2\"")?;
-    let address = address.ok_or_else(|| {
-        section.missing("address", "add an address of the overlay, as in address = \"10.77.1.2\"")
-    })?;
-    let address = check::guest_address(section, address, config)?;
-    Ok(GuestConfig { name, kind, address })
+    let mut addresses = Vec::with_capacity(given.len());
+    for address in given {
+        let line = address.line;
+        let address = check::guest_address(section, address, config)?;
+        if addresses.contains(&address) {
+            let problem = Problem::DuplicateAddress { address, other: name };
+            return Err(section.wrong(line, "addresses", problem));
+        }
+        addresses.push(address);
+    }
+    Ok(GuestConfig { name, kind, addresses })
 }

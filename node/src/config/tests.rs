@@ -94,6 +94,7 @@ state_dir = "/run/elsewhere"
 socket = "/run/s"
 guests_from = ["two"]
 host_for_us = ["three"]
+plain_links = ["three"]
 allow_root = true
 guest_uid_base = 0x10_0000
 link_timeout = 7
@@ -128,16 +129,16 @@ address = "10.77.1.2"
     assert!(node.allow_root);
     let two = config.peer("two").unwrap();
     assert_eq!(two.mode, Mode::IpIp);
-    assert_eq!(two.grants, Grants { guests_from: true, host_for_us: false });
+    assert_eq!(two.grants, Grants { guests_from: true, ..Grants::default() });
     assert_eq!(two.persistent_keepalive, Some(Duration::from_secs(25)));
     assert_eq!(two.wireguard_endpoint, "192.0.2.9:9".parse().ok());
     assert_eq!(two.allowed_ips, ["10.77.2.0/24".parse().unwrap()]);
     let three = config.peer("three").unwrap();
     assert_eq!(three.mode, Mode::WireGuard);
-    assert_eq!(three.grants, Grants { guests_from: false, host_for_us: true });
+    assert_eq!(three.grants, Grants { host_for_us: true, plain_links: true, ..Grants::default() });
     assert_eq!(three.endpoint, None);
     assert_eq!(config.peer("four").unwrap().key.identity(), None);
-    assert_eq!(config.guests[0].address, Ipv4Addr::new(10, 77, 1, 2));
+    assert_eq!(config.guests[0].addresses, [Ipv4Addr::new(10, 77, 1, 2)]);
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn unknown_keys_and_sections_are_refused() {
     );
     refused(
         &format!("{NODE}[[guest]]\ncolour = 1"),
-        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address",
+        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses",
     );
     refused(
         &format!("{NODE}[[peers]]\nname = \"a\""),

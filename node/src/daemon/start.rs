@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
-use super::guests::{self, GuestError};
+use super::guests::{GuestError, Guests, Post};
 use super::{CONTROL, Daemon, Message, NodeHandle, SIGNALS, WAKE};
 use crate::config::{Config, PeerConfig};
 use crate::control::ControlServer;
@@ -82,7 +82,7 @@ pub enum DaemonError {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -118,6 +118,11 @@ pub fn run<P: Processes>(
         tracing::warn!(%error, "the process keeps its name");
     }
     let config = Arc::new(config);
+    if config.peers.iter().any(|peer| peer.grants.guests_from)
+        && conet_netsys::userns::has_one_id().unwrap_or(false)
+    {
+        tracing::warn!("there is one id here: programs of others run under this node's own");
+    }
     let _lock = lock(&config.node.state_dir)?;
     let poll = Poll::new().map_err(DaemonError::resource("poll"))?;
     let waker = Waker::new(poll.registry(), WAKE).map_err(DaemonError::resource("poll"))?;
@@ -130,13 +135,14 @@ pub fn run<P: Processes>(
         Endpoint::start(listen, endpoint_config(&config)).map_err(DaemonError::Sessions)?;
     forward(sessions.events, sender.clone(), Arc::clone(&waker))?;
     let tunnel = Tunnel::start(tunnel_config(&config)?).map_err(DaemonError::Tunnel)?;
-    let ports = guests::attach(&config)?;
+    let post = poster(sender.clone(), Arc::clone(&waker));
+    let mut guests = Guests::start(Arc::clone(&config), post)?;
     let control =
         ControlServer::bind(&config.node.socket, poll.registry(), CONTROL, Arc::clone(&waker));
     let control = match control {
         Ok(control) => control,
         Err(source) => {
-            guests::release(ports);
+            guests.release();
             return Err(DaemonError::Socket { path: config.node.socket.clone(), source });
         }
     };
@@ -156,6 +162,7 @@ pub fn run<P: Processes>(
         endpoint: sessions.endpoint,
         tunnel,
         control,
+        guests,
         processes: processes(handle),
         ending: false,
     };
@@ -164,7 +171,7 @@ pub fn run<P: Processes>(
     daemon.control.close(daemon.poll.registry());
     daemon.endpoint.close();
     daemon.tunnel.stop();
-    guests::release(ports);
+    daemon.guests.release();
     if !sessions.thread.join() {
         tracing::error!("the endpoint's thread panicked");
     }
@@ -205,6 +212,18 @@ fn watch_signals(poll: &Poll) -> io::Result<UnixStream> {
     }
     poll.registry().register(&mut SourceFd(&read.as_raw_fd()), SIGNALS, Interest::READABLE)?;
     Ok(read)
+}
+
+/// How threads that work on guests tell the control thread.
+fn poster<E: Send + 'static>(sender: Sender<Message<E>>, waker: Arc<Waker>) -> Post {
+    Arc::new(move |event| {
+        // After the daemon's end nobody hears it; the next one finds the guest.
+        if sender.send(Message::Guest(Box::new(event))).is_ok()
+            && let Err(error) = waker.wake()
+        {
+            tracing::warn!(%error, "cannot wake the control thread; the event waits");
+        }
+    })
 }
 
 /// Passes the endpoint's events on to the control thread, until the endpoint ends.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use conet_deputy_link::LinkSecret;
 use conet_deputy_link::family::{DeputyEnd, Line, LineEvent, Refused};
-use conet_transport::session::protect::{Cipher, Key, link_keys};
+use conet_transport::session::protect::{Key, link_keys};
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
 
 use super::{Event, work};
@@ -83,7 +83,7 @@ fn branch(
     let granted = work::peer_that_hosts(config, peer).map_err(|failure| refuse(&failure))?;
     let address = granted.endpoint.ok_or_else(|| refuse(&"where it is, is not known"))?;
     let (ticket, root) = (work::new_ticket(), work::new_root());
-    let cipher = Cipher::preferred();
+    let cipher = work::cipher_for(granted);
     let keys = link_keys(&Key::new(root), &ticket.0);
     let ask = Ask::Branch {
         parent: *parent,

@@ -34,6 +34,8 @@ use crate::daemon::NodeHandle;
 const ADMISSION: Duration = Duration::from_secs(30);
 /// How long a link may take to bring its ticket.
 const TICKET_LIMIT: Duration = Duration::from_secs(5);
+/// How long the home of a process that is coming may be silent.
+const HOME_PATIENCE: Duration = Duration::from_secs(30);
 /// Most processes admitted and not yet there, of all peers.
 const MAX_ADMITTED: usize = 256;
 /// Most links that are beginning at a time.
@@ -219,7 +221,7 @@ impl Guests {
             sandbox: None,
             is_unconfirmed: false,
         };
-        self.expect(stay, &root, cipher, None)
+        self.expect(peer, stay, &root, cipher, None)
     }
 
     /// A child of a process that is here may come.
@@ -243,12 +245,13 @@ impl Guests {
         };
         let stay =
             Stay { ticket, remote_pid: None, sandbox: Some(sandbox), pid: 0, ..stay.clone() };
-        self.expect(stay, root, cipher, Some((warden, parent)))
+        self.expect(peer, stay, root, cipher, Some((warden, parent)))
     }
 
     /// Expects the link of a stay.
     fn expect(
         &mut self,
+        peer: &PeerConfig,
         stay: Stay,
         root: &Root,
         cipher: u8,
@@ -257,6 +260,8 @@ impl Guests {
         let cipher = match cipher {
             0 => Cipher::Aes128Gcm,
             1 => Cipher::ChaCha20Poly1305,
+            2 if peer.grants.plain_links => Cipher::Plain,
+            2 => return refuse("plain", "it takes no link in the clear (plain_links)"),
             _ => return refuse("cipher", "it does not know the cipher"),
         };
         let ticket = stay.ticket;
@@ -273,8 +278,12 @@ impl Guests {
         Answer::Ready
     }
 
-    /// The user of this host for an owner elsewhere: one each, never shared.
+    /// The user of this host for an owner elsewhere: one each, never shared, but where
+    /// this host has one id only: in an ordinary user's own namespaces.
     fn guest_uid(&self, peer: &str, uid: u32) -> u32 {
+        if conet_netsys::userns::has_one_id().unwrap_or(false) {
+            return rustix::process::geteuid().as_raw();
+        }
         let stays = || self.stays.values();
         if let Some(same) = stays().find(|stay| stay.peer == peer && stay.uid == uid) {
             return same.guest_uid;
@@ -458,6 +467,7 @@ fn begin(
         uid: stay.guest_uid,
         clock_skew: node.config().node.clock_offset.nanoseconds,
         socket: &socket,
+        patience: HOME_PATIENCE,
     };
     match hosting::start(stream, &hosting) {
         Ok(hosted) => node.post(Event::GuestRuns { ticket, remote_pid: hosted.remote_pid }),

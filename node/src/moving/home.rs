@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::describe_return;
-use conet_deputy_link::{Status, life, mover, phase, view};
+use conet_deputy_link::{Status, life, mover, phase, trace, view};
 use conet_wire::control::{Failure, Moved, Place, Reason};
 use conet_wire::image::reason;
 use conet_wire::moving::{Answer, Ask, Ticket};
@@ -82,6 +82,8 @@ pub(super) struct Program {
     /// For how long its other half has not been heard of, where that is worth telling.
     pub(super) silence: Option<Duration>,
     next_listen: Instant,
+    /// Its calls are timed until then.
+    pub(super) timed_until: Option<Instant>,
 }
 
 /// Something to be done for a program, found by looking at it.
@@ -160,6 +162,7 @@ impl Program {
             unknown: 0,
             silence: None,
             next_listen: Instant::now(),
+            timed_until: None,
         }
     }
 
@@ -289,6 +292,10 @@ impl Program {
             return false;
         }
         self.next_listen = now + LISTEN_PERIOD;
+        if self.timed_until.take_if(|until| *until <= now).is_some() {
+            // Where this fails, the deputy is no more.
+            trace::take_times(pid, false).ok();
+        }
         let Ok(silence) = life::silence(pid) else { return false };
         let before = self.silence.take();
         if silence < UNREACHABLE {
@@ -409,12 +416,25 @@ impl Program {
     pub(super) fn end(&mut self, reason: Option<Reason>) {
         if reason.is_some() {
             self.record.reason = reason;
+        } else if self.record.reason.is_none() && self.record.place != Place::Home {
+            let there = self.record.stay.as_ref().or(self.record.next.as_ref());
+            let there = there.map_or("another node", |(node, _)| node);
+            let verb = if self.record.place == Place::Away { "was on" } else { "moved to" };
+            self.note("ended", format!("it ended while it {verb} {there}"));
         }
         self.record.place = Place::Ended;
         self.record.calls += std::mem::take(&mut self.calls_now);
         self.record.waited += self.silence.take().unwrap_or_default();
         self.record.remote_pid = None;
         self.ended_at = Some(Instant::now());
+    }
+
+    /// It has ended while it was moved.
+    pub(super) fn end_in_a_move(&mut self) {
+        if self.record.reason.is_none() {
+            self.note("ended", "it ended while it was moved".to_owned());
+        }
+        self.end(None);
     }
 
     /// Its other half has ended at `node`. What is left here must not stay behind,

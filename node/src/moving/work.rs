@@ -94,6 +94,7 @@ pub(super) const fn cipher_number(cipher: Cipher) -> u8 {
     match cipher {
         Cipher::Aes128Gcm => 0,
         Cipher::ChaCha20Poly1305 => 1,
+        Cipher::Plain => 2,
     }
 }
 
@@ -306,7 +307,7 @@ fn move_out(
     tell_progress(answer, "copy", "moving memory");
     let keys = link_keys(&Key::new(root), &job.ticket.0);
     let secret = LinkSecret {
-        cipher: Cipher::preferred(),
+        cipher: cipher_for(peer),
         seal: keys.home_to_remote,
         open: keys.remote_to_home,
     };
@@ -321,6 +322,11 @@ fn move_out(
     Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
 }
 
+/// What protects the links of processes that go to `peer`.
+pub(super) fn cipher_for(peer: &PeerConfig) -> Cipher {
+    if peer.grants.plain_links { Cipher::Plain } else { Cipher::preferred() }
+}
+
 fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Result<(), Failure> {
     let local = processor().ok_or_else(|| {
         Failure::new("processor", "this processor has no XSAVE", "use a newer machine")
@@ -328,7 +334,7 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     let ask = Ask::Host {
         ticket: job.ticket,
         root,
-        cipher: cipher_number(Cipher::preferred()),
+        cipher: cipher_number(cipher_for(peer_that_hosts(node.config(), to)?)),
         pid: job.pid,
         uid: job.record.uid,
         name: job.name.clone(),

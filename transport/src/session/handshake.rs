@@ -134,7 +134,7 @@ pub struct Established {
 pub fn local_features() -> u32 {
     match Cipher::preferred() {
         Cipher::Aes128Gcm => FEATURE_AES,
-        Cipher::ChaCha20Poly1305 => 0,
+        Cipher::ChaCha20Poly1305 | Cipher::Plain => 0,
     }
 }
 

@@ -370,6 +370,12 @@ pub(crate) fn child_signals() -> i64 {
     unsafe { raw(nr::__NR_signalfd4, [u64::MAX, at(&mask), 8, 0x80800, 0, 0]) }
 }
 
+/// How often the kernel has taken the processor from this process for others.
+pub(crate) fn switches() -> u64 {
+    // ru_nivcsw is the last word of struct rusage.
+    own_rusage()[17]
+}
+
 pub(crate) fn own_rusage() -> [u64; 18] {
     let mut usage = [0u64; 18];
     // SAFETY: struct rusage is 144 bytes.

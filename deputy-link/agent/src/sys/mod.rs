@@ -22,6 +22,6 @@ pub(crate) use memory::{Program, slice, slice_mut};
 pub(crate) use message::*;
 pub(crate) use statics::{MAX_DEPTH, State, alt_stack as handler_stack, buffers, lists, state};
 pub(crate) use vdso::{
-    Inside, finish_return, forget_return, has_returned, inside, local_clock, patch, restore_return, stop_at_return,
-    undo, use_local_vdso,
+    Inside, finish_return, forget_return, has_returned, inside, local_clock, monotonic, offset,
+    patch, restore_return, stop_at_return, undo, use_local_vdso, use_offsets,
 };

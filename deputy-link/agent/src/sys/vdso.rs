@@ -17,13 +17,16 @@
 use super::frame::Context;
 use super::memory::{Program, slice, slice_mut};
 use crate::clock;
-use conet_wire::image::VdsoEntries;
 use conet_deputy_core::marshal::Memory;
+use conet_wire::image::VdsoEntries;
 use core::arch::naked_asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use linux_raw_sys::{errno, general as nr};
 
-/// `clock_gettime` of the local vDSO, or 0.
+/// Clocks that have an entry in [`OFFSETS`]: 0 to `CLOCK_TAI`.
+const CLOCKS: usize = 12;
+
+/// `clock_gettime` of the local vDSO, or the system call.
 static LOCAL_CLOCK: AtomicU64 = AtomicU64::new(0);
 /// `getcpu` of the local vDSO, or 0.
 static LOCAL_CPU: AtomicU64 = AtomicU64::new(0);
@@ -44,10 +47,48 @@ const TRAP: i64 = -4096;
 /// Where the jump is in a patched entry point, `mov r11, target; jmp r11`.
 const PATCH_JUMP: u64 = 10;
 
+/// Nanoseconds of `CLOCK_MONOTONIC` by the `clock_gettime` of a vDSO.
+pub(crate) fn monotonic(clock: u64) -> u64 {
+    let mut time = [0u64; 2];
+    // SAFETY: the daemon found the symbol in this process's own vDSO, which nobody
+    // can unmap while the deputy runs; it has this signature (vdso(7)).
+    let function: extern "C" fn(u32, *mut [u64; 2]) -> i32 = unsafe { core::mem::transmute(clock) };
+    function(nr::CLOCK_MONOTONIC, &raw mut time);
+    time[0].wrapping_mul(1_000_000_000).wrapping_add(time[1])
+}
+
+/// What to add to each local clock, as seconds and nanoseconds; `i64::MIN` seconds
+/// where the clock is not time of the day.
+static OFFSETS: [[AtomicI64; 2]; CLOCKS] =
+    [const { [AtomicI64::new(i64::MIN), AtomicI64::new(0)] }; CLOCKS];
+/// One bit for each clock in [`OFFSETS`] that is time of the day.
+static HAS_OFFSET: AtomicU64 = AtomicU64::new(0);
+
+/// Remembers what the clocks of the two nodes differ by.
+pub(crate) fn use_offsets() {
+    let mut known = 0;
+    for (id, slot) in (0u32..).zip(&OFFSETS) {
+        if let Some([seconds, nanos]) = clock::split_offset(id) {
+            slot[0].store(seconds, Ordering::Relaxed);
+            slot[1].store(nanos, Ordering::Relaxed);
+            known |= 1 << id;
+        }
+    }
+    HAS_OFFSET.store(known, Ordering::Relaxed);
+}
+
+/// What to add to local clock `id`, as seconds and nanoseconds.
+pub(crate) fn offset(id: u32) -> Option<[i64; 2]> {
+    let slot = OFFSETS.get(usize::try_from(id).ok()?)?;
+    let seconds = slot[0].load(Ordering::Relaxed);
+    (seconds != i64::MIN).then(|| [seconds, slot[1].load(Ordering::Relaxed)])
+}
+
 /// Remembers where the local vDSO's functions are.
 pub(crate) fn use_local_vdso(base: u64, len: u64) {
     let len = usize::try_from(len).unwrap_or(0);
-    let entry = symbol(slice(base, len), b"__vdso_clock_gettime").map_or(0, |at| base + at);
+    let call = clock_gettime_call as *const () as u64;
+    let entry = symbol(slice(base, len), b"__vdso_clock_gettime").map_or(call, |at| base + at);
     LOCAL_CLOCK.store(entry, Ordering::Relaxed);
     let entry = symbol(slice(base, len), b"__vdso_getcpu").map_or(0, |at| base + at);
     LOCAL_CPU.store(entry, Ordering::Relaxed);
@@ -88,17 +129,10 @@ fn symbol(image: &[u8], name: &[u8]) -> Option<u64> {
 /// The local clock `id` as seconds and nanoseconds.
 pub(crate) fn local_clock(id: u32) -> Option<[i64; 2]> {
     let mut time = [0i64; 2];
-    let entry = LOCAL_CLOCK.load(Ordering::Relaxed);
-    let result = if entry == 0 {
-        let args = [u64::from(id), core::ptr::from_mut(&mut time) as u64, 0, 0, 0, 0];
-        // SAFETY: `time` has the size of a timespec.
-        unsafe { super::call::raw(nr::__NR_clock_gettime, args) }
-    } else {
-        // SAFETY: the symbol has this signature (vdso(7)) and lies in mapped code.
-        let function: extern "C" fn(u32, *mut [i64; 2]) -> i32 =
-            unsafe { core::mem::transmute(entry) };
-        i64::from(function(id, &raw mut time))
-    };
+    // SAFETY: the symbol has this signature (vdso(7)) and lies in mapped code.
+    let function: extern "C" fn(u32, *mut [i64; 2]) -> i32 =
+        unsafe { core::mem::transmute(LOCAL_CLOCK.load(Ordering::Relaxed)) };
+    let result = function(id, &raw mut time);
     (result == 0).then_some(time)
 }
 
@@ -288,7 +322,69 @@ macro_rules! entry {
     };
 }
 
-entry!(entry_clock_gettime, 0, nr::__NR_clock_gettime, clock_gettime);
+/// `clock_gettime`, called so often that nanoseconds count: the local vDSO writes to
+/// the program's buffer, and what the clocks differ by is added there.
+#[unsafe(naked)]
+extern "C" fn entry_clock_gettime() {
+    naked_asm!(
+        "mov [rip + {at}], rsp",
+        "mov qword ptr [rip + {entered}], 0",
+        "push rdi",
+        "push rsi",
+        "push rdx",
+        "cmp edi, {clocks}",
+        "jae 3f",
+        "mov rax, [rip + {known}]",
+        "bt rax, rdi",
+        "jnc 3f",
+        "call [rip + {clock}]",
+        "pop rdx",
+        "pop rsi",
+        "pop rdi",
+        "test eax, eax",
+        "jne 4f",
+        "mov ecx, edi",
+        "shl ecx, 4",
+        "lea rdx, [rip + {offsets}]",
+        "add rcx, rdx",
+        "mov rax, [rsi + 8]",
+        "mov rdx, [rsi]",
+        "add rax, [rcx + 8]",
+        "add rdx, [rcx]",
+        "cmp rax, {second}",
+        "jb 2f",
+        "sub rax, {second}",
+        "inc rdx",
+        "2:",
+        "mov [rsi + 8], rax",
+        "mov [rsi], rdx",
+        "xor eax, eax",
+        "ret",
+        "3:",
+        "pop rdx",
+        "pop rsi",
+        "pop rdi",
+        "4:",
+        "mov eax, {number}",
+        "jmp [rip + {stub}]",
+        at = sym ENTERED_AT,
+        entered = sym ENTERED,
+        clocks = const CLOCKS,
+        known = sym HAS_OFFSET,
+        clock = sym LOCAL_CLOCK,
+        offsets = sym OFFSETS,
+        second = const clock::SECOND,
+        number = const nr::__NR_clock_gettime,
+        stub = sym TRAP_STUB,
+    )
+}
+
+/// Where the local vDSO has no clock.
+#[unsafe(naked)]
+extern "C" fn clock_gettime_call() {
+    naked_asm!("mov eax, {number}", "syscall", "ret", number = const nr::__NR_clock_gettime)
+}
+
 entry!(entry_gettimeofday, 1, nr::__NR_gettimeofday, gettimeofday);
 entry!(entry_time, 2, nr::__NR_time, time);
 entry!(entry_clock_getres, 3, nr::__NR_clock_getres, clock_getres);
@@ -315,16 +411,6 @@ fn store<T>(pointer: *mut T, value: T) {
     }
 }
 
-extern "C" fn clock_gettime(id: u32, time: *mut [i64; 2]) -> i64 {
-    match clock::read(id) {
-        Some(value) if !time.is_null() => {
-            store(time, value);
-            0
-        }
-        _ => TRAP,
-    }
-}
-
 extern "C" fn gettimeofday(time: *mut [i64; 2], zone: *mut [i32; 2]) -> i64 {
     match clock::read(nr::CLOCK_REALTIME) {
         Some([seconds, nanos]) if zone.is_null() => {
@@ -336,7 +422,8 @@ extern "C" fn gettimeofday(time: *mut [i64; 2], zone: *mut [i32; 2]) -> i64 {
 }
 
 extern "C" fn time(time: *mut i64) -> i64 {
-    let Some([seconds, _]) = clock::read(nr::CLOCK_REALTIME) else { return TRAP };
+    // As the kernel's: it never looks at the processor's counter.
+    let Some([seconds, _]) = clock::read(nr::CLOCK_REALTIME_COARSE) else { return TRAP };
     store(time, seconds);
     seconds
 }
@@ -362,7 +449,13 @@ extern "C" fn getcpu(cpu: *mut u32, node: *mut u32, _unused: u64) -> i64 {
     i64::from(function(cpu, node, 0))
 }
 
-extern "C" fn getrandom(_buffer: u64, _len: u64, _flags: u64, _opaque: u64, opaque_len: u64) -> i64 {
+extern "C" fn getrandom(
+    _buffer: u64,
+    _len: u64,
+    _flags: u64,
+    _opaque: u64,
+    opaque_len: u64,
+) -> i64 {
     // A question for the size of the opaque state: there is none.
     if opaque_len == u64::MAX { -i64::from(errno::ENOSYS) } else { TRAP }
 }

@@ -109,6 +109,29 @@ fn a_short_buffer_uses_up_no_number() {
     assert_eq!(sealer.next_number(), 0);
 }
 
+#[test]
+fn in_the_clear_numbers_still_count() {
+    let (mut sealer, mut opener) = pair(Cipher::Plain, Replay::in_order(0));
+    let packet = sealed(&mut sealer, b"clear");
+    assert!(packet.windows(5).any(|bytes| bytes == b"clear"));
+    assert!(opener.open_in_place(&mut packet.clone()).is_ok());
+    assert_eq!(opener.open_in_place(&mut packet.clone()), Err(OpenError::Replayed));
+    let mut damaged = sealed(&mut sealer, b"clear");
+    *damaged.last_mut().expect("a tag") ^= 1;
+    assert_eq!(opener.open_in_place(&mut damaged), Err(OpenError::Forged));
+    // What was sealed is no packet in the clear, and the other way round.
+    let (mut aes, mut aes_opener) = pair(Cipher::Aes128Gcm, Replay::in_order(0));
+    let (_, mut plain_opener) = pair(Cipher::Plain, Replay::in_order(0));
+    let mut packet = sealed(&mut aes, b"clear");
+    assert_eq!(plain_opener.open_in_place(&mut packet), Err(OpenError::Forged));
+    let mut packet = sealed(&mut sealer_at_zero(), b"clear");
+    assert_eq!(aes_opener.open_in_place(&mut packet), Err(OpenError::Forged));
+}
+
+fn sealer_at_zero() -> Sealer {
+    pair(Cipher::Plain, Replay::in_order(0)).0
+}
+
 /// Pins nonce, associated data and ciphertext: builds that differ cannot talk.
 #[test]
 fn golden_vectors() {

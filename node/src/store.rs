@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 /// Writes `value` so that a reader finds the old file or the new one, never a part:
 /// beside it, then renamed over it (man 2 rename).
-pub(super) fn save(file: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(crate) fn save(file: &Path, value: &impl Serialize) -> io::Result<()> {
     let next = file.with_extension("next");
     let bytes = serde_json::to_vec(value)?;
     let mut open = OpenOptions::new();
@@ -21,7 +21,7 @@ pub(super) fn save(file: &Path, value: &impl Serialize) -> io::Result<()> {
 
 /// Reads what [`save`] wrote; none where there is no such file, or where it is
 /// damaged, which is told in the log.
-pub(super) fn load<T: DeserializeOwned>(file: &Path) -> Option<T> {
+pub(crate) fn load<T: DeserializeOwned>(file: &Path) -> Option<T> {
     let bytes = fs::read(file).ok()?;
     serde_json::from_slice(&bytes)
         .inspect_err(|error| tracing::error!(%error, file = %file.display(), "not understood"))

@@ -1,0 +1,92 @@
+//! `conet guest …`.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::Result;
+use conet_node::client::{Client, ClientError};
+use conet_node::enter;
+use conet_wire::control::{Guest, Request, Response};
+use serde_json::json;
+
+use super::process::ExecError;
+use crate::cli::{GuestCommand, Output};
+use crate::table;
+
+pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
+    match command {
+        GuestCommand::Add { name, address, kind, output } => {
+            add(client, name, address, kind.as_str(), output)
+        }
+        GuestCommand::List { output } => list(client, output),
+        GuestCommand::Remove { name } => remove(client, name),
+        GuestCommand::Exec { name, command } => exec(client, &name, &command),
+    }
+}
+
+fn add(
+    client: &mut Client,
+    name: String,
+    addresses: Vec<Ipv4Addr>,
+    kind: &str,
+    output: Output,
+) -> Result<()> {
+    let request = Request::GuestAdd { name, kind: kind.to_owned(), addresses };
+    let Response::Guest(guest) = client.ask(&request)? else {
+        return Err(ClientError::Unexpected.into());
+    };
+    if output.json {
+        return Ok(table::json(&serde_json::to_value(&guest)?)?);
+    }
+    Ok(table::line(&format!("{} {} ({})", guest.name, addresses_of(&guest), guest.kind))?)
+}
+
+fn list(client: &mut Client, output: Output) -> Result<()> {
+    let Response::Guests { guests } = client.ask(&Request::Guests {})? else {
+        return Err(ClientError::Unexpected.into());
+    };
+    if output.json {
+        return Ok(table::json(&json!({ "guests": guests }))?);
+    }
+    if guests.is_empty() {
+        return Ok(table::line("no guests; make one with: conet guest add NAME")?);
+    }
+    let mut rows =
+        table::table(&["NAME", "KIND", "ADDRESSES", "STATE", "ORIGIN", "DROPS", "PROBLEM"]);
+    for guest in &guests {
+        rows.add_row([
+            guest.name.clone(),
+            guest.kind.clone(),
+            addresses_of(guest),
+            guest.state.clone(),
+            guest.origin.clone(),
+            guest.drops.to_string(),
+            table::or_dash(guest.problem.as_ref()),
+        ]);
+    }
+    Ok(table::print(&rows)?)
+}
+
+fn remove(client: &mut Client, name: String) -> Result<()> {
+    match client.ask(&Request::GuestRemove { name })? {
+        Response::Done {} => Ok(()),
+        _ => Err(ClientError::Unexpected.into()),
+    }
+}
+
+/// Becomes a program inside a guest: same pid, same parent, same terminal.
+fn exec(client: &mut Client, name: &str, command: &[OsString]) -> Result<()> {
+    let Some((program, arguments)) = command.split_first() else {
+        anyhow::bail!("no program; see: conet guest exec --help");
+    };
+    enter::enter(client, name)?;
+    let source = Command::new(program).args(arguments).exec();
+    Err(ExecError { program: program.into(), source }.into())
+}
+
+fn addresses_of(guest: &Guest) -> String {
+    let all: Vec<_> = guest.addresses.iter().map(Ipv4Addr::to_string).collect();
+    all.join(", ")
+}

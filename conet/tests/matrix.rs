@@ -1,0 +1,251 @@
+//! Whoever dies, or whatever is cut, at whichever phase of a move: the program lives
+//! in one place and goes on, or has ended with a stored reason; nothing remains.
+//!
+//! The program writes a numbered line and reads it back, over and over. If it ever ran
+//! in two places, or a call ran twice or not at all, its file would show it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::{
+    CONET, Lab, Program, Said, Shared, exists, python, row, signal, try_migrate, wait_until,
+};
+use conet_netsys::{IfName, Netlink};
+use conet_testkit::Need;
+use conet_testkit::random::Random;
+use rustix::process::Signal;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Has some memory to move, and proves that each call runs once.
+const LINES: &str = "
+import os, sys
+memory = bytearray(os.urandom(1 << 20) * 24)
+f = os.open(sys.argv[1], os.O_RDWR | os.O_APPEND)
+n = 0
+print('begin', flush=True)
+while not os.path.exists(sys.argv[1] + '.stop'):
+    line = b'%06d\\n' % n
+    assert os.write(f, line) == 7
+    assert os.pread(f, 7, 7 * n) == line, n
+    for k in range(3000): pass
+    memory[(n * 4096 * 7) % len(memory)] = n & 255
+    n += 1
+print('wrote', n, flush=True)
+sys.exit(9)
+";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Blow {
+    HomeDaemon,
+    OtherDaemon,
+    Program,
+    Remote,
+    Warden,
+    Lan(Duration),
+}
+
+const BLOWS: [Blow; 7] = [
+    Blow::HomeDaemon,
+    Blow::OtherDaemon,
+    Blow::Remote,
+    Blow::Warden,
+    Blow::Program,
+    Blow::Lan(Duration::from_millis(300)),
+    Blow::Lan(Duration::from_secs(12)),
+];
+
+/// Halves of `pid` in sandboxes, and the wardens of those.
+fn remotes(pid: u32) -> (Vec<u32>, Vec<u32>) {
+    let (mut halves, mut wardens) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(other) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let ids: Vec<&str> = field("NSpid:").unwrap_or_default().split_whitespace().collect();
+        if other != pid && ids.len() > 1 && ids.last() == Some(&pid.to_string().as_str()) {
+            halves.push(other);
+            let parent = field("PPid:").and_then(|parent| parent.trim().parse().ok());
+            wardens.extend(parent.filter(|parent: &u32| *parent > 1));
+        }
+    }
+    (halves, wardens)
+}
+
+struct Scene {
+    lab: Lab,
+    program: Program,
+    said: Said,
+    file: Shared,
+    pid: u32,
+}
+
+impl Scene {
+    fn start(lab: Lab) -> Self {
+        let file = Shared::with("matrix", b"");
+        let mut program = lab.run(&[&python(), "-c", LINES, file.path()]);
+        let (pid, said) = (program.pid(), Said::by(&mut program));
+        said.wait_for("begin");
+        Self { lab, program, said, file, pid }
+    }
+
+    fn lines(&self) -> usize {
+        fs::read(self.file.path()).unwrap().len() / 7
+    }
+
+    /// What has been written so far is whole and in order.
+    fn check(&self, context: &str) {
+        let text = fs::read_to_string(self.file.path()).unwrap();
+        for (n, line) in text.lines().enumerate() {
+            assert_eq!(line, format!("{n:06}"), "{context}");
+        }
+    }
+
+    fn place(&self) -> String {
+        row(self.pid)["place"].as_str().unwrap_or("none").to_owned()
+    }
+
+    fn strike(&self, blow: Blow) {
+        let kill = |pid: Option<&u32>| {
+            // It may have gone by itself.
+            if let Some(pid) = pid.filter(|pid| exists(**pid)) {
+                rustix::process::kill_process(common::as_pid(*pid), Signal::KILL).ok();
+            }
+        };
+        match blow {
+            Blow::HomeDaemon => Lab::kill_daemon("conet-h1"),
+            Blow::OtherDaemon => Lab::kill_daemon("conet-h2"),
+            Blow::Program => signal(self.pid, Signal::KILL),
+            Blow::Remote => kill(remotes(self.pid).0.last()),
+            Blow::Warden => kill(remotes(self.pid).1.last()),
+            Blow::Lan(time) => {
+                cut(true);
+                thread::sleep(time);
+                cut(false);
+            }
+        }
+    }
+
+    /// Begins a move, strikes when it says `phase`, and sees to it that all goes on;
+    /// gives where the program is then.
+    fn case(&mut self, to: &str, phase: &str, blow: Blow, after: Duration) -> String {
+        let context = format!("to {to}, {after:?} after {phase}: {blow:?}");
+        let mut migrate = Command::new(CONET)
+            .args(["lab", "exec", "conet-h1", "--", CONET, "migrate"])
+            .args([&self.pid.to_string(), to])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(migrate.stderr.take().unwrap()).lines();
+        let begun = said.by_ref().any(|line| line.is_ok_and(|line| line.starts_with(phase)));
+        let rest = thread::spawn(move || said.map_while(Result::ok).collect::<Vec<_>>());
+        if begun {
+            thread::sleep(after);
+            self.strike(blow);
+        }
+        wait_until(&context, 90 * SECOND, || migrate.try_wait().unwrap().is_some());
+        let told = rest.join().unwrap();
+        for host in ["conet-h1", "conet-h2"] {
+            if !common::conet(&["lab", "exec", host, "--", CONET, "status"]).status.success() {
+                wait_until(&context, 30 * SECOND, || {
+                    common::conet(&["lab", "restart", host]).status.success()
+                });
+            }
+        }
+        wait_until(&format!("{context}: the nodes meet ({told:?})"), 30 * SECOND, || {
+            let peers = common::conet(&["lab", "exec", "conet-h1", "--", CONET, "peers", "--json"]);
+            String::from_utf8_lossy(&peers.stdout).contains("\"up\": true")
+        });
+        let mut place = String::new();
+        wait_until(&format!("{context}: it settles ({told:?})"), 40 * SECOND, || {
+            place = self.place();
+            ["home", "away", "ended"].contains(&place.as_str())
+        });
+        if place != "ended" {
+            let before = self.lines();
+            wait_until(&format!("{context}: it goes on, {place} ({told:?})"), 40 * SECOND, || {
+                self.lines() > before || self.place() == "ended"
+            });
+            place = self.place();
+        }
+        if place == "ended" {
+            let row = row(self.pid);
+            assert!(row["reason"]["sentence"].is_string(), "{context}: no reason ({told:?}) {row}");
+        }
+        self.check(&context);
+        eprintln!("{context}: {place}");
+        place
+    }
+
+    /// Brings the program to an end, or has found it ended, and gives the lab back.
+    fn finish(mut self) -> Lab {
+        if self.place() != "ended" {
+            wait_until("it comes home", 60 * SECOND, || {
+                self.place() == "home" || try_migrate(self.pid, "home").status.success()
+            });
+            let stop = format!("{}.stop", self.file.path());
+            fs::write(&stop, b"").unwrap();
+            let status = self.program.status_within(30 * SECOND);
+            fs::remove_file(&stop).unwrap();
+            assert_eq!(status.code(), Some(9), "{}", self.said.text());
+            assert!(self.said.text().contains(&format!("wrote {}", self.lines())));
+        }
+        self.check("the end");
+        // A half that was never told to live waits for 30 s.
+        wait_until("no half remains", 45 * SECOND, || remotes(self.pid).0.is_empty());
+        let hosted = Lab::exec("conet-h2", &["sh", "-c", "ls $(dirname $CONET_SOCKET)/hosted"]);
+        let files = String::from_utf8_lossy(&hosted.stdout).into_owned();
+        assert!(!files.contains("json") && !files.contains("sock"), "remains: {files}");
+        self.lab
+    }
+}
+
+/// The second host's cable.
+fn cut(is_cut: bool) {
+    let bridge = (!is_cut).then(|| IfName::new("conet-lan").unwrap());
+    Netlink::open().unwrap().set_master(IfName::new("conet-h2").unwrap(), bridge).unwrap();
+}
+
+#[test]
+fn a_program_lives_in_one_place_whatever_dies_in_a_move() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"));
+    let seed = std::env::var("CONET_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("seed {seed}");
+    let mut random = Random::new(seed);
+    let mut scene = Scene::start(Lab::up("wireguard"));
+    let (mut ended, mut moved, mut stayed) = (0, 0, 0);
+    for blow in BLOWS {
+        for (to, phase) in [("conet-h2", "prepare"), ("conet-h2", "copy"), ("home", "home")] {
+            let from = if to == "home" { "away" } else { "home" };
+            if scene.place() == "ended" {
+                scene = Scene::start(scene.finish());
+            }
+            if scene.place() != from {
+                let start = if to == "home" { "conet-h2" } else { "home" };
+                wait_until(&format!("it gets {from}"), 60 * SECOND, || {
+                    try_migrate(scene.pid, start).status.success()
+                });
+            }
+            let after = Duration::from_micros(random.below(20_000));
+            match scene.case(to, phase, blow, after).as_str() {
+                "ended" => ended += 1,
+                place if place == from => stayed += 1,
+                _ => moved += 1,
+            }
+        }
+    }
+    drop(scene.finish());
+    eprintln!("{moved} moved, {stayed} stayed, {ended} ended");
+    assert!(moved > 0 && ended >= 3, "{moved} {ended}");
+}

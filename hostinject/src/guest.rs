@@ -1,0 +1,396 @@
+//! Guests that are network namespaces, whatever plumbs them to their host.
+//!
+//! `attach` is a list of statements that are made true, each only if it is not
+//! true yet. So it is at once the way to make a guest, to take over one that
+//! runs, and to mend one whose making was cut short by a crash. A failure removes
+//! what this call itself has made.
+//!
+//! What keeps a guest from using addresses that are not its own: the host's
+//! strict reverse-path check (RFC 3704 §2.2) drops IPv4 packets whose source is
+//! not routed back to that guest. Limits: it is weakened to *loose* when the
+//! host's `net.ipv4.conf.all.rp_filter` is 2 (a warning says so), and IPv6 has no
+//! such check in the kernel; there a guest by veth can pose as another guest of its
+//! own host, while other hosts refuse what is not its host's. A guest by TAP is
+//! checked by its port as well.
+//!
+//! Sources: `network_namespaces(7)`, kernel
+//! `Documentation/networking/ip-sysctl.rst`.
+
+use std::net::IpAddr;
+
+use std::cell::Cell;
+use std::io;
+
+use conet_dataplane::DropCounts;
+use conet_netsys::{
+    IfName, IpNet, MacAddr, NameError, NetError, Netlink, Netns, NetnsName, Route, RouteScope,
+    Sysctl,
+};
+
+use crate::tap::Pump;
+use crate::{tap, veth};
+
+/// How a guest's packets reach the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PortKind {
+    /// Through a veth pair, within the kernel.
+    #[default]
+    Veth,
+    /// Through a TAP device and a thread of this process.
+    Tap,
+}
+
+/// What a guest is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestSpec {
+    /// Name of the guest's namespace.
+    pub name: NetnsName,
+    /// Name of the link at the host's end.
+    pub host_link: IfName,
+    /// Name of the link at the guest's end.
+    pub guest_link: IfName,
+    /// The guest's addresses, at least one.
+    pub addresses: Vec<IpAddr>,
+    /// The host's addresses as the guest sees them: one of each family that the
+    /// guest has.
+    pub gateways: Vec<IpAddr>,
+    /// Largest packet in bytes; that of the tunnel's device, so that the guest
+    /// never sends what would not fit.
+    pub mtu: u16,
+    /// The guest's Ethernet address; random when absent.
+    pub mac: Option<MacAddr>,
+    /// How its packets reach the host.
+    pub kind: PortKind,
+}
+
+impl GuestSpec {
+    /// A guest with one address behind one gateway, links named as the guest on
+    /// the host and `eth0` inside.
+    ///
+    /// # Errors
+    /// [`NameError::TooLong`] when the name does not fit an interface (15 bytes).
+    pub fn new(
+        name: NetnsName,
+        address: IpAddr,
+        gateway: IpAddr,
+        mtu: u16,
+    ) -> Result<Self, NameError> {
+        Ok(Self {
+            host_link: IfName::new(name.as_str())?,
+            guest_link: IfName::new("eth0")?,
+            name,
+            addresses: vec![address],
+            gateways: vec![gateway],
+            mtu,
+            mac: None,
+            kind: PortKind::Veth,
+        })
+    }
+
+    fn has_v6(&self) -> bool {
+        self.addresses.iter().any(IpAddr::is_ipv6)
+    }
+}
+
+/// Why a guest could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel refused something.
+    #[error("guest {name}")]
+    Net {
+        /// The guest.
+        name: NetnsName,
+        /// What it refused.
+        source: NetError,
+    },
+    /// The specification names no address.
+    #[error("guest {name} has no address; give it one")]
+    NoAddress {
+        /// The guest.
+        name: NetnsName,
+    },
+    /// No gateway of the family of one of the addresses.
+    #[error("guest {name} has address {address} but no gateway of that family; give it one")]
+    NoGateway {
+        /// The guest.
+        name: NetnsName,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Something else bears the name that the host's end should have.
+    #[error("guest {name}: link {link} is in use for something else; choose another name")]
+    LinkTaken {
+        /// The guest.
+        name: NetnsName,
+        /// The link.
+        link: IfName,
+    },
+    /// What was to be made is there already.
+    #[error("there is already a {what} named {name}; choose another name, or remove that first")]
+    Exists {
+        /// The guest.
+        name: NetnsName,
+        /// A network namespace or a link.
+        what: &'static str,
+    },
+    /// A TUN or TAP device could not be made.
+    #[error("guest {name}: no device {link}; is /dev/net/tun there?")]
+    Device {
+        /// The guest.
+        name: NetnsName,
+        /// The device.
+        link: IfName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The thread of a TAP port could not be started.
+    #[error("guest {name}: no thread for its port")]
+    Thread {
+        /// The guest.
+        name: NetnsName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A guest that is connected to its host.
+#[derive(Debug)]
+#[must_use = "a guest stays when its port is dropped; detach it to remove it"]
+pub struct GuestPort {
+    spec: GuestSpec,
+    netns: Netns,
+    host: Netlink,
+    adopted: bool,
+    /// Of a TAP port; without it the guest's link is gone.
+    pump: Option<Pump>,
+}
+
+impl GuestPort {
+    /// Makes the guest, or takes over the one that is there, in the network
+    /// namespace of the calling thread as its host.
+    ///
+    /// # Errors
+    /// [`AttachError`]; then nothing remains that this call has made.
+    pub fn attach(spec: GuestSpec) -> Result<Self, AttachError> {
+        check(&spec)?;
+        let name = &spec.name;
+        let fail = |source| AttachError::Net { name: spec.name.clone(), source };
+        let (netns, found) = open_or_create(name).map_err(fail)?;
+        // A link of that name that this call has not made is somebody else's.
+        let linked = Cell::new(false);
+        let undo = |error| {
+            // The first failure is the one to report.
+            if linked.get() {
+                drop(Netlink::open().and_then(|mut host| host.delete_link(spec.host_link)));
+            }
+            if !found {
+                drop(Netns::delete(&spec.name));
+            }
+            error
+        };
+        let mut host = Netlink::open().map_err(fail).map_err(undo)?;
+        let mut guest = Netlink::open_in(&netns).map_err(fail).map_err(undo)?;
+        let (paired, devices) = match spec.kind {
+            PortKind::Veth => {
+                (veth::pair(&spec, &netns, &mut host, &mut guest).map_err(undo)?, None)
+            }
+            PortKind::Tap => {
+                veth::unpair(&spec, &mut host, &mut guest).map_err(undo)?;
+                let devices = tap::Devices::open(&spec, &netns, &mut host, &mut guest);
+                (false, Some(devices.map_err(undo)?))
+            }
+        };
+        linked.set(!paired);
+        set_guest(&spec, &netns, &mut guest).map_err(fail).map_err(undo)?;
+        set_host(&spec, &mut host).map_err(fail).map_err(undo)?;
+        let pump = match devices {
+            Some(devices) => Some(devices.start(&spec).map_err(undo)?),
+            None => None,
+        };
+        Ok(Self { spec, netns, host, adopted: found && paired, pump })
+    }
+
+    /// Makes the guest where neither a namespace nor a link of its names is there:
+    /// nothing that somebody else made is taken over or replaced.
+    ///
+    /// # Errors
+    /// [`AttachError::Exists`], or as [`GuestPort::attach`].
+    pub fn create(spec: GuestSpec) -> Result<Self, AttachError> {
+        let fail = |source| AttachError::Net { name: spec.name.clone(), source };
+        let exists = |what| AttachError::Exists { name: spec.name.clone(), what };
+        if Netns::list().map_err(fail)?.contains(&spec.name) {
+            return Err(exists("network namespace"));
+        }
+        let mut host = Netlink::open().map_err(fail)?;
+        if host.link(spec.host_link).map_err(fail)?.is_some() {
+            return Err(exists("link"));
+        }
+        Self::attach(spec)
+    }
+
+    /// What the guest is.
+    pub fn spec(&self) -> &GuestSpec {
+        &self.spec
+    }
+
+    /// The guest's namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Whether the guest was already there and connected when it was attached.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Whether packets can pass: the link is there, up, and so is its other end.
+    ///
+    /// # Errors
+    /// As the kernel refuses.
+    pub fn is_up(&mut self) -> Result<bool, NetError> {
+        let runs = self.pump.as_ref().is_none_or(Pump::is_running);
+        let link = self.host.link(self.spec.host_link)?;
+        Ok(runs && link.is_some_and(|link| link.up && link.running))
+    }
+
+    /// Removes the guest's link, routes and name. A process that still runs
+    /// inside keeps a namespace without a name and without a way out.
+    ///
+    /// # Errors
+    /// As the kernel refuses.
+    pub fn detach(mut self) -> Result<(), NetError> {
+        // Ends the devices of a TAP port.
+        drop(self.pump.take());
+        self.host.delete_link(self.spec.host_link)?;
+        Netns::delete(&self.spec.name).map(|_| ())
+    }
+
+    /// What a TAP port has dropped, by reason; the kernel counts a veth's itself.
+    pub fn drops(&self) -> DropCounts {
+        self.pump.as_ref().map_or_else(DropCounts::default, Pump::drops)
+    }
+
+    /// Removes what is left of a guest, whatever that is; says whether there was
+    /// anything. For guests whose port is lost, after a crash.
+    ///
+    /// # Errors
+    /// As the kernel refuses.
+    pub fn remove(name: &NetnsName, host_link: IfName) -> Result<bool, NetError> {
+        let linked = Netlink::open()?.delete_link(host_link)?;
+        let named = Netns::delete(name)?;
+        Ok(linked || named)
+    }
+}
+
+fn check(spec: &GuestSpec) -> Result<(), AttachError> {
+    if spec.addresses.is_empty() {
+        return Err(AttachError::NoAddress { name: spec.name.clone() });
+    }
+    for &address in &spec.addresses {
+        if !spec.gateways.iter().any(|gateway| gateway.is_ipv4() == address.is_ipv4()) {
+            return Err(AttachError::NoGateway { name: spec.name.clone(), address });
+        }
+    }
+    Ok(())
+}
+
+/// Says whether the namespace was there before.
+fn open_or_create(name: &NetnsName) -> Result<(Netns, bool), NetError> {
+    match Netns::open(name) {
+        Ok(netns) => Ok((netns, true)),
+        Err(NetError::NotANamespace { .. }) => {
+            Netns::delete(name)?;
+            Ok((Netns::create(name)?, false))
+        }
+        Err(e) if e.is_missing() => Ok((Netns::create(name)?, false)),
+        Err(e) => Err(e),
+    }
+}
+
+fn set_guest(spec: &GuestSpec, netns: &Netns, guest: &mut Netlink) -> Result<(), NetError> {
+    netns.run(|| switch_ipv6(spec, spec.guest_link))??;
+    set_link(guest, spec.guest_link, spec.mtu, spec.mac)?;
+    set_addresses(guest, spec.guest_link, &spec.addresses)?;
+    guest.set_up(IfName::LOOPBACK)?;
+    guest.set_up(spec.guest_link)?;
+    for &gateway in &spec.gateways {
+        if !spec.addresses.iter().any(|a| a.is_ipv4() == gateway.is_ipv4()) {
+            continue;
+        }
+        guest.replace_route(&Route::on_link(IpNet::from(gateway), spec.guest_link))?;
+        let default = Route::default_via(gateway);
+        guest.replace_route(&Route { link: Some(spec.guest_link), onlink: true, ..default })?;
+    }
+    Ok(())
+}
+
+fn set_host(spec: &GuestSpec, host: &mut Netlink) -> Result<(), NetError> {
+    switch_ipv6(spec, spec.host_link)?;
+    // Before the link is up: no packet passes unchecked.
+    Sysctl::RpFilter(Some(spec.host_link)).write("1")?;
+    if Sysctl::RpFilter(None).read()? == "2" {
+        tracing::warn!(guest = %spec.name, "net.ipv4.conf.all.rp_filter is 2: sources of this \
+            guest are checked loosely; set it to 0 or 1");
+    }
+    // Guests share the link's far side with nobody; there is no better way to
+    // tell them.
+    Sysctl::SendRedirects(Some(spec.host_link)).write("0")?;
+    set_link(host, spec.host_link, spec.mtu, None)?;
+    set_addresses(host, spec.host_link, &spec.gateways)?;
+    host.set_up(spec.host_link)?;
+    for &address in &spec.addresses {
+        let source = spec.gateways.iter().copied().find(|g| g.is_ipv4() == address.is_ipv4());
+        let route = Route::on_link(IpNet::from(address), spec.host_link);
+        host.replace_route(&Route { source, scope: RouteScope::Link, ..route })?;
+    }
+    Sysctl::Ipv4Forward.write("1")?;
+    if spec.has_v6() {
+        Sysctl::Ipv6Forward.write("1")?;
+    }
+    Ok(())
+}
+
+/// Without IPv6 addresses a link is silent in IPv6: no solicitations into the
+/// tunnel, and no link-local way around the gateway. A kernel without IPv6 lacks
+/// the switch, which is as good.
+fn switch_ipv6(spec: &GuestSpec, link: IfName) -> Result<(), NetError> {
+    let value = if spec.has_v6() { "0" } else { "1" };
+    match Sysctl::DisableIpv6(Some(link)).write(value) {
+        Err(e) if e.is_missing() && !spec.has_v6() => Ok(()),
+        other => other,
+    }
+}
+
+fn set_link(
+    netlink: &mut Netlink,
+    name: IfName,
+    mtu: u16,
+    mac: Option<MacAddr>,
+) -> Result<(), NetError> {
+    let link = netlink.link(name)?;
+    if link.as_ref().is_none_or(|link| link.mtu != u32::from(mtu)) {
+        netlink.set_mtu(name, u32::from(mtu))?;
+    }
+    match mac {
+        Some(mac) if link.is_none_or(|link| link.mac != Some(mac)) => netlink.set_mac(name, mac),
+        _ => Ok(()),
+    }
+}
+
+/// The link has these addresses and no other global one.
+fn set_addresses(netlink: &mut Netlink, link: IfName, wanted: &[IpAddr]) -> Result<(), NetError> {
+    let present = netlink.addresses(Some(link))?;
+    for entry in &present {
+        let ip = entry.net.addr();
+        let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !(link_local || wanted.contains(&ip) && entry.net == IpNet::from(ip)) {
+            netlink.delete_address(link, entry.net)?;
+        }
+    }
+    for net in wanted.iter().map(|&ip| IpNet::from(ip)) {
+        if !present.iter().any(|entry| entry.net == net) {
+            netlink.add_address(link, net)?;
+        }
+    }
+    Ok(())
+}

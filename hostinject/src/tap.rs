@@ -1,0 +1,401 @@
+//! Namespace guests by TAP: a thread of this process carries their packets.
+//!
+//! ```text
+//! guest: eth0 (TAP) ─ frames ─► TapPort ─ packets ─► HostPort ─► NAME (TUN): host's kernel
+//!                     ARP, NDP ◄┘ answered here      (routes, TTL, reverse path, firewall)
+//! ```
+//!
+//! What leaves here is routed by the host's kernel as a veth guest's packets are: the
+//! same rules, the same ICMP errors, one more copy and a wake-up. Both devices are
+//! tun-tap's, plain: no offloads, one packet a call. They live as long as the thread;
+//! where this process dies, the kernel removes them, and the namespace stays.
+//!
+//! Thread: the pump owns both ports. It sleeps in one `poll`; a waker ends it. mio's
+//! readiness is edge-triggered, so a port stays *ready* until it gives nothing.
+//!
+//! Sources: Linux `Documentation/networking/tuntap.rst`.
+
+mod segment;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use conet_dataplane::{DropCounts, DropReason, HEAD_ROOM, Packet, Pool, Port, PortError, Progress};
+use conet_netsys::{IfName, MacAddr, Netlink, Netns};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::io::Errno;
+use tun_tap::{Iface, Mode};
+
+use self::segment::{ANSWER_MAX, ETHERNET, Segment, Verdict};
+use crate::{AttachError, GuestSpec};
+
+/// Our end of every guest's segment. Each has two stations only, so one address
+/// serves all, and a guest keeps its neighbour entry through restarts. Locally
+/// administered, `conet` in it.
+const OURS: MacAddr = MacAddr([0x02, b'c', b'o', b'n', b'e', b't']);
+/// Packets taken from one device before the other has its turn.
+const BATCH: usize = 64;
+const GUEST: Token = Token(0);
+const HOST: Token = Token(1);
+const STOP: Token = Token(2);
+
+// The Ethernet header is put into the head room of a packet.
+const _: () = assert!(ETHERNET <= HEAD_ROOM);
+
+/// Both devices of a guest, not yet pumped.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    tap: Iface,
+    host: Iface,
+    /// What the guest's kernel gave its end; frames tell soon, but ours may be first.
+    guest: MacAddr,
+}
+
+impl Devices {
+    /// Makes them, down.
+    pub(crate) fn open(
+        spec: &GuestSpec,
+        netns: &Netns,
+        host: &mut Netlink,
+        guest: &mut Netlink,
+    ) -> Result<Self, AttachError> {
+        let fail = |source| AttachError::Net { name: spec.name.clone(), source };
+        let device =
+            |link| move |source| AttachError::Device { name: spec.name.clone(), link, source };
+        // To open a TUN device by name is to take it over, if somebody left one.
+        if host.link(spec.host_link).map_err(fail)?.is_some() {
+            return Err(AttachError::LinkTaken { name: spec.name.clone(), link: spec.host_link });
+        }
+        let tap = netns.run(|| open(spec.guest_link, Mode::Tap)).map_err(fail)?;
+        let tap = tap.map_err(device(spec.guest_link))?;
+        let link = guest.link(spec.guest_link).map_err(fail)?;
+        let given = spec.mac.or_else(|| link.and_then(|link| link.mac));
+        Ok(Self {
+            tap,
+            host: open(spec.host_link, Mode::Tun).map_err(device(spec.host_link))?,
+            // Everybody's address, until the guest has spoken.
+            guest: given.unwrap_or(MacAddr([0xff; 6])),
+        })
+    }
+
+    /// Starts to carry packets.
+    pub(crate) fn start(self, spec: &GuestSpec) -> Result<Pump, AttachError> {
+        let thread = |source| AttachError::Thread { name: spec.name.clone(), source };
+        let tap = TapPort::new(self.tap, self.guest, spec);
+        let host = HostPort::new(self.host, spec.mtu);
+        Pump::start(spec.name.to_string(), tap, host).map_err(thread)
+    }
+}
+
+fn open(link: IfName, mode: Mode) -> io::Result<Iface> {
+    let device = Iface::without_packet_info(link.as_str(), mode)?;
+    device.set_non_blocking()?;
+    Ok(device)
+}
+
+/// The thread between a guest's devices; dropping it ends both.
+#[derive(Debug)]
+pub(crate) struct Pump {
+    stop: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+    drops: Arc<Mutex<DropCounts>>,
+}
+
+impl Pump {
+    fn start(name: String, tap: TapPort, host: HostPort) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), STOP)?);
+        for (fd, token) in [(tap.as_raw_fd(), GUEST), (host.as_raw_fd(), HOST)] {
+            poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE)?;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let drops = Arc::new(Mutex::new(DropCounts::default()));
+        let mut carrier =
+            Carrier { poll, tap, host, stop: Arc::clone(&stop), drops: Arc::clone(&drops) };
+        let pump = move || {
+            if let Err(error) = carrier.carry() {
+                tracing::error!(
+                    guest = name,
+                    error = &error as &dyn std::error::Error,
+                    "the guest's port has stopped"
+                );
+            }
+        };
+        let thread = thread::Builder::new().name("conet-tap".to_owned()).spawn(pump)?;
+        Ok(Self { stop, waker, thread: Some(thread), drops })
+    }
+
+    pub(crate) fn drops(&self) -> DropCounts {
+        *self.drops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether its thread still runs; it ends where somebody deletes a device.
+    pub(crate) fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Writes one word to an eventfd of ours, which cannot fail.
+        self.waker.wake().ok();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of a guest's port panicked");
+        }
+    }
+}
+
+/// What the pump's thread owns.
+struct Carrier {
+    poll: Poll,
+    tap: TapPort,
+    host: HostPort,
+    stop: Arc<AtomicBool>,
+    drops: Arc<Mutex<DropCounts>>,
+}
+
+impl Carrier {
+    /// Carries packets both ways until told to stop.
+    fn carry(&mut self) -> Result<(), PortError> {
+        let mut pool = Pool::new(self.tap.room, 2 * BATCH);
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut events = Events::with_capacity(8);
+        // What is readable before the first poll counts as ready.
+        let (mut from_guest, mut from_host) = (true, true);
+        loop {
+            let wait = (from_guest || from_host).then_some(Duration::ZERO);
+            match self.poll.poll(&mut events, wait) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => other.map_err(PortError::Kernel)?,
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            for event in &events {
+                from_guest |= event.token() == GUEST;
+                from_host |= event.token() == HOST;
+            }
+            if from_guest {
+                from_guest = self.tap.receive(&mut pool, &mut batch)?.more;
+                let refused = self.host.send(&mut batch, &mut pool)?.refused;
+                self.tap.refused_elsewhere(refused);
+            }
+            if from_host {
+                let taken = self.host.receive(&mut pool, &mut batch)?;
+                from_host = taken.more;
+                self.tap.refused_elsewhere(taken.refused);
+                self.tap.send(&mut batch, &mut pool)?;
+            }
+            *self.drops.lock().unwrap_or_else(PoisonError::into_inner) = self.tap.drops;
+        }
+    }
+}
+
+/// A guest's TAP device as a [`Port`] of IP packets: Ethernet ends here.
+///
+/// What the guest asks about its neighbours is answered while receiving. Packets
+/// with a source that is not the guest's are refused.
+pub struct TapPort {
+    device: Iface,
+    segment: Segment,
+    /// Longest packet, and what a buffer holds: one byte more tells longer ones.
+    mtu: usize,
+    room: usize,
+    drops: DropCounts,
+}
+
+impl std::fmt::Debug for TapPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TapPort").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl TapPort {
+    fn new(device: Iface, guest: MacAddr, spec: &GuestSpec) -> Self {
+        let addresses: Vec<IpAddr> = spec.addresses.clone();
+        let mtu = usize::from(spec.mtu);
+        Self {
+            device,
+            segment: Segment::new(OURS, guest, addresses),
+            mtu,
+            room: mtu + 1,
+            drops: DropCounts::default(),
+        }
+    }
+
+    /// What was dropped, by reason.
+    #[must_use]
+    pub fn drops(&self) -> DropCounts {
+        self.drops
+    }
+
+    fn refused_elsewhere(&mut self, packets: usize) {
+        self.drops[DropReason::Device] += packets as u64;
+    }
+
+    /// Judges the frame of `len` bytes in a packet's buffer; whether it is a packet.
+    fn take(&mut self, packet: &mut Packet, len: usize) -> Result<bool, DropReason> {
+        if len > ETHERNET + self.mtu {
+            return Err(DropReason::TooBig);
+        }
+        let frame = packet.backing_mut().get(HEAD_ROOM - ETHERNET..).unwrap_or_default();
+        let mut answer = [0; ANSWER_MAX];
+        match self.segment.handle_frame(frame.get(..len).unwrap_or_default(), &mut answer) {
+            Verdict::Packet(len) => {
+                packet.set_len(len);
+                Ok(true)
+            }
+            Verdict::Answer(len) => match self.device.send(&answer[..len]) {
+                Ok(_) => Ok(false),
+                Err(_) => Err(DropReason::Device),
+            },
+            Verdict::Drop(reason) => Err(reason),
+        }
+    }
+}
+
+impl AsRawFd for TapPort {
+    fn as_raw_fd(&self) -> RawFd {
+        self.device.as_raw_fd()
+    }
+}
+
+impl Port for TapPort {
+    fn receive(&mut self, pool: &mut Pool, into: &mut Vec<Packet>) -> Result<Progress, PortError> {
+        let mut progress = Progress::default();
+        for _ in 0..BATCH {
+            let mut packet = pool.take();
+            packet.set_len(self.room);
+            let buffer = packet.backing_mut().get_mut(HEAD_ROOM - ETHERNET..).unwrap_or_default();
+            let len = match self.device.recv(buffer) {
+                Ok(len) => len,
+                Err(error) => {
+                    pool.give(packet);
+                    return if is_passing(&error) { Ok(progress) } else { Err(failed(error)) };
+                }
+            };
+            match self.take(&mut packet, len) {
+                Ok(true) => {
+                    into.push(packet);
+                    progress.packets += 1;
+                    continue;
+                }
+                Ok(false) => {}
+                Err(reason) => {
+                    self.drops.count(reason);
+                    progress.refused += 1;
+                }
+            }
+            pool.give(packet);
+        }
+        Ok(Progress { more: true, ..progress })
+    }
+
+    fn send(&mut self, packets: &mut Vec<Packet>, pool: &mut Pool) -> Result<Progress, PortError> {
+        let mut progress = Progress::default();
+        for mut packet in packets.drain(..) {
+            let is_v6 = packet.data().first().is_some_and(|byte| byte >> 4 == 6);
+            let too_big = packet.data().len() > self.mtu;
+            let frame = packet.backing_mut().get_mut(HEAD_ROOM - ETHERNET..).unwrap_or_default();
+            self.segment.address(frame, is_v6);
+            let sent = if too_big { Ok(0) } else { self.device.send(frame) };
+            pool.give(packet);
+            match sent {
+                Ok(0) => {
+                    self.drops.count(DropReason::TooBig);
+                    progress.refused += 1;
+                }
+                Ok(_) => progress.packets += 1,
+                Err(error) if is_gone(&error) => return Err(PortError::Gone),
+                // The guest has set its link down (EIO), or its queue is full.
+                Err(_) => {
+                    self.drops.count(DropReason::Device);
+                    progress.refused += 1;
+                }
+            }
+        }
+        Ok(progress)
+    }
+}
+
+/// The host's end of a guest by TAP: a TUN device, as a [`Port`].
+#[derive(Debug)]
+pub struct HostPort {
+    device: Iface,
+    room: usize,
+}
+
+impl HostPort {
+    fn new(device: Iface, mtu: u16) -> Self {
+        Self { device, room: usize::from(mtu) + 1 }
+    }
+}
+
+impl AsRawFd for HostPort {
+    fn as_raw_fd(&self) -> RawFd {
+        self.device.as_raw_fd()
+    }
+}
+
+impl Port for HostPort {
+    fn receive(&mut self, pool: &mut Pool, into: &mut Vec<Packet>) -> Result<Progress, PortError> {
+        let mut progress = Progress::default();
+        for _ in 0..BATCH {
+            let mut packet = pool.take();
+            packet.set_len(self.room);
+            match self.device.recv(packet.data_mut()) {
+                // Somebody raised the device's MTU: what was cut off is no packet.
+                Ok(len) if len == self.room => {
+                    pool.give(packet);
+                    progress.refused += 1;
+                }
+                Ok(len) => {
+                    packet.set_len(len);
+                    into.push(packet);
+                    progress.packets += 1;
+                }
+                Err(error) => {
+                    pool.give(packet);
+                    return if is_passing(&error) { Ok(progress) } else { Err(failed(error)) };
+                }
+            }
+        }
+        Ok(Progress { more: true, ..progress })
+    }
+
+    fn send(&mut self, packets: &mut Vec<Packet>, pool: &mut Pool) -> Result<Progress, PortError> {
+        let mut progress = Progress::default();
+        for packet in packets.drain(..) {
+            match self.device.send(packet.data()) {
+                Ok(_) => progress.packets += 1,
+                Err(error) if is_gone(&error) => return Err(PortError::Gone),
+                Err(_) => progress.refused += 1,
+            }
+            pool.give(packet);
+        }
+        Ok(progress)
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// The device was deleted (EBADFD, from `tun_chr_read_iter` and its kin).
+fn is_gone(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::BADFD)
+}
+
+fn failed(error: io::Error) -> PortError {
+    if is_gone(&error) { PortError::Gone } else { PortError::Kernel(error) }
+}
