@@ -93,6 +93,12 @@ pub(crate) enum Command {
         /// A peer's name, or `home`.
         #[arg(value_name = "NODE|home")]
         to: String,
+        /// Send its memory ahead while it runs (the default, from Linux 6.7 on).
+        #[arg(long, conflicts_with = "stop")]
+        precopy: bool,
+        /// Stop it and send all of its memory.
+        #[arg(long)]
+        stop: bool,
         #[command(flatten)]
         output: Output,
     },

@@ -9,6 +9,7 @@ mod node;
 mod process;
 mod trace;
 
+use conet_wire::control::How;
 use std::io;
 use std::process::ExitCode;
 
@@ -33,7 +34,10 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Guest { command } => guest::run(&mut connect()?, command),
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),
-        Command::Migrate { pid, to, output } => process::migrate(&mut connect()?, pid, to, output),
+        Command::Migrate { pid, to, precopy: _, stop, output } => {
+            let how = if stop { How::Stop } else { How::Precopy };
+            process::migrate(&mut connect()?, pid, to, how, output)
+        }
         Command::Trace { pid, seconds, output } => {
             trace::trace(&mut connect()?, pid, seconds, output)
         }

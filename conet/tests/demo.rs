@@ -73,6 +73,7 @@ fn a_demonstration_shows_everything_and_leaves_nothing() {
     assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
     let report = report(&output.stdout);
     assert!(output.status.success() && report["ok"] == true, "{report:#}");
+    assert_eq!(report["rootless"], false);
     let steps = report["steps"].as_array().unwrap();
     let step = |name: &str| {
         let step = steps.iter().find(|step| step["name"] == name).unwrap();

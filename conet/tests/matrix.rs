@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     CONET, Lab, Program, Said, Shared, exists, python, row, signal, try_migrate, wait_until,
@@ -180,11 +180,30 @@ impl Scene {
         }
         if place == "ended" {
             let row = row(self.pid);
-            assert!(row["reason"]["sentence"].is_string(), "{context}: no reason ({told:?}) {row}");
+            // Killed at home, once the move was over, it is a program like any other.
+            let was_over = to == "home" && migrate.wait().unwrap().success();
+            assert!(
+                was_over || row["reason"]["sentence"].is_string(),
+                "{context}: no reason ({told:?}) {row}"
+            );
         }
         self.check(&context);
         eprintln!("{context}: {place}");
         place
+    }
+
+    /// Moves it, however often that takes.
+    fn get_to(&self, node: &str) {
+        let begin = Instant::now();
+        loop {
+            let moved = try_migrate(self.pid, node);
+            if moved.status.success() {
+                return;
+            }
+            let said = String::from_utf8_lossy(&moved.stderr);
+            assert!(begin.elapsed() < 60 * SECOND, "it does not get to {node}: {said}");
+            thread::sleep(SECOND / 10);
+        }
     }
 
     /// Brings the program to an end, or has found it ended, and gives the lab back.
@@ -233,9 +252,7 @@ fn a_program_lives_in_one_place_whatever_dies_in_a_move() {
             }
             if scene.place() != from {
                 let start = if to == "home" { "conet-h2" } else { "home" };
-                wait_until(&format!("it gets {from}"), 60 * SECOND, || {
-                    try_migrate(scene.pid, start).status.success()
-                });
+                scene.get_to(start);
             }
             let after = Duration::from_micros(random.below(20_000));
             match scene.case(to, phase, blow, after).as_str() {

@@ -4,7 +4,7 @@
 use conet_transport::session::protect::{Cipher, Key, Label, OpenError, Opener, Replay, Sealer};
 use conet_wire::link::{FrameHeader, split_frame};
 use conet_wire::session::{
-    HEADER, MAX_PACKET, RECORD_PREFIX, emit_record_prefix, parse_record_prefix,
+    HEADER, MAX_PACKET, RECORD_PREFIX, TAG, emit_record_prefix, parse_record_prefix,
 };
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -92,14 +92,32 @@ impl Channel {
         seq: u32,
         parts: &[&[u8]],
     ) -> Result<(), ChannelError> {
-        let mut end = RECORD_PREFIX + HEADER;
+        let sent = self.send_with(kind, seq, |body| {
+            let mut end = 0;
+            for part in parts {
+                body.get_mut(end..end + part.len())?.copy_from_slice(part);
+                end += part.len();
+            }
+            Some(end)
+        })?;
+        if sent { Ok(()) } else { Err(ChannelError::TooLong) }
+    }
+
+    /// Sends one frame whose body `write` puts where it is sealed; it gives the length.
+    /// Sends nothing, and says so, where it gives none.
+    pub(crate) fn send_with(
+        &mut self,
+        kind: u32,
+        seq: u32,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Result<bool, ChannelError> {
+        const BODY: usize = RECORD_PREFIX + HEADER + size_of::<FrameHeader>();
+        let end = self.send.len() - TAG;
+        let Some(len) = write(&mut self.send[BODY..end]) else { return Ok(false) };
         let header = FrameHeader { kind, seq };
-        for part in std::iter::once(&header.as_bytes()).chain(parts) {
-            let room = self.send.get_mut(end..end + part.len()).ok_or(ChannelError::TooLong)?;
-            room.copy_from_slice(part);
-            end += part.len();
-        }
-        self.seal_and_write(end)
+        self.send[RECORD_PREFIX + HEADER..BODY].copy_from_slice(header.as_bytes());
+        self.seal_and_write(BODY + len)?;
+        Ok(true)
     }
 
     fn seal_and_write(&mut self, end: usize) -> Result<(), ChannelError> {

@@ -102,6 +102,9 @@ pub struct Hosting<'a> {
     pub uid: u32,
     /// Lab only: what to add to this node's real-time clock, in nanoseconds.
     pub clock_skew: i64,
+    /// Whether what it changes is followed, where the kernel can tell, so that only
+    /// that goes home. Without, all of its memory does, as it must before Linux 6.7.
+    pub follows: bool,
     /// Where the warden listens.
     pub socket: &'a Path,
     /// How long its home may be silent until the process lives here; then there is
@@ -209,6 +212,7 @@ fn converse(
         open_next: 1,
         clock_skew: hosting.clock_skew,
         ticket: hosting.ticket,
+        follows: u64::from(hosting.follows),
     };
     control.write_all(launch.as_bytes()).map_err(failed("talking to the host role"))?;
     say(control, b'U', 0)?;

@@ -1,31 +1,27 @@
-//! From a stopped process to an image on the wire.
+//! From a stopped process to its image, apart from its pages.
 
-use crate::channel::{Channel, ChannelError};
+use crate::locks::Seen;
 use crate::procfs::{self, Facts, Mapping};
 use crate::sys::ptrace::{self, Regs, Stopped, TraceError, robust_list};
 use crate::vdso;
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::{self, Pending};
 use conet_wire::image::{
-    AREAS_PER_FRAME, Area, End, Head, MAX_XSAVE, MemoryMap, PAGE, PAGES_PER_FRAME, PageRun,
-    Registers, VERSION, area_flags, overlaps_region,
+    Area, Head, MAX_XSAVE, MemoryMap, Registers, VERSION, area_flags, overlaps_region,
 };
-use conet_wire::link::{Desc, direction, kind, mode};
+use conet_wire::link::{Desc, direction, mode};
 use rustix::process::Pid;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
-/// Why an image could not be taken or sent.
+/// Why an image could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
     #[error("reading the process: {0}")]
     Read(#[from] io::Error),
     #[error(transparent)]
     Trace(#[from] TraceError),
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
     #[error("the vector state has {0} bytes, more than {MAX_XSAVE}")]
     Xsave(usize),
 }
@@ -35,7 +31,6 @@ pub(crate) enum ImageError {
 pub(crate) struct Snapshot {
     pub(crate) head: Head,
     pub(crate) xsave: Vec<u8>,
-    pub(crate) mappings: Vec<Mapping>,
     pub(crate) pending: Pending,
 }
 
@@ -70,12 +65,8 @@ pub(crate) const fn is_to_restart(regs: &Regs) -> bool {
 
 impl Snapshot {
     /// Takes everything but the pages. Makes calls in the process's name.
-    pub(crate) fn take(stopped: &mut Stopped, pid: Pid) -> Result<Self, ImageError> {
-        let mappings = procfs::maps(pid)?;
-        let facts = procfs::facts(pid)?;
-        let vdso = mappings.iter().find(|m| m.backing == Backing::Vdso);
-        let vdso = vdso.ok_or(TraceError::NoVdso)?;
-        stopped.use_gadget(vdso.start, vdso.end)?;
+    pub(crate) fn take(stopped: &mut Stopped, pid: Pid, seen: &Seen) -> Result<Self, ImageError> {
+        let vdso = stopped.use_vdso(&seen.maps)?;
         let mut code = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
         stopped.memory().read_exact_at(&mut code, vdso.start)?;
         let entries = vdso::entries(&code, vdso.start).unwrap_or_default();
@@ -84,9 +75,8 @@ impl Snapshot {
             Some(snapshot) => snapshot,
             None => Self::running(stopped)?,
         };
-        snapshot.describe(stopped, pid, &facts)?;
+        snapshot.describe(stopped, pid, &seen.facts)?;
         snapshot.head.vdso = entries;
-        snapshot.mappings = mappings;
         Ok(snapshot)
     }
 
@@ -107,7 +97,7 @@ impl Snapshot {
         }
         leave_critical_section(stopped, &mut registers);
         let head = Head { registers, blocked: stopped.mask(), ..Head::default() };
-        Ok(Self { head, xsave, mappings: Vec::new(), pending })
+        Ok(Self { head, xsave, pending })
     }
 
     /// A process that is home, but still in a deputy's hands because a call of its
@@ -125,7 +115,7 @@ impl Snapshot {
         let mut bytes = vec![0; size_of::<Pending>()];
         stopped.memory().read_exact_at(&mut bytes, boot::PENDING)?;
         let pending = Pending::read_from_bytes(&bytes).map_err(|_| malformed())?;
-        Ok(Some(Self { head, xsave, mappings: Vec::new(), pending }))
+        Ok(Some(Self { head, xsave, pending }))
     }
 
     /// What does not depend on where the process was stopped.
@@ -162,28 +152,6 @@ impl Snapshot {
             self.head.rseq_signature = rseq_signature;
         }
         Ok(())
-    }
-
-    /// Sends head, areas, pages and end; gives the numbers of areas and pages.
-    pub(crate) fn send(
-        &self,
-        stopped: &Stopped,
-        pid: Pid,
-        channel: &mut Channel,
-    ) -> Result<End, ImageError> {
-        channel.send(kind::HEAD, 0, &[self.head.as_bytes(), &self.xsave])?;
-        let areas: Vec<Area> = self.mappings.iter().filter_map(area).collect();
-        for chunk in areas.chunks(AREAS_PER_FRAME) {
-            channel.send(kind::AREAS, 0, &[chunk.as_bytes()])?;
-        }
-        let pagemap = File::open(procfs::path(pid, "pagemap"))?;
-        let mut pages = 0;
-        for area in areas.iter().filter(|area| area.flags & area_flags::HOLD == 0) {
-            pages += send_area(stopped.memory(), &pagemap, area, channel)?;
-        }
-        let end = End { areas: areas.len() as u64, pages };
-        channel.send(kind::END, 0, &[end.as_bytes()])?;
-        Ok(end)
     }
 }
 
@@ -256,7 +224,8 @@ fn leave_critical_section(stopped: &Stopped, registers: &mut Registers) {
     }
 }
 
-fn area(mapping: &Mapping) -> Option<Area> {
+/// A mapping as an area of an image; none where nothing of it travels.
+pub(crate) fn area(mapping: &Mapping) -> Option<Area> {
     if mapping.backing == Backing::Vsyscall || overlaps_region(mapping.start, mapping.end) {
         return None;
     }
@@ -268,63 +237,4 @@ fn area(mapping: &Mapping) -> Option<Area> {
         Backing::Anonymous | Backing::Vsyscall => 0,
     };
     Some(Area { start: mapping.start, end: mapping.end, prot: mapping.prot, flags })
-}
-
-/// Sends an area's pages: those that are there, and all that a file would fill.
-fn send_area(
-    memory: &File,
-    pagemap: &File,
-    area: &Area,
-    channel: &mut Channel,
-) -> Result<u64, ImageError> {
-    const PRESENT_OR_SWAPPED: u64 = 3 << 62;
-    const BATCH: u64 = 4096;
-    let is_filled = area.flags & (area_flags::FILE | area_flags::VDSO) != 0;
-    let mut sent = 0;
-    let mut at = area.start;
-    let mut run = PageRun { addr: at, count: 0 };
-    let mut entries = Vec::new();
-    while at < area.end {
-        let want = ((area.end - at) / PAGE).min(BATCH);
-        entries.resize(usize::try_from(want * 8).unwrap_or(0), 0);
-        pagemap.read_exact_at(&mut entries, at / PAGE * 8)?;
-        for entry in entries.as_chunks::<8>().0 {
-            let there = is_filled || u64::from_le_bytes(*entry) & PRESENT_OR_SWAPPED != 0;
-            if run.count == PAGES_PER_FRAME || (!there && run.count > 0) {
-                sent += send_run(memory, run, channel)?;
-                run.count = 0;
-            }
-            if there {
-                if run.count == 0 {
-                    run.addr = at;
-                }
-                run.count += 1;
-            }
-            at += PAGE;
-        }
-    }
-    if run.count > 0 {
-        sent += send_run(memory, run, channel)?;
-    }
-    Ok(sent)
-}
-
-fn send_run(memory: &File, run: PageRun, channel: &mut Channel) -> Result<u64, ImageError> {
-    let len = usize::try_from(run.count * PAGE).unwrap_or(0);
-    let mut data = vec![0; len];
-    if memory.read_exact_at(&mut data, run.addr).is_ok() {
-        channel.send(kind::PAGES, 0, &[run.as_bytes(), &data])?;
-        return Ok(run.count);
-    }
-    // Part of it cannot be read (behind the end of a file): page by page.
-    let mut sent = 0;
-    for i in 0..run.count {
-        let one = PageRun { addr: run.addr + i * PAGE, count: 1 };
-        let page = &mut data[..usize::try_from(PAGE).unwrap_or(0)];
-        if memory.read_exact_at(page, one.addr).is_ok() {
-            channel.send(kind::PAGES, 0, &[one.as_bytes(), page])?;
-            sent += 1;
-        }
-    }
-    Ok(sent)
 }

@@ -30,6 +30,7 @@ pub mod locks;
 pub mod mover;
 pub mod probe;
 mod procfs;
+mod ranges;
 mod sys;
 pub mod trace;
 mod vdso;

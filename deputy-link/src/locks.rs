@@ -175,19 +175,27 @@ pub fn locks(pid: Pid, policy: Policy) -> io::Result<Vec<Lock>> {
     Ok(locks)
 }
 
+/// What was read of a stopped process.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) facts: Facts,
+    pub(crate) maps: Vec<Mapping>,
+}
+
 /// As [`locks`], of a process that the calling thread has stopped: what can have changed
 /// since, without what only `smaps` and the descriptors tell.
-pub(crate) fn locks_of_stopped(pid: Pid, policy: Policy) -> io::Result<Vec<Lock>> {
+pub(crate) fn locks_of_stopped(pid: Pid, policy: Policy) -> io::Result<(Vec<Lock>, Seen)> {
     let facts = procfs::facts(pid)?;
     if policy.started.is_some_and(|started| started != facts.start_time) {
         return Err(io::ErrorKind::NotFound.into());
     }
+    let maps = procfs::maps(pid)?;
     let mut locks = Vec::new();
     of_kind(pid, &facts, policy, &mut locks);
     of_sharing(pid, &facts, &mut locks);
-    of_maps(&procfs::maps(pid)?, policy, &mut locks);
+    of_maps(&maps, policy, &mut locks);
     locks.retain(|lock| !matches!(lock, Lock::Traced(_)));
-    Ok(locks)
+    Ok((locks, Seen { facts, maps }))
 }
 
 fn of_kind(pid: Pid, facts: &Facts, policy: Policy, locks: &mut Vec<Lock>) {

@@ -1,8 +1,8 @@
 //! The home side of a move.
 //!
 //! ```text
-//! move_out:   READY? ─ freeze ─ image ─ PREPARED? ─ clocks ─ the deputy's registers ─ let go, it sends COMMIT
-//!             └──────────── anything fails: undo, the program goes on at home ──┘
+//! move_out:   READY? ─ clocks ─ rounds ─ freeze ─ the rest ─ PREPARED? ─ the deputy's registers ─ let go, it sends COMMIT
+//!             └──────────── anything fails: undo, the program goes on at home ─────────┘
 //! bring_home: interrupt the deputy ─ it asks the remote half ─ image back ─ HOME ─ clean up
 //! ```
 //!
@@ -18,10 +18,12 @@
 mod clocks;
 mod home;
 mod install;
+mod mirror;
 mod out;
+mod tracker;
 
 pub use home::{bring_home, take_out};
-pub use out::move_out;
+pub use out::{How, Method, Round, StopReason, move_out};
 
 use crate::channel::{Channel, ChannelError};
 use crate::image::ImageError;
@@ -63,6 +65,9 @@ pub enum MoveError {
     /// The link failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// It became another program again and again.
+    #[error("it became another program while it was copied")]
+    Replaced,
     /// The process could not be stopped or read.
     #[error("{0}")]
     Process(#[source] io::Error),
@@ -102,7 +107,6 @@ impl From<ImageError> for MoveError {
     fn from(error: ImageError) -> Self {
         match error {
             ImageError::Trace(error) => error.into(),
-            ImageError::Channel(error) => error.into(),
             ImageError::Read(error) => Self::Process(error),
             ImageError::Xsave(_) => Self::Locked(vec![Lock::Processor]),
         }
@@ -112,14 +116,23 @@ impl From<ImageError> for MoveError {
 /// A process that has moved.
 #[derive(Debug)]
 pub struct Moved {
-    /// How long it did not run.
+    /// How it went.
+    pub method: Method,
+    /// How long it did not run between its last instruction at home and its first
+    /// away.
     pub freeze: Duration,
+    /// How long it was stopped before that, to make rounds possible.
+    pub pause: Duration,
     /// How long the move took.
     pub total: Duration,
+    /// Rounds of pre-copy.
+    pub rounds: Vec<Round>,
     /// Memory areas sent.
     pub areas: u64,
     /// Pages sent, of 4 KiB.
     pub pages: u64,
+    /// Of them, while it was stopped.
+    pub frozen_pages: u64,
 }
 
 /// A process that has come home.
@@ -131,6 +144,8 @@ pub struct Returned {
     pub pages: u64,
     /// Pages of them that differed from what was at home.
     pub changed: u64,
+    /// Whether only pages that were changed away came; otherwise, all that it had.
+    pub is_delta: bool,
     /// Calls that ran at home while it was away.
     pub calls: u64,
 }

@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use conet_deputy_link::locks::{Policy, describe_return, locks};
+use conet_deputy_link::mover::How;
 use conet_deputy_link::mover::MoveError;
 use conet_deputy_link::{mover, phase};
 use std::os::unix::process::ExitStatusExt;
@@ -247,7 +248,8 @@ fn a_host_that_fails_leaves_the_process_at_home() {
     let (_, other) = node.secrets();
     let host = node.host(child.id(), other);
     let stream = std::net::TcpStream::connect(node.address()).unwrap();
-    let error = mover::move_out(as_pid(child.id()), stream, home, POLICY, &end).unwrap_err();
+    let how = How::default();
+    let error = mover::move_out(as_pid(child.id()), stream, home, POLICY, how, &end).unwrap_err();
     assert!(matches!(error, MoveError::Channel(_)), "{error}");
     assert!(host.join().unwrap().is_err());
     // Somebody who accepts, reads for a while and hangs up, at several lengths.
@@ -261,7 +263,7 @@ fn a_host_that_fails_leaves_the_process_at_home() {
         });
         let (home, _) = node.secrets();
         let stream = std::net::TcpStream::connect(address).unwrap();
-        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY, &end).is_err());
+        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY, how, &end).is_err());
         reader.join().unwrap();
         assert!(exists(child.id()));
     }

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! By *TAP* a thread of this process carries them, and answers for everybody whom
-//! the guest looks for on its link ([`TapPort`]): the plain path, which needs nothing
+//! the guest looks for on its link: the plain path, which needs nothing
 //! but `/dev/net/tun`.
 //!
 //! ```text
@@ -39,4 +39,3 @@ mod tap;
 mod veth;
 
 pub use guest::{AttachError, GuestPort, GuestSpec, PortKind};
-pub use tap::{HostPort, TapPort};

@@ -205,7 +205,7 @@ impl Carrier {
 ///
 /// What the guest asks about its neighbours is answered while receiving. Packets
 /// with a source that is not the guest's are refused.
-pub struct TapPort {
+pub(crate) struct TapPort {
     device: Iface,
     segment: Segment,
     /// Longest packet, and what a buffer holds: one byte more tells longer ones.
@@ -231,12 +231,6 @@ impl TapPort {
             room: mtu + 1,
             drops: DropCounts::default(),
         }
-    }
-
-    /// What was dropped, by reason.
-    #[must_use]
-    pub fn drops(&self) -> DropCounts {
-        self.drops
     }
 
     fn refused_elsewhere(&mut self, packets: usize) {
@@ -281,7 +275,7 @@ impl Port for TapPort {
                 Ok(len) => len,
                 Err(error) => {
                     pool.give(packet);
-                    return if is_passing(&error) { Ok(progress) } else { Err(failed(error)) };
+                    return ended(error, progress);
                 }
             };
             match self.take(&mut packet, len) {
@@ -330,7 +324,7 @@ impl Port for TapPort {
 
 /// The host's end of a guest by TAP: a TUN device, as a [`Port`].
 #[derive(Debug)]
-pub struct HostPort {
+pub(crate) struct HostPort {
     device: Iface,
     room: usize,
 }
@@ -366,7 +360,7 @@ impl Port for HostPort {
                 }
                 Err(error) => {
                     pool.give(packet);
-                    return if is_passing(&error) { Ok(progress) } else { Err(failed(error)) };
+                    return ended(error, progress);
                 }
             }
         }
@@ -387,15 +381,17 @@ impl Port for HostPort {
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+/// What a read that brought nothing means.
+fn ended(error: io::Error, progress: Progress) -> Result<Progress, PortError> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Ok(progress),
+        io::ErrorKind::Interrupted => Ok(Progress { more: true, ..progress }),
+        _ if is_gone(&error) => Err(PortError::Gone),
+        _ => Err(PortError::Kernel(error)),
+    }
 }
 
 /// The device was deleted (EBADFD, from `tun_chr_read_iter` and its kin).
 fn is_gone(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::BADFD)
-}
-
-fn failed(error: io::Error) -> PortError {
-    if is_gone(&error) { PortError::Gone } else { PortError::Kernel(error) }
 }

@@ -214,12 +214,15 @@ pub struct Report {
     pub seconds: f64,
     /// Whether somebody asked to stop.
     pub interrupted: bool,
+    /// Whether it ran in a user namespace of one id, as an ordinary user's does.
+    pub rootless: bool,
 }
 
 #[derive(Serialize)]
 struct ReportJson {
     ok: bool,
     interrupted: bool,
+    rootless: bool,
     seconds: f64,
     steps: Vec<Value>,
 }
@@ -243,6 +246,7 @@ impl Report {
         serde_json::to_value(ReportJson {
             ok: self.ok(),
             interrupted: self.interrupted,
+            rootless: self.rootless,
             seconds: self.seconds,
             steps: self.steps.iter().map(Step::to_json).collect(),
         })
@@ -259,6 +263,7 @@ pub fn demo(watch: Watch<'_>, told: &mut dyn FnMut(&Step)) -> Report {
     }
     let mut report = run.report;
     report.interrupted = watch.interrupted.load(Ordering::Relaxed);
+    report.rootless = crate::rootless::is_inside();
     report.seconds = started.elapsed().as_secs_f64();
     report
 }

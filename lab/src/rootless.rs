@@ -86,7 +86,7 @@ pub fn run(arguments: &[OsString]) -> Result<u8, LabError> {
         .args(arguments)
         .spawn()
         .map_err(LabError::step("start process 1"))?;
-    supervise(init, &signals)
+    supervise(init, false, &signals)
 }
 
 /// Runs this program with `arguments` in the user's lab machine.
@@ -168,12 +168,12 @@ pub fn init(parent: Option<u32>, arguments: &[OsString]) -> Result<u8, LabError>
     }
     furnish()?;
     rustix::thread::set_name(c"conet-machine").map_err(LabError::step("name the process"))?;
-    let signals = Signals::watch()?;
+    let signals = Signals::watch_as_init()?;
     if arguments.is_empty() {
         match keep(&signals)? {}
     }
     let child = Command::new(SELF).args(arguments).spawn();
-    supervise(child.map_err(LabError::step("start conet in its machine"))?, &signals)
+    supervise(child.map_err(LabError::step("start conet in its machine"))?, true, &signals)
 }
 
 /// Has the kernel kill this process when its parent, outside, ends.
@@ -217,9 +217,9 @@ fn keep(signals: &Signals) -> Result<Infallible, LabError> {
     }
 }
 
-/// Waits for a child, passes on what asks to end, and gives its exit status as shells
-/// do. Reaps others meanwhile: process 1 has everybody's.
-fn supervise(child: Child, signals: &Signals) -> Result<u8, LabError> {
+/// Waits for a child, passes on what asks to end (as it came, or as SIGTERM), and gives
+/// its exit status as shells do. Reaps others meanwhile: process 1 has everybody's.
+fn supervise(child: Child, passes_on: bool, signals: &Signals) -> Result<u8, LabError> {
     let pid = Pid::from_child(&child);
     loop {
         while let Ok(Some((ended, status))) = wait(WaitOptions::NOHANG) {
@@ -229,9 +229,11 @@ fn supervise(child: Child, signals: &Signals) -> Result<u8, LabError> {
                 return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
             }
         }
-        if signals.take_request() {
+        if let Some(signal) = signals.take_request() {
+            // Process 1 heeds one only.
+            let signal = if passes_on { signal } else { Signal::TERM };
             // Fails where it has just ended, which the next round sees.
-            rustix::process::kill_process(pid, Signal::TERM).ok();
+            rustix::process::kill_process(pid, signal).ok();
         }
         signals.sleep()?;
     }
@@ -306,7 +308,7 @@ impl Machine {
         let known = directory.filter(|directory| directory.is_dir());
         command.args(arguments).current_dir(known.unwrap_or_else(|| "/".into()));
         let child = command.spawn().map_err(LabError::step("start conet in its machine"))?;
-        supervise(child, &signals)
+        supervise(child, true, &signals)
     }
 
     /// Kills process 1, and with it all that is inside; returns when it has ended.

@@ -252,7 +252,9 @@ impl<P: Processes> Daemon<P> {
                 let processes = self.processes.list(caller);
                 answer.answer(Ok(Response::Processes { processes }));
             }
-            Request::Migrate { pid, to } => self.processes.migrate(caller, pid, &to, answer),
+            Request::Migrate { pid, to, how } => {
+                self.processes.migrate(caller, pid, &to, how, answer);
+            }
             Request::Why { pid } => self.processes.why(caller, pid, answer),
             Request::Guests {} => {
                 answer.answer(Ok(Response::Guests { guests: self.guests.list() }));

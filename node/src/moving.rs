@@ -35,7 +35,7 @@ use conet_deputy_link::hosting::WardenEvent;
 use conet_deputy_link::locks::{self, Policy};
 use conet_deputy_link::trace;
 use conet_wire::control::{
-    Failure, Moved, Place, Process, Reason, Response, Trace, TracedCall, Why,
+    Failure, How, Moved, Place, Process, Reason, Response, Trace, TracedCall, Why,
 };
 use conet_wire::moving::{Answer, Ask, Ticket};
 use conet_wire::peer;
@@ -199,6 +199,7 @@ impl Movers {
         &mut self,
         pid: u32,
         to: Option<String>,
+        how: How,
         answer: Option<Responder>,
         why: Option<Reason>,
     ) {
@@ -209,6 +210,7 @@ impl Movers {
             turn: Arc::clone(&program.turn),
             record: program.record.clone(),
             to,
+            how,
             policy: Policy {
                 allow_root,
                 is_deputy: program.has_region,
@@ -233,7 +235,7 @@ impl Movers {
         program.is_busy = false;
         let reply = program.settle(outcome, &home);
         if reply.is_err() && !program.record.process.is_alive() {
-            program.end_in_a_move();
+            program.end(None);
         }
         self.save();
         if let Some(answer) = answer {
@@ -255,8 +257,12 @@ impl Movers {
         }
         for errand in errands {
             match errand {
-                home::Errand::Out(pid, node) => self.begin(pid, Some(node), None, None),
-                home::Errand::Home(pid, why) => self.begin(pid, None, None, Some(why)),
+                home::Errand::Out(pid, node) => {
+                    self.begin(pid, Some(node), How::default(), None, None)
+                }
+                home::Errand::Home(pid, why) => {
+                    self.begin(pid, None, How::default(), None, Some(why))
+                }
                 home::Errand::TakeOut(pid, turn) => work::take_out(pid, turn),
                 home::Errand::Tell(pid, node, ask) => {
                     work::ask(self.node.clone(), node, ask, move |answer| {
@@ -334,6 +340,7 @@ fn row(program: &Program, home: &str) -> Process {
         sent_home: record.sent_home,
         calls_forwarded: record.calls + program.calls_now,
         freeze_us: record.freeze_us,
+        memory: record.memory.clone(),
         waited_us: work::micros(record.waited + program.silence.unwrap_or_default()),
         reason: record.reason.clone(),
     }
@@ -374,7 +381,7 @@ impl Processes for Movers {
             .collect()
     }
 
-    fn migrate(&mut self, caller: Caller, pid: u32, to: &str, answer: Responder) {
+    fn migrate(&mut self, caller: Caller, pid: u32, to: &str, how: How, answer: Responder) {
         let config = self.node.config();
         let home = config.node.name.clone();
         let to = (to != "home" && to != home).then(|| to.to_owned());
@@ -413,7 +420,7 @@ impl Processes for Movers {
             {
                 answer.answer(Ok(stays(pid, node, record.remote_pid)));
             }
-            _ => self.begin(pid, to, Some(answer), None),
+            _ => self.begin(pid, to, how, Some(answer), None),
         }
     }
 
@@ -530,5 +537,6 @@ impl Processes for Movers {
 
 /// The answer where a program is asked to go where it is.
 fn stays(pid: u32, node: &str, remote_pid: Option<u32>) -> Response {
-    Response::Moved(Moved { pid, node: node.to_owned(), remote_pid, freeze_us: 0, total_us: 0 })
+    let node = node.to_owned();
+    Response::Moved(Moved { pid, node, remote_pid, freeze_us: 0, total_us: 0, memory: None })
 }

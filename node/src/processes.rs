@@ -21,7 +21,7 @@
 
 use std::time::Instant;
 
-use conet_wire::control::{Failure, Process, Trace};
+use conet_wire::control::{Failure, How, Process, Trace};
 
 use crate::caller::Caller;
 use crate::config::PeerConfig;
@@ -49,7 +49,7 @@ pub trait Processes {
     fn list(&mut self, caller: Caller) -> Vec<Process>;
 
     /// Moves `pid` to the peer named `to`, or `home`.
-    fn migrate(&mut self, caller: Caller, pid: u32, to: &str, answer: Responder);
+    fn migrate(&mut self, caller: Caller, pid: u32, to: &str, how: How, answer: Responder);
 
     /// Tells whether and why `pid` may not move.
     fn why(&mut self, caller: Caller, pid: u32, answer: Responder);

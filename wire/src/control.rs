@@ -60,6 +60,9 @@ pub enum Request {
         pid: u32,
         /// The peer's name, or `home`.
         to: String,
+        /// How its memory goes there.
+        #[serde(default, skip_serializing_if = "How::is_default")]
+        how: How,
     },
     /// Why a process may not move: [`Response::Why`].
     Why {
@@ -324,6 +327,9 @@ pub struct Process {
     pub calls_forwarded: u64,
     /// How long the last move held it, in microseconds.
     pub freeze_us: Option<u64>,
+    /// How its memory moved then.
+    #[serde(default)]
+    pub memory: Option<MemoryMoved>,
     /// For how long, in all, its other half could not be reached, in microseconds.
     #[serde(default)]
     pub waited_us: u64,
@@ -396,6 +402,70 @@ pub struct Moved {
     pub freeze_us: u64,
     /// From request to answer, in microseconds.
     pub total_us: u64,
+    /// How its memory moved; none where it was there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryMoved>,
+}
+
+/// How a process's memory is to go to another node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// Ahead of it, while it runs, where the kernel can tell what it changes.
+    #[default]
+    Precopy,
+    /// All of it while it is stopped.
+    Stop,
+}
+
+impl How {
+    // What serde calls has this signature.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How a process's memory moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MoveMethod {
+    /// Out: in rounds while it ran, then the rest.
+    Precopy,
+    /// Out: all of it while it was stopped.
+    Stop,
+    /// Home: what was changed away.
+    Changes,
+    /// Home: all that was there.
+    All,
+}
+
+/// The memory of a completed move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryMoved {
+    /// How it went.
+    pub method: MoveMethod,
+    /// Why there were no rounds, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Rounds while it ran.
+    #[serde(default)]
+    pub rounds: Vec<MoveRound>,
+    /// Pages of 4 KiB that were sent, in all.
+    pub pages: u64,
+    /// Of them, while it was held.
+    pub held_pages: u64,
+    /// How long it was stopped before that, to make rounds possible, in microseconds.
+    #[serde(default)]
+    pub pause_us: u64,
+}
+
+/// One round of a [`MoveMethod::Precopy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRound {
+    /// Pages that were sent.
+    pub pages: u64,
+    /// How long it took, in microseconds.
+    pub time_us: u64,
 }
 
 /// Whether a process may move.
@@ -490,7 +560,7 @@ mod tests {
             (Request::Register { pid: 7, node: None }, r#"{"request":"register","pid":7}"#),
             (Request::Ps {}, r#"{"request":"ps"}"#),
             (
-                Request::Migrate { pid: 7, to: "home".into() },
+                Request::Migrate { pid: 7, to: "home".into(), how: How::Precopy },
                 r#"{"request":"migrate","pid":7,"to":"home"}"#,
             ),
             (Request::Why { pid: 7 }, r#"{"request":"why","pid":7}"#),
@@ -532,6 +602,14 @@ mod tests {
             remote_pid: Some(9),
             freeze_us: 1900,
             total_us: 80_000,
+            memory: Some(MemoryMoved {
+                method: MoveMethod::Precopy,
+                why: None,
+                rounds: vec![MoveRound { pages: 65_000, time_us: 70_000 }],
+                pages: 65_010,
+                held_pages: 10,
+                pause_us: 300,
+            }),
         };
         for response in [
             Response::Moved(moved),
@@ -563,7 +641,8 @@ mod tests {
 
         #[test]
         fn any_migration_goes_round(pid: u32, to in "\\PC{0,80}") {
-            let request = Request::Migrate { pid, to };
+            let how = if pid % 2 == 0 { How::Stop } else { How::Precopy };
+            let request = Request::Migrate { pid, to, how };
             prop_assert_eq!(Request::parse(&request.to_line()), Ok(request));
         }
     }

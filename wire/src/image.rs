@@ -1,12 +1,16 @@
 //! A process image: what moves when a process moves.
 //!
 //! ```text
-//! image := HEAD AREAS* PAGES* END        (frames of crate::link)
+//! image := round* HEAD part END          (frames of crate::link)
+//! round := part ROUND                    (out only, while the program still runs)
+//! part  := AREAS* (PAGES | GONE)*
 //! ```
 //!
-//! The same layout goes out and comes home. Memory areas are described as
-//! ranges with a protection; which file lay behind a range is known at home
-//! alone. Pages that are not sent read as zero.
+//! Memory areas are described as ranges with a protection; which file lay behind a
+//! range is known at home alone. Each list of areas replaces the one before: what is
+//! in both keeps its pages. Pages that were never sent, or are gone, read as zero;
+//! with [`head_flags::DELTA`], on the way home, what is not mentioned is as home has
+//! it.
 //!
 //! Bound to x86-64 and 4 KiB pages. [`VERSION`] changes with every change here.
 
@@ -156,6 +160,10 @@ pub struct Head {
     pub reason: u32,
     /// Detail of the reason.
     pub detail: u64,
+    /// Bits of [`head_flags`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Command name, as in `prctl(PR_SET_NAME)`, NUL-padded.
     pub name: [u8; 16],
     /// Descriptors at home that the program must not touch: the link, the process's
@@ -171,6 +179,13 @@ pub struct Head {
     pub clocks: Clocks,
 }
 
+/// Flags of a [`Head`].
+pub mod head_flags {
+    /// Only what has changed since the process left comes home: pages that are neither
+    /// sent nor gone are as home has them.
+    pub const DELTA: u32 = 1;
+}
+
 /// Flags of an [`Area`].
 pub mod area_flags {
     /// Grows downwards (`MAP_GROWSDOWN`): the stack.
@@ -183,6 +198,11 @@ pub mod area_flags {
     /// The program's vDSO: its copy is patched at the remote node and does not
     /// travel home.
     pub const VDSO: u32 = 8;
+    /// Mapped or moved since the last list, or since the process left. What memory the
+    /// receiver has there is another area's; at home, what anonymous memory.
+    pub const NEW: u32 = 16;
+    /// In a delta: one mapping with the area that ends where this begins.
+    pub const JOINED: u32 = 32;
 }
 
 /// One memory area: a range of whole pages with one protection.
@@ -201,7 +221,7 @@ pub struct Area {
     pub flags: u32,
 }
 
-/// Head of [`crate::link::kind::PAGES`]; `count` pages of bytes follow.
+/// Pages that lie together ([`crate::pages`]).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -209,8 +229,19 @@ pub struct Area {
 pub struct PageRun {
     /// Address of the first page.
     pub addr: u64,
-    /// Number of pages, 1 to [`PAGES_PER_FRAME`].
+    /// Number of pages, at least 1.
     pub count: u64,
+}
+
+impl PageRun {
+    /// One past its last address; `None` where there is no such.
+    #[must_use]
+    pub const fn end(&self) -> Option<u64> {
+        match self.count.checked_mul(PAGE) {
+            Some(bytes) => self.addr.checked_add(bytes),
+            None => None,
+        }
+    }
 }
 
 /// Body of [`crate::link::kind::END`].

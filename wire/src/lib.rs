@@ -15,6 +15,7 @@ pub mod ip;
 pub mod link;
 #[cfg(feature = "control")]
 pub mod moving;
+pub mod pages;
 #[cfg(feature = "control")]
 pub mod peer;
 pub mod session;

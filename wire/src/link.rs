@@ -23,9 +23,10 @@ pub mod kind {
     pub const HELLO: u32 = 1;
     /// An image's head ([`crate::image::Head`] and the vector state).
     pub const HEAD: u32 = 2;
-    /// Memory areas of an image ([`crate::image::Area`]s).
+    /// Memory areas of an image ([`crate::image::Area`]s). Frames of one list have
+    /// one sequence; another sequence begins another list.
     pub const AREAS: u32 = 3;
-    /// Pages of an image ([`crate::image::PageRun`] and the bytes).
+    /// Pages of an image ([`crate::pages`]).
     pub const PAGES: u32 = 4;
     /// The image is complete ([`crate::image::End`]).
     pub const END: u32 = 5;
@@ -42,6 +43,10 @@ pub mod kind {
     pub const COMMIT: u32 = 10;
     /// Remote → home: the sandbox stands, send the image.
     pub const READY: u32 = 11;
+    /// Pages that read as zero ([`crate::pages`]).
+    pub const GONE: u32 = 12;
+    /// Home → remote: a round of pre-copy is over. Remote → home: it is in place.
+    pub const ROUND: u32 = 13;
     /// Remote → home: a system call to run.
     pub const CALL: u32 = 16;
     /// Home → remote: its result.

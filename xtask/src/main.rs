@@ -1,5 +1,5 @@
 //! Test and CI runners of the workspace: `cargo xtask test`, `cargo xtask ci`,
-//! `cargo xtask crossing`.
+//! `cargo xtask crossing`, `cargo xtask programs`.
 //!
 //! What it is not: part of what is shipped. It needs the Rust toolchain; as
 //! root on Debian it installs the programs that the tests use.
@@ -14,14 +14,15 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "usage: cargo xtask test [CARGO TEST ARGUMENTS…] | cargo xtask ci
-       cargo xtask crossing [--seed N] [--hops N] [--seconds N]";
+       cargo xtask crossing|programs [--seed N] [--hops N] [--seconds N]";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let outcome = match args.next().as_deref() {
         Some("test") => test_run::run(&args.collect::<Vec<_>>()).map(|counts| counts.verdict()),
         Some("ci") => ci::run(),
-        Some("crossing") => crossing::run(&args.collect::<Vec<_>>()),
+        Some("crossing") => crossing::CROSSING.run(&args.collect::<Vec<_>>()),
+        Some("programs") => crossing::PROGRAMS.run(&args.collect::<Vec<_>>()),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {

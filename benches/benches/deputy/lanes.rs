@@ -8,6 +8,7 @@ use crate::moved::{Away, Node};
 use crate::peers::conn::Wait;
 use crate::work::{Batch, Op};
 use anyhow::{Context as _, Result, ensure};
+use conet_deputy_link::mover::How;
 use conet_deputy_link::{mover, phase};
 use conet_transport::session::protect::Cipher;
 use rustix::process::Pid;
@@ -122,7 +123,17 @@ impl Role {
 
     /// Has a batch done; how long it took.
     pub(crate) fn run(&mut self, batch: Batch) -> Result<Duration> {
-        self.child.stdin.as_mut().context("no input")?.write_all(&batch.emit())?;
+        self.begin(batch)?;
+        self.end(batch)
+    }
+
+    /// Has a batch begun.
+    pub(crate) fn begin(&mut self, batch: Batch) -> Result<()> {
+        Ok(self.child.stdin.as_mut().context("no input")?.write_all(&batch.emit())?)
+    }
+
+    /// How long the batch took that was begun.
+    pub(crate) fn end(&mut self, batch: Batch) -> Result<Duration> {
         let ns = self.word().with_context(|| format!("{} ended", batch.op.name()))?;
         Ok(Duration::from_nanos(ns))
     }
@@ -178,7 +189,7 @@ impl Lane {
             Kind::Moved(cipher) => {
                 let mut lane = Self::with(kind, &["program"], vec![])?;
                 let mut node = Node::new()?;
-                let away = node.take(lane.program.pid()?, cipher)?;
+                let away = node.take(lane.program.pid()?, cipher, How::default())?;
                 lane.callers = vec![as_pid(away.hosted.remote_pid.into())?];
                 lane.servers = vec![lane.program.pid()?];
                 lane.away = Some((node, away));

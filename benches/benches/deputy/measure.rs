@@ -65,19 +65,26 @@ impl Times {
     }
 }
 
+/// How many of an operation take about a batch's time. Asked more than once, since the
+/// first calls find nothing in caches, and how to wait is learnt.
+fn count_of(lane: &mut Lane, op: Op, at: Placement) -> Result<u64> {
+    const TRIALS: u32 = 3;
+    const LEAST: u64 = 8;
+    let mut count = LEAST;
+    for _ in 0..TRIALS {
+        let took = lane.run(op, count, at)?.as_nanos().max(1);
+        count = u64::try_from(BATCH_NS * u128::from(count) / took)?.clamp(LEAST, 20_000);
+    }
+    Ok(count)
+}
+
 /// Goes round the lanes.
 fn interleaved(lanes: &mut [Lane], op: Op, at: Placement, rounds: u32) -> Result<Times> {
-    const TRIAL: u64 = 8;
     let mut counts = Vec::new();
     let mut times = Vec::new();
     for lane in &mut *lanes {
         times.push((lane.kind, Vec::new()));
-        let mut count = 0;
-        if lane.kind.is_for(at) {
-            let took = lane.run(op, TRIAL, at)?.as_nanos().max(1);
-            count = u64::try_from(BATCH_NS * u128::from(TRIAL) / took)?.clamp(TRIAL, 20_000);
-        }
-        counts.push(count);
+        counts.push(if lane.kind.is_for(at) { count_of(lane, op, at)? } else { 0 });
     }
     for round in 0..rounds {
         for i in 0..lanes.len() {

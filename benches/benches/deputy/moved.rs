@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, anyhow};
 use conet_deputy_link::family::Line;
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
-use conet_deputy_link::{LinkSecret, Ticket, mover};
+use conet_deputy_link::mover::How;
+use conet_deputy_link::{LinkSecret, Ticket, life, mover};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -51,12 +52,15 @@ impl Node {
     }
 
     /// Moves a program here.
-    pub(crate) fn take(&mut self, pid: Pid, cipher: Cipher) -> Result<Away> {
+    pub(crate) fn take(&mut self, pid: Pid, cipher: Cipher, how: How) -> Result<Away> {
         self.generation = self.generation.wrapping_add(1);
         let (home, remote) = secrets(cipher, self.generation);
         let socket = self.directory.path().join("warden");
         let stream = TcpStream::connect(self.listener.local_addr()?)?;
         let (link, _) = self.listener.accept()?;
+        // As both nodes do.
+        life::keep_alive(&stream, PATIENCE)?;
+        life::keep_alive(&link, PATIENCE)?;
         let warden_at = socket.clone();
         let host = thread::spawn(move || -> Result<Hosted, HostError> {
             let hosting = Hosting {
@@ -65,6 +69,7 @@ impl Node {
                 secret: &remote,
                 uid: GUEST_UID,
                 clock_skew: 0,
+                follows: true,
                 socket: &warden_at,
                 patience: PATIENCE,
             };
@@ -72,7 +77,7 @@ impl Node {
         });
         // Nobody listens: a program that makes a child comes home for it.
         let (_, line) = Line::new()?;
-        let moved = mover::move_out(pid, stream, home, POLICY, &line);
+        let moved = mover::move_out(pid, stream, home, POLICY, how, &line);
         let hosted = host.join().map_err(|_| anyhow!("the hosting thread panicked"))?;
         let moved = moved.context("moving the program")?;
         let warden = Warden::connect(&socket).context("the warden's socket")?;

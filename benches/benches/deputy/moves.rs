@@ -2,7 +2,8 @@
 //! and what comes home.
 //!
 //! The program has so much memory, every page of it written with bytes that do not
-//! repeat, and waits. It moves out, changes a few pages, comes home. The freeze is the
+//! repeat, and changes 100 pages a second. It moves out, changes some more at once, and
+//! comes home, waiting. The freeze is the
 //! mover's: from before the program is stopped until its other half may run. On the way
 //! home only the whole is known, in which the freeze is contained.
 //!
@@ -14,10 +15,12 @@ use crate::lanes::Role;
 use crate::moved::Node;
 use crate::peers::copy::{Area, Copier};
 use crate::work::{Batch, Caller, Op};
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use conet_benches::report::{Report, Row, Rule};
 use conet_benches::stats::{median, spread};
+use conet_deputy_link::mover::{How, Method, StopReason};
 use conet_transport::session::protect::Cipher;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::{Duration, Instant};
 
 const PAGE: usize = 4096;
@@ -48,6 +51,19 @@ impl Memory {
 }
 
 impl Memory {
+    /// Changes 100 pages a second, until there is something to read.
+    fn keep_changing(&mut self) -> Result<()> {
+        let pause = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        let stdin = rustix::stdio::stdin();
+        let mut at = 0;
+        while poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&pause))? == 0 {
+            // Some pages on, so that they are not neighbours.
+            at = (at + 17 * PAGE) % self.bytes.len();
+            self.bytes[at] = self.bytes[at].wrapping_add(1);
+        }
+        Ok(())
+    }
+
     pub(crate) fn area(&self) -> Area {
         let at = (self.bytes.as_ptr() as u64).next_multiple_of(PAGE as u64);
         Area { at, pages: (self.bytes.len() / PAGE - 1) as u64 }
@@ -56,8 +72,12 @@ impl Memory {
 
 impl Caller for Memory {
     fn repeat(&mut self, op: Op, count: u64) -> Result<Duration> {
-        let Op::Dirty(pages) = op else { bail!("this program only has memory") };
         let begin = Instant::now();
+        if op == Op::KeepChanging {
+            self.keep_changing()?;
+            return Ok(begin.elapsed());
+        }
+        let Op::Dirty(pages) = op else { bail!("this program only has memory") };
         for _ in 0..count {
             self.round = self.round.wrapping_add(1);
             let apart = (self.bytes.len() / PAGE / pages.max(1) as usize).max(1) * PAGE;
@@ -77,6 +97,10 @@ const FREEZE_MS: f64 = 5.0;
 #[derive(Default)]
 struct Seen {
     freeze: [Vec<f64>; 2],
+    /// Stops before the freeze, to make rounds possible.
+    pause: Vec<f64>,
+    /// Pages that went in the freeze.
+    frozen: Vec<f64>,
     total: [Vec<f64>; 2],
     home: [Vec<f64>; 2],
     came: Vec<f64>,
@@ -103,29 +127,40 @@ impl Moving {
         Ok(Self { program, area, node: Node::new()?, copier: Copier::start()? })
     }
 
-    fn hop(&mut self, seen: &mut Seen) -> Result<()> {
+    /// Moves out and home again; why not in that way, where it could not be.
+    fn hop(&mut self, seen: &mut Seen, how: How) -> Result<Option<StopReason>> {
         let pid = self.program.pid()?;
-        let away = self.node.take(pid, Cipher::preferred())?;
-        self.program.run(Batch { op: Op::Dirty(DIRTY), count: 1 })?;
+        let busy = Batch { op: Op::KeepChanging, count: 1 };
+        let some = Batch { op: Op::Dirty(DIRTY), count: 1 };
+        self.program.begin(busy)?;
+        let away = self.node.take(pid, Cipher::preferred(), how)?;
+        self.program.begin(some)?;
+        self.program.end(busy)?;
+        self.program.end(some)?;
         let home = away.bring_home(pid)?;
+        if let (How::Precopy, Method::Stop(reason)) = (how, away.moved.method) {
+            return Ok(Some(reason));
+        }
         let moved = &away.moved;
         let copy = |pages| self.copier.copy(pid, self.area, pages).map(ms);
         for (times, ours, bound) in [
-            (&mut seen.freeze, moved.freeze, copy(moved.pages)?),
+            (&mut seen.freeze, moved.freeze, copy(moved.frozen_pages)?),
             (&mut seen.total, moved.total, copy(moved.pages)?),
             (&mut seen.home, home.total, copy(home.pages)?),
         ] {
             times[0].push(ms(ours));
             times[1].push(bound);
         }
+        seen.pause.push(ms(moved.pause));
+        seen.frozen.push(moved.frozen_pages as f64);
         seen.came.push(home.pages as f64);
         seen.changed.push(home.changed as f64);
-        Ok(())
+        Ok(None)
     }
 }
 
 /// The sizes in MiB, and how often each is moved.
-const SIZES: [(usize, u32); 3] = [(8, 21), (256, 9), (2048, 3)];
+const SIZES: [(usize, u32); 3] = [(8, 21), (256, 11), (2048, 5)];
 
 pub(crate) fn run(report: &mut Report, options: &Options) -> Result<()> {
     for (mib, rounds) in SIZES {
@@ -137,27 +172,54 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<()> {
         let rounds = if options.is_test { 2 } else { rounds };
         report.progress(&case);
         let mut moving = Moving::start(mib)?;
-        let mut seen = Seen::default();
+        let ways = [(How::Precopy, "pre-copy"), (How::Stop, "stop-and-copy")];
+        let mut seen = [Seen::default(), Seen::default()];
         for _ in 0..rounds {
-            moving.hop(&mut seen)?;
+            for ((how, way), seen) in ways.iter().zip(&mut seen) {
+                let hop = moving.hop(seen, *how).with_context(|| case.clone())?;
+                if let Some(reason) = hop {
+                    report.note(&format!("{case}: no {way} this time: {reason}"));
+                }
+            }
         }
-        add(report, &case, "stop-and-copy", &seen)?;
+        let all = ways.iter().zip(&seen);
+        for ((how, way), seen) in all.filter(|(_, seen)| !seen.came.is_empty()) {
+            add(report, &case, way, seen)?;
+            if *how == How::Precopy {
+                add_precopy(report, &case, way, seen)?;
+            }
+        }
     }
     Ok(())
 }
 
-fn add(report: &mut Report, case: &str, way: &str, seen: &Seen) -> Result<()> {
-    let row = |metric: &str, unit, values: &[f64], peer: (&str, f64)| Row {
+fn row(case: &str, metric: String, unit: &'static str, values: &[f64]) -> Row {
+    Row {
         case: case.to_owned(),
-        metric: format!("{way}, {metric}"),
+        metric,
         unit,
         ours: median(values),
-        peers: vec![(peer.0.to_owned(), peer.1)],
+        peers: vec![],
         rule: None,
         bound: None,
         pin: "moves: unpinned".to_owned(),
         runs: values.len(),
         spread: spread(values),
+    }
+}
+
+/// What only pre-copy has: it stops the program twice, and sends little in the freeze.
+fn add_precopy(report: &mut Report, case: &str, way: &str, seen: &Seen) -> Result<()> {
+    let pause = row(case, format!("{way}, pause before"), "ms", &seen.pause);
+    report.add(Row { rule: Some(Rule::constant(FREEZE_MS)), ..pause })?;
+    report.add(row(case, format!("{way}, in the freeze"), "pages", &seen.frozen))?;
+    Ok(())
+}
+
+fn add(report: &mut Report, case: &str, way: &str, seen: &Seen) -> Result<()> {
+    let row = |metric: &str, unit, values: &[f64], peer: (&str, f64)| Row {
+        peers: vec![(peer.0.to_owned(), peer.1)],
+        ..row(case, format!("{way}, {metric}"), unit, values)
     };
     for (metric, rule, [ours, bound]) in [
         ("freeze", Some(Rule::constant(FREEZE_MS)), &seen.freeze),

@@ -44,6 +44,8 @@ pub(crate) enum Op {
     ClockGetres,
     /// Changes that many pages of a program that only has memory.
     Dirty(u32),
+    /// Changes a page every 10 ms, until the next batch is there.
+    KeepChanging,
 }
 
 impl Op {
@@ -71,6 +73,7 @@ impl Op {
             Self::Getcpu => "getcpu".to_owned(),
             Self::ClockGetres => "clock_getres".to_owned(),
             Self::Dirty(pages) => format!("{pages} pages changed"),
+            Self::KeepChanging => "100 pages changed a second".to_owned(),
         }
     }
 
@@ -94,6 +97,7 @@ impl Op {
             Self::Getcpu => (14, 0),
             Self::ClockGetres => (15, 0),
             Self::Dirty(pages) => (16, pages),
+            Self::KeepChanging => (17, 0),
         }
     }
 
@@ -116,6 +120,7 @@ impl Op {
             14 => Self::Getcpu,
             15 => Self::ClockGetres,
             16 => Self::Dirty(size),
+            17 => Self::KeepChanging,
             _ => return None,
         })
     }
@@ -249,7 +254,7 @@ impl Caller for Program {
             Op::Time => timed(count, calls::time),
             Op::Getcpu => timed(count, calls::get_cpu),
             Op::ClockGetres => timed(count, calls::clock_getres),
-            Op::Dirty(_) => bail!("this program has no memory to change"),
+            Op::Dirty(_) | Op::KeepChanging => bail!("this program has no memory to change"),
         };
         Ok(took?)
     }

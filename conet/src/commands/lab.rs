@@ -227,7 +227,11 @@ fn print_report(report: &Report) -> Result<()> {
         ]);
     }
     table::print(&rows)?;
-    table::line(&format!("{} steps in {:.1} s", report.steps.len(), report.seconds))?;
+    let note = match report.rootless {
+        true => "; without root: guests by TAP, and no way to this machine's LAN",
+        false => "",
+    };
+    table::line(&format!("{} steps in {:.1} s{note}", report.steps.len(), report.seconds))?;
     Ok(())
 }
 

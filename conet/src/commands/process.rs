@@ -7,7 +7,9 @@ use std::process::Command;
 
 use anyhow::Result;
 use conet_node::client::{Client, ClientError};
-use conet_wire::control::{Moved, Place, Process, Request, Response, Why};
+use conet_wire::control::{
+    How, MemoryMoved, MoveMethod, Moved, Place, Process, Request, Response, Why,
+};
 use serde_json::json;
 
 use crate::cli::Output;
@@ -107,22 +109,46 @@ fn milliseconds(us: u64) -> String {
     format!("{}.{:01} ms", us / 1000, us % 1000 / 100)
 }
 
-pub(super) fn migrate(client: &mut Client, pid: u32, to: String, output: Output) -> Result<()> {
+pub(super) fn migrate(
+    client: &mut Client,
+    pid: u32,
+    to: String,
+    how: How,
+    output: Output,
+) -> Result<()> {
     let mut tell = |progress: &conet_wire::control::Progress| {
         // Progress that nobody reads is no reason to stop.
         writeln!(io::stderr(), "{}: {}", progress.phase, progress.detail).ok();
     };
-    let request = Request::Migrate { pid, to };
+    let request = Request::Migrate { pid, to, how };
     let Response::Moved(moved) = client.ask_telling(&request, &mut tell)? else {
         return Err(ClientError::Unexpected.into());
     };
     if output.json {
         return Ok(table::json(&serde_json::to_value(&moved)?)?);
     }
-    let Moved { pid, node, freeze_us, total_us, .. } = moved;
+    let Moved { pid, node, freeze_us, total_us, memory, .. } = moved;
     let (freeze, total) = (milliseconds(freeze_us), milliseconds(total_us));
     table::line(&format!("{pid} runs on {node} (held for {freeze} of {total})"))?;
+    if let Some(memory) = memory {
+        table::line(&format!("  {}", sentence(&memory)))?;
+    }
     Ok(())
+}
+
+/// How memory moved, for people.
+fn sentence(memory: &MemoryMoved) -> String {
+    let MemoryMoved { pages, held_pages, rounds, why, .. } = memory;
+    let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    match memory.method {
+        MoveMethod::Precopy => format!(
+            "{pages} pages sent, {held_pages} of them while it was held, after {} rounds",
+            rounds.len()
+        ),
+        MoveMethod::Stop => format!("{pages} pages sent, all while it was held{why}"),
+        MoveMethod::Changes => format!("{pages} pages came home, those changed away"),
+        MoveMethod::All => format!("{pages} pages came home, all that it had{why}"),
+    }
 }
 
 pub(super) fn why(client: &mut Client, pid: u32, output: Output) -> Result<()> {

@@ -23,6 +23,7 @@
 use crate::capture::{self, Leave};
 use crate::link;
 use crate::sys::{self, Context, Program};
+use crate::tracking;
 use crate::trap::{Away, come_home, give_up, wait_for};
 use conet_deputy_core::boot::family::{LinkKeys, Ticket, ToWarden, remote_fd};
 use conet_deputy_core::boot::warden;
@@ -83,8 +84,19 @@ impl Wanted {
         for (word, bytes) in word.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *word = u64::from_le_bytes(*bytes);
         }
-        let [flags, _pidfd, child_tid, parent_tid, signal, stack, stack_len, tls, ids, id_count, cgroup] =
-            word;
+        let [
+            flags,
+            _pidfd,
+            child_tid,
+            parent_tid,
+            signal,
+            stack,
+            stack_len,
+            tls,
+            ids,
+            id_count,
+            cgroup,
+        ] = word;
         let is_plain = signal == SIGCHLD && (tls, ids, id_count, cgroup) == (0, 0, 0, 0);
         // What is wrong about a stack, the kernel at home says.
         let is_stack = (stack == 0) == (stack_len == 0);
@@ -244,10 +256,11 @@ fn begin(child: &mut Child) {
         && sys::put_in_place(warden_fd, remote_fd::WARDEN);
     let own = sys::open_own(remote_fd::PROC).map(|fd| i32::try_from(fd).unwrap_or(-1));
     let [maps, pagemap] = own;
-    if !is_placed
-        || own.iter().any(|fd| *fd < 0)
-        || !sys::put_in_place(maps, remote_fd::MAPS)
-        || !sys::put_in_place(pagemap, remote_fd::PAGEMAP)
+    if !is_placed || own.iter().any(|fd| *fd < 0) {
+        give_up();
+    }
+    tracking::end(maps);
+    if !sys::put_in_place(maps, remote_fd::MAPS) || !sys::put_in_place(pagemap, remote_fd::PAGEMAP)
     {
         give_up();
     }

@@ -1,21 +1,30 @@
 //! Going home: the program's state is the signal frame, its memory is all around.
 //!
 //! ```text
-//! HEAD (frame, vector state, why) ─ AREAS (own maps) ─ PAGES (those present) ─ END
+//! HEAD (frame, vector state, why) ─ AREAS (own maps) ─ PAGES, GONE (what has changed) ─ END
 //! ```
+//!
+//! Where the kernel cannot tell what has changed ([`crate::tracking`]), all pages that
+//! are present go home, and the rest is zero.
 //!
 //! From HEAD on there is no way back: this half ends when home has closed the link.
 
 use crate::link::Broken;
 use crate::sys::{self, Context};
-use crate::{clock, trap};
+use crate::{clock, tracking, trap};
 use conet_deputy_core::areas::{self, Backing};
+use conet_deputy_core::scan::{self, Verdict};
 use conet_wire::image::{
-    AREAS_PER_FRAME, Area, End, Head, MAX_AREAS, MAX_XSAVE, MemoryMap, PAGE, PAGES_PER_FRAME,
-    PageRun, Registers, VERSION, overlaps_region,
+    AREAS_PER_FRAME, Area, End, Head, MAX_AREAS, MAX_XSAVE, MemoryMap, PAGE, PageRun, Registers,
+    VERSION, area_flags, head_flags, overlaps_region,
 };
 use conet_wire::link::kind;
+use conet_wire::pages::PageBatch;
 use zerocopy::IntoBytes;
+
+const READ: u32 = 1;
+/// Runs of gone pages that share a frame.
+const GONE_BATCH: usize = 256;
 
 /// How the program leaves.
 #[derive(Clone, Copy, Debug)]
@@ -60,11 +69,27 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
         state.link.body()[..bytes.len()].copy_from_slice(bytes);
         state.link.send(kind::AREAS, 0, bytes.len())?;
     }
-    let mut pages = 0;
+    let mut out = Outgoing::new();
     for area in &lists.leaving[..count] {
-        pages += send_pages(area)?;
+        let is_hidden = area.prot & READ == 0;
+        if is_hidden {
+            sys::protect(area.start, area.len(), READ);
+        }
+        out.batch.cut();
+        if state.remote.tracks {
+            send_changes(area, &mut out)?;
+        } else {
+            send_present(area, &mut out)?;
+        }
+        if is_hidden {
+            // What was gathered is read as it is sent; and the memory may be a parent's,
+            // too, that stays.
+            out.flush()?;
+            sys::protect(area.start, area.len(), area.prot);
+        }
     }
-    state.link.send_value(kind::END, 0, &End { areas: count as u64, pages })
+    out.flush()?;
+    state.link.send_value(kind::END, 0, &End { areas: count as u64, pages: out.sent })
 }
 
 fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Broken> {
@@ -81,6 +106,7 @@ fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Br
         pending: u32::from(leave.pending),
         reason: leave.reason,
         detail: leave.detail,
+        flags: if state.remote.tracks { head_flags::DELTA } else { 0 },
         clocks: clock::home_clocks(),
         robust_addr,
         robust_len,
@@ -95,7 +121,7 @@ fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Br
 
 /// Lists what of this address space is the program's, into the state's areas.
 fn list_areas() -> Option<usize> {
-    let maps = sys::state().remote.maps;
+    let (maps, tracks) = (sys::state().remote.maps, sys::state().remote.tracks);
     let lists = sys::lists();
     let held = &lists.present[..lists.present_count];
     let out = &mut lists.leaving;
@@ -104,12 +130,24 @@ fn list_areas() -> Option<usize> {
         if overlaps_region(line.start, line.end) || line.backing == Backing::Vsyscall {
             return Some(());
         }
-        // What is held here for home may have merged with its neighbours.
-        for (start, end) in areas::gaps((line.start, line.end), held) {
-            *out.get_mut(count)? = Area { start, end, ..line.area() };
-            count += 1;
+        let area = line.area();
+        let mut add = |start, end, more| {
+            // What is held here for home may have merged with its neighbours.
+            for (start, end) in areas::gaps((start, end), held) {
+                let flags = area.flags | more;
+                *out.get_mut(count)? = Area { start, end, flags, ..area };
+                count += 1;
+            }
+            Some(())
+        };
+        let range = (line.start, line.end);
+        if !tracks || line.backing == Backing::Stack {
+            add(line.start, line.end, 0)
+        } else if tracking::is_known(range) {
+            tracking::parts(range, add)
+        } else {
+            add(line.start, line.end, area_flags::NEW)
         }
-        Some(())
     })?;
     (count <= MAX_AREAS).then_some(count)
 }
@@ -140,16 +178,14 @@ pub(crate) fn for_each_line(
     }
 }
 
-fn send_pages(area: &Area) -> Result<u64, Broken> {
+/// Sends an area's pages that are there.
+fn send_present(area: &Area, out: &mut Outgoing) -> Result<(), Broken> {
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
     const BATCH: usize = 512;
     let pagemap = sys::state().remote.pagemap;
-    let readable = area.prot & 1 != 0;
     let mut entries = [0u8; 8 * BATCH];
-    let mut sent = 0;
     let mut at = area.start;
-    let mut run: Option<PageRun> = None;
     while at < area.end {
         let want = usize::try_from((area.end - at) / PAGE).unwrap_or(BATCH).min(BATCH);
         let got = sys::pread(pagemap, &mut entries[..8 * want], at / PAGE * 8);
@@ -157,39 +193,100 @@ fn send_pages(area: &Area) -> Result<u64, Broken> {
             return Err(Broken::End);
         }
         for entry in entries[..8 * want].as_chunks::<8>().0 {
-            let there = u64::from_le_bytes(*entry) & (PRESENT | SWAPPED) != 0;
-            match &mut run {
-                Some(r) if there && r.count < PAGES_PER_FRAME => r.count += 1,
-                _ => {
-                    if let Some(r) = run.take() {
-                        sent += send_run(r, area, readable)?;
-                    }
-                    run = there.then_some(PageRun { addr: at, count: 1 });
-                }
+            if u64::from_le_bytes(*entry) & (PRESENT | SWAPPED) != 0 {
+                out.send(PageRun { addr: at, count: 1 })?;
             }
             at += PAGE;
         }
     }
-    if let Some(r) = run {
-        sent += send_run(r, area, readable)?;
-    }
-    if sent > 0 && !readable {
-        // This memory may be another's, too.
-        sys::protect(area.start, area.len(), area.prot);
-    }
-    Ok(sent)
+    Ok(())
 }
 
-fn send_run(run: PageRun, area: &Area, readable: bool) -> Result<u64, Broken> {
-    if !readable {
-        sys::protect(area.start, area.len(), 1);
+/// Sends what has changed of an area.
+fn send_changes(area: &Area, out: &mut Outgoing) -> Result<(), Broken> {
+    let mut result = Ok(());
+    let known = tracking::changes(area, |region| {
+        let run = PageRun { addr: region.start, count: (region.end - region.start) / PAGE };
+        result = match scan::verdict(region.categories) {
+            Verdict::Keep => Ok(()),
+            Verdict::Send => out.send(run),
+            Verdict::Zero => out.gone(run),
+        };
+        result.ok()
+    });
+    result.and(known.ok_or(Broken::End))
+}
+
+/// Pages on their way: gathered until a frame is full.
+struct Outgoing {
+    batch: PageBatch,
+    gone: [PageRun; GONE_BATCH],
+    gone_count: usize,
+    sent: u64,
+}
+
+impl Outgoing {
+    const fn new() -> Self {
+        let none = PageRun { addr: 0, count: 0 };
+        Self { batch: PageBatch::new(), gone: [none; GONE_BATCH], gone_count: 0, sent: 0 }
     }
-    let link = &mut sys::state().link;
-    let body = link.body();
-    let head = run.as_bytes();
-    let len = usize::try_from(run.count * PAGE).unwrap_or(0);
-    body[..head.len()].copy_from_slice(head);
-    body[head.len()..head.len() + len].copy_from_slice(sys::slice(run.addr, len));
-    link.send(kind::PAGES, 0, head.len() + len)?;
-    Ok(run.count)
+
+    fn send(&mut self, mut run: PageRun) -> Result<(), Broken> {
+        self.flush_gone()?;
+        while run.count > 0 {
+            let taken = self.batch.push(run);
+            run = PageRun { addr: run.addr + taken * PAGE, count: run.count - taken };
+            if self.batch.room() == 0 {
+                self.flush_pages()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, run: PageRun) -> Result<(), Broken> {
+        self.flush_pages()?;
+        if self.gone_count == GONE_BATCH {
+            self.flush_gone()?;
+        }
+        self.gone[self.gone_count] = run;
+        self.gone_count += 1;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Broken> {
+        self.flush_gone()?;
+        self.flush_pages()
+    }
+
+    fn flush_gone(&mut self) -> Result<(), Broken> {
+        if self.gone_count == 0 {
+            return Ok(());
+        }
+        let link = &mut sys::state().link;
+        let bytes = self.gone[..self.gone_count].as_bytes();
+        link.body()[..bytes.len()].copy_from_slice(bytes);
+        self.gone_count = 0;
+        link.send(kind::GONE, 0, bytes.len())
+    }
+
+    fn flush_pages(&mut self) -> Result<(), Broken> {
+        if self.batch.pages() == 0 {
+            return Ok(());
+        }
+        let link = &mut sys::state().link;
+        let body = link.body();
+        let mut end = 0;
+        let mut put = |bytes: &[u8]| {
+            body[end..end + bytes.len()].copy_from_slice(bytes);
+            end += bytes.len();
+        };
+        put(self.batch.head().as_bytes());
+        put(self.batch.runs().as_bytes());
+        for run in self.batch.runs() {
+            put(sys::slice(run.addr, usize::try_from(run.count * PAGE).unwrap_or(0)));
+        }
+        self.sent += self.batch.pages();
+        self.batch.clear();
+        link.send(kind::PAGES, 0, end)
+    }
 }

@@ -305,6 +305,7 @@ impl Deputy {
             }
         }
         (status.pages, status.changed) = incoming.pages();
+        status.is_delta = u32::from(incoming.is_delta());
         self.go_on()
     }
 

@@ -213,8 +213,7 @@ impl Deputy {
         }
         let is_noted = self.is_noted();
         let pid = sys::plain(nr::__NR_getpid, [0; 6]);
-        let born =
-            Born { pid: u32::try_from(pid).unwrap_or(0), come_home: u32::from(!is_noted) };
+        let born = Born { pid: u32::try_from(pid).unwrap_or(0), come_home: u32::from(!is_noted) };
         if sys::state().link.send_value(kind::BORN, 0, &born).is_err() {
             lost(fault::END, 0);
         }

@@ -2,7 +2,7 @@
 
 use crate::sys::{self, Program};
 use crate::trap::{self, Away, call, give_up, plain};
-use crate::{clock, exec};
+use crate::{clock, exec, tracking};
 use conet_deputy_core::marshal::{Fault, Memory};
 use conet_deputy_core::table::{Class, Local, lookup};
 use conet_wire::image::{PAGE, REGION, area_flags, overlaps_region};
@@ -287,7 +287,29 @@ fn memory(number: u32, args: &[u64; 6]) -> Result<i64, Away> {
         }
         _ => {}
     }
-    Ok(sys::plain(number, *args))
+    let result = sys::plain(number, *args);
+    note_removed(number, args, result);
+    // Areas that home would have as one may be several here, as only some are tracked.
+    if number == nr::__NR_mremap && result == error(errno::EFAULT) {
+        return Err(Away::GoHome);
+    }
+    Ok(result)
+}
+
+/// Notes what of the memory that came here is no more.
+fn note_removed(number: u32, args: &[u64; 6], result: i64) {
+    let [addr, len, new_len, ..] = *args;
+    let end = |len: u64| addr.saturating_add(len.div_ceil(PAGE).saturating_mul(PAGE));
+    match (number, result) {
+        (nr::__NR_munmap, 0) => tracking::forget(addr, end(len)),
+        (nr::__NR_mremap, place) if place == addr.cast_signed() => {
+            tracking::forget(end(new_len), end(len));
+        }
+        (nr::__NR_mremap, place) if !(-4095..0).contains(&place) => {
+            tracking::forget(addr, end(len));
+        }
+        _ => {}
+    }
 }
 
 fn has_file(start: u64, end: u64) -> bool {
@@ -328,7 +350,11 @@ fn map(args: &[u64; 6]) -> Result<i64, Away> {
                 return Ok(made);
             }
         }
-        return Ok(sys::plain(nr::__NR_mmap, *args));
+        let made = sys::plain(nr::__NR_mmap, *args);
+        if fixed && made == addr.cast_signed() {
+            tracking::forget(addr, addr + page_len);
+        }
+        return Ok(made);
     }
     if anonymous || !plain_file || (shared && writable) || len == 0 || len > 1 << 30 {
         return Err(Away::GoHome);
@@ -339,6 +365,7 @@ fn map(args: &[u64; 6]) -> Result<i64, Away> {
         return Ok(place);
     }
     let place = place.cast_unsigned();
+    tracking::forget(place, place + page_len);
     let at_home = flags | u64::from(nr::MAP_FIXED);
     let made = plain(nr::__NR_mmap, [place, len, prot, at_home, fd, offset]);
     match made {

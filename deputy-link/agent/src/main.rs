@@ -30,5 +30,6 @@ mod local;
 mod remote;
 mod restore;
 mod sys;
+mod tracking;
 mod trap;
 mod warden;

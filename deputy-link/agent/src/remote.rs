@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! open own maps ─► drop everything of the host ─► unmap everything but the region ─►
-//! image in ([`crate::restore`]) ─► local vDSO, capabilities, filter ─► PREPARED ─►
-//! CLOCKS* ─► COMMIT ─► enter the program
+//! READY ─► image in ([`crate::restore`]), CLOCKS between its rounds ─► vDSO,
+//! capabilities, filter ─► PREPARED ─► COMMIT ─► enter the program
 //! ```
 //!
 //! Until COMMIT the process lives at home, and anything that fails here is only
@@ -13,7 +13,7 @@ use crate::capture::{self, Leave, for_each_line};
 use crate::link::{self, Frame, Keys};
 use crate::restore::{self, Incoming, Side};
 use crate::trap::{give_up, wait_for};
-use crate::{clock, sys};
+use crate::{clock, sys, tracking};
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::family::MAX_REMOTES;
 use conet_deputy_core::boot::family::remote_fd::{self, LINK, MAPS, PAGEMAP, PROC, WARDEN};
@@ -54,7 +54,7 @@ pub(crate) fn run(launch: &Launch, proc_fd: i32, warden_fd: i32) -> ! {
             open_next: launch.open_next,
         },
     );
-    if let Err(refusal) = prepare() {
+    if let Err(refusal) = prepare(launch) {
         if state.link.send_value(kind::REFUSED, 0, &refusal).is_ok() {
             let mut byte = [0];
             while sys::receive(LINK, &mut byte, 0) > 0 {}
@@ -101,16 +101,25 @@ fn refused(step: u32, result: i64) -> Result<(), Refusal> {
     }
 }
 
-fn prepare() -> Result<(), Refusal> {
+fn prepare(launch: &Launch) -> Result<(), Refusal> {
     clear_address_space()?;
     if sys::state().link.send(kind::READY, 0, 0).is_err() {
         give_up();
     }
+    sys::state().remote.tracks = launch.follows == 1 && tracking::begin();
     let mut incoming = Incoming::new(Side::Remote);
     loop {
         let Ok(frame) = sys::state().link.receive(link::wait) else { give_up() };
-        if incoming.handle(&frame)? {
-            break;
+        match frame.header.kind {
+            kind::CLOCKS => tell_clocks(&frame, launch.clock_skew),
+            kind::ROUND => {
+                incoming.end_round()?;
+                if sys::state().link.send(kind::ROUND, frame.header.seq, 0).is_err() {
+                    give_up();
+                }
+            }
+            _ if incoming.handle(&frame)? => break,
+            _ => {}
         }
     }
     let head = restore::head();
@@ -192,19 +201,23 @@ fn confine(head: &Head) -> Result<(), Refusal> {
     refused(step::SANDBOX, sys::install_filter(Program::remote(fds).instructions()))
 }
 
+/// Answers a question for the clocks.
+fn tell_clocks(frame: &Frame, skew: i64) {
+    let mut clocks = clock::local_clocks();
+    clocks.realtime = clocks.realtime.wrapping_add(skew);
+    let link = &mut sys::state().link;
+    if link.send_value(kind::CLOCKS_ARE, frame.header.seq, &clocks).is_err() {
+        give_up();
+    }
+}
+
 /// Answers questions for the clocks until the process is to live here.
 fn wait_for_commit(skew: i64) -> Commit {
     let state = sys::state();
     loop {
         let Ok(frame) = state.link.receive(link::wait) else { give_up() };
         match frame.header.kind {
-            kind::CLOCKS => {
-                let mut clocks = clock::local_clocks();
-                clocks.realtime = clocks.realtime.wrapping_add(skew);
-                if state.link.send_value(kind::CLOCKS_ARE, frame.header.seq, &clocks).is_err() {
-                    give_up();
-                }
-            }
+            kind::CLOCKS => tell_clocks(&frame, skew),
             kind::COMMIT => return with_skew(&frame, skew),
             _ => give_up(),
         }

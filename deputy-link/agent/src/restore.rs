@@ -1,33 +1,37 @@
 //! Rebuilding a process from its image, around this very code.
 //!
 //! ```text
-//! HEAD ─► AREAS… ─► (shape the address space) ─► PAGES… ─► END ─► (protections)
+//! remote: (AREAS… ─► PAGES, GONE… ─► ROUND)* ─► HEAD ─► AREAS… ─► PAGES, GONE… ─► END
+//! home:   HEAD ─► AREAS… ─► PAGES, GONE… ─► END
 //! ```
 //!
-//! On the remote side the address space is empty and every page is new. At home
-//! the process was already there: areas are kept where both sides have them, pages
-//! are written where they differ, and what did not come is zero. Either way the
-//! result is the same memory.
+//! On the remote side ([`remote`]) the address space is empty at first, follows home's
+//! round by round, and what was never sent is zero. At home ([`home`]) the process was
+//! already there: areas are kept where both sides have them, and pages are written
+//! where they differ; what did not come is zero, or, in a delta, what it was. Either
+//! way the result is the same memory.
 //!
 //! A peer's image is checked before it is followed: areas sorted and clear of the
-//! region, pages ascending and inside of areas.
+//! region, pages inside of areas; at home also ascending.
 
-use crate::capture::for_each_line;
+mod home;
+mod remote;
+
 use crate::link::Frame;
-use crate::sys;
-use conet_deputy_core::areas::{self, Backing};
+use crate::{sys, tracking};
+use conet_deputy_core::areas;
 use conet_deputy_core::boot;
 use conet_wire::image::{
-    Area, End, Head, MAX_XSAVE, PAGE, PAGES_PER_FRAME, PageRun, VERSION, area_flags,
-    overlaps_region, step,
+    Area, End, Head, MAX_XSAVE, PageRun, VERSION, area_flags, head_flags, step,
 };
 use conet_wire::link::{Refusal, kind};
+use conet_wire::pages::{BadPages, parse_gone, parse_pages};
 use linux_raw_sys::errno;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A mapping at home that other processes share.
 const SHARED: u32 = 1 << 16;
-/// [`PAGE`], as a length.
+/// Bytes of a page.
 const PAGE_LEN: usize = 4096;
 const READ: u32 = 1;
 const WRITE: u32 = 2;
@@ -48,10 +52,17 @@ pub(crate) enum Side {
 pub(crate) struct Incoming {
     side: Side,
     has_head: bool,
+    /// A list of areas is coming in: its sequence.
+    list: Option<u32>,
+    /// The address space has the shape of a list.
     is_shaped: bool,
-    /// Everything below has been written or cleared.
+    /// What is not mentioned is as it is here.
+    is_delta: bool,
+    /// Remote: what came in earlier rounds is protected.
+    is_armed: bool,
+    /// Home: everything below has been dealt with.
     cursor: u64,
-    /// The area that the cursor is in, and what is known of it.
+    /// Home: the area that the cursor is in, and what is known of it.
     index: usize,
     can_read: bool,
     can_write: bool,
@@ -61,6 +72,10 @@ pub(crate) struct Incoming {
 
 fn refuse(step: u32, result: i64, addr: u64) -> Refusal {
     Refusal { step, errno: u32::try_from(-result).unwrap_or(0), addr }
+}
+
+fn bad_pages(bad: BadPages) -> Refusal {
+    refuse(step::PAGE, -i64::from(errno::EINVAL), bad.addr)
 }
 
 const FRAME: Refusal = Refusal { step: step::FRAME, errno: 0, addr: 0 };
@@ -82,7 +97,10 @@ impl Incoming {
         Self {
             side,
             has_head: false,
+            list: None,
             is_shaped: false,
+            is_delta: false,
+            is_armed: false,
             cursor: 0,
             index: 0,
             can_read: false,
@@ -97,13 +115,39 @@ impl Incoming {
         (self.pages, self.changed)
     }
 
+    /// Whether only what has changed came.
+    pub(crate) const fn is_delta(&self) -> bool {
+        self.is_delta
+    }
+
     /// Takes a frame; true when the image is complete.
     pub(crate) fn handle(&mut self, frame: &Frame) -> Result<bool, Refusal> {
         let body: &[u8] = sys::state().link.received(frame);
+        if self.side == Side::Home && !self.has_head && frame.header.kind != kind::HEAD {
+            return Err(FRAME);
+        }
         match frame.header.kind {
             kind::HEAD if !self.has_head => self.take_head(body)?,
-            kind::AREAS if self.has_head && !self.is_shaped => take_areas(body)?,
-            kind::PAGES if self.has_head => self.take_pages(body)?,
+            kind::AREAS => self.take_areas(frame.header.seq, body)?,
+            kind::PAGES => {
+                self.shape()?;
+                for (run, bytes) in parse_pages(body).map_err(bad_pages)? {
+                    match self.side {
+                        Side::Remote => self.place(run, bytes)?,
+                        Side::Home => self.merge(run, bytes)?,
+                    }
+                    self.pages += run.count;
+                }
+            }
+            kind::GONE => {
+                self.shape()?;
+                for run in parse_gone(body).map_err(bad_pages)? {
+                    match self.side {
+                        Side::Remote => remote::discard(run)?,
+                        Side::Home => self.merge_gone(run)?,
+                    }
+                }
+            }
             kind::END if self.has_head => {
                 let (end, _) = End::read_from_prefix(body).map_err(|_| FRAME)?;
                 self.finish(end)?;
@@ -123,14 +167,37 @@ impl Incoming {
         let bytes = head.as_bytes();
         sys::slice_mut(boot::STATE, bytes.len()).copy_from_slice(bytes);
         sys::slice_mut(boot::STATE + boot::STATE_XSAVE, len).copy_from_slice(xsave);
-        sys::lists().area_count = 0;
+        self.is_delta = self.side == Side::Home && head.flags & head_flags::DELTA != 0;
         self.has_head = true;
         Ok(())
     }
 
+    fn take_areas(&mut self, seq: u32, body: &[u8]) -> Result<(), Refusal> {
+        if self.side == Side::Home && self.is_shaped {
+            return Err(FRAME);
+        }
+        if self.list.is_some_and(|list| list != seq) {
+            self.shape()?;
+        }
+        let lists = sys::lists();
+        if self.list.is_none() {
+            lists.area_count = 0;
+            self.list = Some(seq);
+        }
+        let mut rest = body;
+        while !rest.is_empty() {
+            let (area, tail) = Area::read_from_prefix(rest).map_err(|_| FRAME)?;
+            *lists.areas.get_mut(lists.area_count).ok_or(FRAME)? = area;
+            lists.area_count += 1;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Gives the address space the shape of the list that has come in, if one has.
     fn shape(&mut self) -> Result<(), Refusal> {
-        if self.is_shaped {
-            return Ok(());
+        if self.list.take().is_none() {
+            return if self.is_shaped { Ok(()) } else { Err(FRAME) };
         }
         self.is_shaped = true;
         let lists = sys::lists();
@@ -138,133 +205,21 @@ impl Incoming {
         if areas.is_empty() || !areas::well_formed(areas) {
             return Err(FRAME);
         }
-        self.cursor = areas[0].start;
         match self.side {
             Side::Remote => {
-                lists.present_count = 0;
-                areas.iter().try_for_each(|area| {
-                    let prot = if area.flags & area_flags::HOLD == 0 { READ | WRITE } else { 0 };
-                    map_new(area.start, area.end, prot, area.flags)
-                })?;
-            }
-            Side::Home => shape_home()?,
-        }
-        self.enter_area();
-        Ok(())
-    }
-
-    /// Learns what may be done to the pages of the current area.
-    fn enter_area(&mut self) {
-        let lists = sys::lists();
-        let Some(area) = lists.areas[..lists.area_count].get(self.index) else { return };
-        if self.side == Side::Remote {
-            (self.can_read, self.can_write) = (true, true);
-            return;
-        }
-        let here = present_in(area.start, area.end);
-        (self.can_read, self.can_write) = here
-            .fold((true, true), |(r, w), p| (r && p.prot & READ != 0, w && p.prot & WRITE != 0));
-    }
-
-    fn take_pages(&mut self, body: &[u8]) -> Result<(), Refusal> {
-        self.shape()?;
-        let (run, data) = PageRun::read_from_prefix(body).map_err(|_| FRAME)?;
-        let bytes = run.count.checked_mul(PAGE).ok_or(FRAME)?;
-        if run.count == 0
-            || run.count > PAGES_PER_FRAME
-            || data.len() as u64 != bytes
-            || !run.addr.is_multiple_of(PAGE)
-            || run.addr < self.cursor
-        {
-            return Err(refuse(step::PAGE, 0, run.addr));
-        }
-        self.skip_to(run.addr)?;
-        let lists = sys::lists();
-        let area = lists.areas[..lists.area_count].get(self.index).copied().unwrap_or_default();
-        let end = run.addr.saturating_add(bytes);
-        if run.addr < area.start || end > area.end || area.flags & area_flags::HOLD != 0 {
-            return Err(refuse(step::PAGE, 0, run.addr));
-        }
-        match self.side {
-            Side::Remote => sys::slice_mut(run.addr, data.len()).copy_from_slice(data),
-            Side::Home => self.write_changed(&area, run.addr, data)?,
-        }
-        self.pages += run.count;
-        self.cursor = end;
-        Ok(())
-    }
-
-    /// Moves the cursor to `addr`; what it passes has not been sent and is zero.
-    fn skip_to(&mut self, addr: u64) -> Result<(), Refusal> {
-        let lists = sys::lists();
-        while let Some(area) = lists.areas[..lists.area_count].get(self.index) {
-            let until = addr.min(area.end);
-            if self.cursor < until {
-                if self.side == Side::Home {
-                    clear(self.cursor.max(area.start), until)?;
+                remote::shape()?;
+                if self.is_armed {
+                    tracking::register();
                 }
-                self.cursor = until;
+                Ok(())
             }
-            if addr < area.end {
-                break;
-            }
-            self.index += 1;
-            if let Some(next) = lists.areas[..lists.area_count].get(self.index) {
-                self.cursor = self.cursor.max(next.start);
-            }
-            self.enter_area();
-        }
-        Ok(())
-    }
-
-    fn write_changed(&mut self, area: &Area, addr: u64, data: &[u8]) -> Result<(), Refusal> {
-        if !self.can_read {
-            self.unlock(area)?;
-        }
-        let mut copy = [0u8; PAGE_LEN];
-        for (i, page) in data.as_chunks::<PAGE_LEN>().0.iter().enumerate() {
-            let at = addr + PAGE * i as u64;
-            let here = present_in(at, at + PAGE).next().map_or(0, |p| p.flags);
-            let is_file = here & (area_flags::FILE | SHARED) != 0;
-            let is_same = if !is_file {
-                sys::slice(at, page.len()) == page
-            } else if sys::try_read(at, &mut copy) {
-                &copy == page
-            } else {
-                // Behind the file's end, where the program has mapped memory of its own.
-                let result = sys::map(at, PAGE, READ | WRITE, MAP_FIXED);
-                if result < 0 {
-                    return Err(refuse(step::MAP, result, at));
-                }
-                false
-            };
-            if is_same {
-                continue;
-            }
-            if !self.can_write {
-                // A shared file that somebody else has changed: home's is right.
-                if here & SHARED != 0 {
-                    continue;
-                }
-                self.unlock(area)?;
-            }
-            sys::slice_mut(at, page.len()).copy_from_slice(page);
-            self.changed += 1;
-        }
-        Ok(())
-    }
-
-    fn unlock(&mut self, area: &Area) -> Result<(), Refusal> {
-        for part in present_in(area.start, area.end) {
-            let prot = if part.flags & SHARED == 0 { READ | WRITE } else { READ };
-            let (start, end) = (part.start.max(area.start), part.end.min(area.end));
-            let result = sys::protect(start, end - start, prot);
-            if result < 0 {
-                return Err(refuse(step::PROTECT, result, start));
+            Side::Home => {
+                self.cursor = areas[0].start;
+                home::shape(self.is_delta)?;
+                self.enter_area();
+                Ok(())
             }
         }
-        (self.can_read, self.can_write) = (true, true);
-        Ok(())
     }
 
     fn finish(&mut self, end: End) -> Result<(), Refusal> {
@@ -273,17 +228,24 @@ impl Incoming {
         if end.areas != lists.area_count as u64 || end.pages != self.pages {
             return Err(FRAME);
         }
-        self.skip_to(u64::MAX)?;
-        if self.side == Side::Remote {
-            patch_vdso()?;
+        match self.side {
+            Side::Remote => {
+                // What is patched does not go home, so it need not be tracked.
+                if !self.is_armed {
+                    tracking::arm();
+                }
+                remote::patch_vdso()?;
+                lists.base[..lists.area_count].copy_from_slice(&lists.areas[..lists.area_count]);
+                lists.base_count = lists.area_count;
+            }
+            Side::Home => self.skip_to(u64::MAX)?,
         }
         for area in &lists.areas[..lists.area_count] {
             if area.flags & area_flags::HOLD != 0 {
                 continue;
             }
             let result = sys::protect(area.start, area.len(), area.prot);
-            let is_shared = self.side == Side::Home
-                && present_in(area.start, area.end).any(|p| p.flags & SHARED != 0);
+            let is_shared = self.side == Side::Home && home::is_shared(area);
             if result < 0 && !is_shared {
                 return Err(refuse(step::PROTECT, result, area.start));
             }
@@ -292,138 +254,31 @@ impl Incoming {
     }
 }
 
-fn take_areas(body: &[u8]) -> Result<(), Refusal> {
+/// The area of the list that a run lies in, all of it; none that is held free.
+fn area_of(run: PageRun) -> Result<&'static Area, Refusal> {
     let lists = sys::lists();
-    let mut rest = body;
-    while !rest.is_empty() {
-        let (area, tail) = Area::read_from_prefix(rest).map_err(|_| FRAME)?;
-        *lists.areas.get_mut(lists.area_count).ok_or(FRAME)? = area;
-        lists.area_count += 1;
-        rest = tail;
-    }
-    Ok(())
+    let areas = &lists.areas[..lists.area_count];
+    let end = run.end().ok_or(FRAME)?;
+    let index = areas.partition_point(|area| area.end <= run.addr);
+    areas
+        .get(index)
+        .filter(|area| area.start <= run.addr && end <= area.end)
+        .filter(|area| area.flags & area_flags::HOLD == 0)
+        .ok_or_else(|| refuse(step::PAGE, -i64::from(errno::EFAULT), run.addr))
 }
 
-fn map_new(start: u64, end: u64, prot: u32, flags: u32) -> Result<(), Refusal> {
+/// Maps zeros; `flags` are an area's.
+fn map_new((start, end): (u64, u64), prot: u32, flags: u32) -> Result<(), Refusal> {
     let grows = if flags & area_flags::GROWS_DOWN != 0 { MAP_GROWSDOWN } else { 0 };
-    let how = MAP_FIXED_NOREPLACE | MAP_NORESERVE | grows;
-    let result = sys::map(start, end - start, prot, how);
+    let how = MAP_FIXED_NOREPLACE | grows;
+    let mut result = sys::map(start, end - start, prot, how);
+    if result == -i64::from(errno::ENOMEM) {
+        // More than the kernel would promise: the program reserves more than it uses.
+        result = sys::map(start, end - start, prot, how | MAP_NORESERVE);
+    }
     if result == start.cast_signed() {
         Ok(())
     } else {
         Err(refuse(step::MAP, if result < 0 { result } else { -i64::from(errno::EEXIST) }, start))
     }
-}
-
-/// Mappings of home that overlap a range.
-fn present_in(start: u64, end: u64) -> impl Iterator<Item = &'static Area> {
-    let lists = sys::lists();
-    let present = &lists.present[..lists.present_count];
-    let first = present.partition_point(|p| p.end <= start);
-    present[first..].iter().take_while(move |p| p.start < end)
-}
-
-/// Makes home's address space have the image's areas, keeping what both have.
-fn shape_home() -> Result<(), Refusal> {
-    let wanted = head().memory_map.brk;
-    if wanted != 0 && sys::brk(0) != wanted && sys::brk(wanted) != wanted {
-        return Err(refuse(step::MAP, -i64::from(errno::ENOMEM), wanted));
-    }
-    read_present()?;
-    let lists = sys::lists();
-    let areas = &lists.areas[..lists.area_count];
-    for have in &lists.present[..lists.present_count] {
-        if have.flags & (area_flags::VDSO | area_flags::HOLD) != 0 {
-            continue;
-        }
-        for (start, end) in areas::gaps((have.start, have.end), areas) {
-            let result = sys::unmap(start, end - start);
-            if result < 0 {
-                return Err(refuse(step::MAP, result, start));
-            }
-        }
-    }
-    let mut added = false;
-    for area in areas {
-        for (start, end) in
-            areas::gaps((area.start, area.end), &lists.present[..lists.present_count])
-        {
-            added = true;
-            if area.flags & area_flags::GROWS_DOWN != 0 && end < area.end {
-                // The stack grew: touch its new end, and the kernel grows it here.
-                sys::slice_mut(start, 1)[0] = 0;
-            } else {
-                map_new(start, end, READ | WRITE, area.flags)?;
-            }
-        }
-    }
-    if added { read_present() } else { Ok(()) }
-}
-
-/// Lists home's mappings.
-fn read_present() -> Result<(), Refusal> {
-    let lists = sys::lists();
-    lists.present_count = 0;
-    let read = for_each_line(lists.maps, |line| {
-        if overlaps_region(line.start, line.end) || line.backing == Backing::Vsyscall {
-            return Some(());
-        }
-        let mut area = line.area();
-        if line.shared {
-            area.flags |= SHARED;
-        }
-        if line.backing == Backing::Vdso {
-            area.flags |= area_flags::VDSO;
-        }
-        *lists.present.get_mut(lists.present_count)? = area;
-        lists.present_count += 1;
-        Some(())
-    });
-    read.ok_or_else(|| refuse(step::MAP, -i64::from(errno::E2BIG), 0))
-}
-
-/// Makes `start..end` of home's memory read as zero.
-fn clear(start: u64, end: u64) -> Result<(), Refusal> {
-    for part in present_in(start, end) {
-        let (from, to) = (part.start.max(start), part.end.min(end));
-        let result = if part.flags & (area_flags::FILE | SHARED) == 0 {
-            sys::discard(from, to - from)
-        } else {
-            // Here lies a file, there anonymous memory that nobody has touched.
-            sys::map(from, to - from, READ | WRITE, MAP_FIXED).min(0)
-        };
-        if result < 0 {
-            return Err(refuse(step::MAP, result, from));
-        }
-    }
-    Ok(())
-}
-
-/// Patches the copy of home's vDSO, and notes what must not travel home.
-fn patch_vdso() -> Result<(), Refusal> {
-    let lists = sys::lists();
-    for area in &lists.areas[..lists.area_count] {
-        if area.flags & (area_flags::VDSO | area_flags::HOLD) == 0 {
-            continue;
-        }
-        if area.flags & area_flags::VDSO != 0 {
-            let entries = head().vdso;
-            for at in [
-                entries.clock_gettime,
-                entries.gettimeofday,
-                entries.time,
-                entries.clock_getres,
-                entries.getcpu,
-                entries.getrandom,
-            ] {
-                if at != 0 && !(area.start..area.end - 16).contains(&at) {
-                    return Err(refuse(step::VDSO, 0, at));
-                }
-            }
-            sys::patch(area.start, &entries);
-        }
-        lists.present[lists.present_count] = *area;
-        lists.present_count += 1;
-    }
-    Ok(())
 }

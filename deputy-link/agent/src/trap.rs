@@ -13,8 +13,8 @@
 
 use crate::capture::{self, Leave};
 use crate::link::{Broken, Frame};
-use crate::{branch, clock, local};
 use crate::sys::{self, Context, Program};
+use crate::{branch, clock, local};
 use conet_deputy_core::marshal::{self, NotForwarded, Plan, Signals};
 use conet_deputy_core::table::{self, Class, Local};
 use conet_wire::image::{Clocks, reason};
@@ -37,6 +37,8 @@ pub(crate) struct Remote {
     pub(crate) maps: i32,
     /// `/proc/self/pagemap`.
     pub(crate) pagemap: i32,
+    /// Whether the kernel tells what has changed.
+    pub(crate) tracks: bool,
     /// What to add to local clocks.
     pub(crate) offsets: Clocks,
     /// Home has asked for the program.
@@ -61,6 +63,7 @@ impl Remote {
             hidden_fds: [0; 3],
             maps: 0,
             pagemap: 0,
+            tracks: false,
             offsets: Clocks { realtime: 0, monotonic: 0, boottime: 0, raw: 0 },
             asked: false,
             cpu_time: 0,
@@ -117,7 +120,9 @@ pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
             ASKED
         }
         Err(Away::GoHome) => Leave { rewind: true, reason: reason::CALL, detail, ..ASKED },
-        Err(Away::NotForked(detail)) => Leave { rewind: true, reason: reason::FORK, detail, ..ASKED },
+        Err(Away::NotForked(detail)) => {
+            Leave { rewind: true, reason: reason::FORK, detail, ..ASKED }
+        }
         Err(Away::Asked) => Leave { rewind: true, ..ASKED },
         Err(Away::AskedPending) => Leave { pending: true, ..ASKED },
     };

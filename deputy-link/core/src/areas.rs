@@ -120,6 +120,47 @@ pub fn gaps(range: (u64, u64), areas: &[Area]) -> impl Iterator<Item = (u64, u64
     })
 }
 
+/// Takes `range` out of the first `count` of the sorted `areas`; how many there are then.
+///
+/// Where there is no room for an area that would be cut in two, it stays whole.
+#[must_use]
+pub fn remove(areas: &mut [Area], count: usize, range: (u64, u64)) -> usize {
+    let (start, end) = range;
+    if start >= end {
+        return count;
+    }
+    let mut count = count.min(areas.len());
+    let first = areas[..count].partition_point(|area| area.end <= start);
+    if let Some(area) = areas[..count].get(first).copied()
+        && area.start < start
+        && area.end > end
+    {
+        if count < areas.len() {
+            areas.copy_within(first..count, first + 1);
+            areas[first].end = start;
+            areas[first + 1].start = end;
+            count += 1;
+        }
+        return count;
+    }
+    let after = first + areas[first..count].partition_point(|area| area.start < end);
+    let mut kept = first;
+    for i in first..after {
+        let mut area = areas[i];
+        if area.start < start {
+            area.end = start;
+        } else if area.end > end {
+            area.start = end;
+        } else {
+            continue;
+        }
+        areas[kept] = area;
+        kept += 1;
+    }
+    areas.copy_within(after..count, kept);
+    count - (after - kept)
+}
+
 /// Whether `areas` are sorted, apart and each valid: what a peer sends must be.
 #[must_use]
 pub fn well_formed(areas: &[Area]) -> bool {
@@ -165,6 +206,30 @@ mod tests {
     fn garbage_does_not_parse() {
         for text in ["", " ", "1000", "1000-", "-", "x-y rwxp 0 0 0", "1000-2000 rwx 0 0 0"] {
             assert_eq!(parse_line(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_removed_is_a_gap() {
+        let area = |start, end| Area { start, end, prot: 3, flags: 0 };
+        let have = [area(10, 20), area(30, 40), area(40, 50)];
+        for start in 0..60 {
+            for end in start..60 {
+                for room in [3, 4] {
+                    let mut list = [area(0, 0); 4];
+                    list[..3].copy_from_slice(&have);
+                    let count = remove(&mut list[..room], 3, (start, end));
+                    let left = &list[..count];
+                    assert!(left.windows(2).all(|w| w[0].end <= w[1].start));
+                    let has = |list: &[Area], n| list.iter().any(|a| (a.start..a.end).contains(&n));
+                    let is_cut = |a: &Area| a.start < start && end < a.end && start < end;
+                    let is_stuck = room == 3 && have.iter().any(is_cut);
+                    for n in 0..60 {
+                        let wanted = has(&have, n) && (is_stuck || !(start..end).contains(&n));
+                        assert_eq!(has(left, n), wanted, "{start}..{end} at {n}");
+                    }
+                }
+            }
         }
     }
 

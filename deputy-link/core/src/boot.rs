@@ -21,7 +21,7 @@ use family::Ticket;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Where the remote side maps the local vDSO.
-pub const VDSO: u64 = REGION + 0x0080_0000;
+pub const VDSO: u64 = REGION + 0x00a0_0000;
 /// Where a deputy's stack begins; it grows downwards.
 pub const STACK_TOP: u64 = REGION + 0x00d8_0000;
 /// Scratch memory for the calls that the mover makes in the process's name.
@@ -196,6 +196,9 @@ pub struct Launch {
     pub clock_skew: i64,
     /// Names the stay.
     pub ticket: Ticket,
+    /// 1 to follow what the program changes, where the kernel can; else all of its
+    /// memory goes home.
+    pub follows: u64,
 }
 
 impl core::fmt::Debug for Launch {
@@ -262,6 +265,10 @@ pub struct Status {
     pub link: u32,
     /// Set by the daemon: take the time of calls.
     pub is_timed: u32,
+    /// 1 if only what had changed came home.
+    pub is_delta: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What is known of one system call, at [`COUNTS`].

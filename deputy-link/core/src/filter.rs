@@ -19,6 +19,7 @@
 //! Sources: man 2 seccomp, linux/seccomp.h, linux/bpf_common.h.
 
 use crate::boot::family::remote_fd;
+use crate::scan::PAGEMAP_SCAN;
 use conet_wire::family::clone;
 use conet_wire::image::REGION;
 use linux_raw_sys::general as nr;
@@ -176,6 +177,7 @@ impl Program {
         self.on_descriptors(nr::__NR_lseek, &[fds.maps]);
         self.on_descriptors(nr::__NR_read, &[fds.maps]);
         self.on_descriptors(nr::__NR_pread64, &[fds.pagemap]);
+        self.scan(fds.pagemap);
         self.dividing(fds);
         for number in [nr::__NR_munmap, nr::__NR_mprotect, nr::__NR_madvise, nr::__NR_mincore] {
             self.away_from_region(number, KILL);
@@ -328,6 +330,17 @@ impl Program {
         }
         self.ret(KILL);
         self.ret(ALLOW);
+    }
+
+    /// `ioctl(pagemap, PAGEMAP_SCAN, …)`: what has changed of the program's own memory.
+    fn scan(&mut self, pagemap: u32) {
+        self.push(JEQ, 0, 6, nr::__NR_ioctl);
+        self.load(arg_low(0));
+        self.push(JEQ, 0, 3, pagemap);
+        self.load(arg_low(1));
+        self.push(JEQ, 0, 1, PAGEMAP_SCAN);
+        self.ret(ALLOW);
+        self.ret(KILL);
     }
 
     fn allow(&mut self, number: u32) {
@@ -546,6 +559,11 @@ mod tests {
         assert_eq!(call(nr::__NR_read, AGENT, [0, 0, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_recvmsg, AGENT, [6, 0, 0, 0, 0, 0]), ALLOW);
         assert_eq!(call(nr::__NR_recvmsg, AGENT, [3, 0, 0, 0, 0, 0]), KILL);
+        let scan = u64::from(PAGEMAP_SCAN);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [5, scan, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [5, scan + 1, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [0, scan, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, PROGRAM, [5, scan, 0, 0, 0, 0]), TRAP);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x32, u64::MAX, 0]), ALLOW);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x02, 3, 0]), KILL);
     }

@@ -7,7 +7,8 @@
 //! - [`marshal`]: a call's arguments into a request, a reply into memory;
 //! - [`filter`]: the seccomp program of a remote process;
 //! - [`boot`]: what lies where in the region, and what mover and deputy say there;
-//! - [`areas`]: reading `/proc/PID/maps` and comparing address spaces.
+//! - [`areas`]: reading `/proc/PID/maps` and comparing address spaces;
+//! - [`scan`]: which pages have changed.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -16,5 +17,6 @@ pub mod areas;
 pub mod boot;
 pub mod filter;
 pub mod marshal;
+pub mod scan;
 pub mod table;
 pub mod waiting;

@@ -36,6 +36,7 @@ pub fn bring_home(pid: Pid, mut ring: impl FnMut()) -> Result<Returned, MoveErro
                     total: begin.elapsed(),
                     pages: status.pages,
                     changed: status.changed,
+                    is_delta: status.is_delta == 1,
                     calls: status.calls,
                 });
             }

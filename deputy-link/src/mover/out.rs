@@ -2,25 +2,83 @@
 
 use super::clocks::compare_clocks;
 use super::install::{Install, close, deputy_regs, open_maps, pass, write_boot};
+use super::mirror::Mirror;
+use super::tracker::{Files, Target, Tracker};
 use super::{MoveError, Moved, expect, gone};
 use crate::agent;
 use crate::channel::{Channel, ChannelError, LinkSecret};
 use crate::family::DeputyEnd;
 use crate::image::{Snapshot, is_to_restart};
-use crate::locks::{Lock, Policy, locks, locks_of_stopped};
-use crate::procfs;
-use crate::sys::ptrace::Stopped;
+use crate::locks::{Lock, Policy, Seen, locks, locks_of_stopped};
+use crate::sys::ptrace::{Stopped, TraceError, get_descriptor};
+use crate::sys::userfault::Userfault;
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::entry;
-use conet_wire::image::{End, overlaps_region};
+use conet_deputy_core::scan::UFFD_FLAGS;
+use conet_wire::image::{Clocks, End, overlaps_region};
 use conet_wire::link::kind;
 use rustix::process::Pid;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
 
 /// How long the other node may take for one step of a move.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most rounds of pre-copy.
+const MAX_ROUNDS: usize = 5;
+/// With so few pages, 256 KiB, another round is not worth it.
+const FEW_PAGES: u64 = 64;
+/// How often pre-copy begins anew where the program becomes another one (`execve`).
+const MAX_BEGINNINGS: u32 = 3;
+
+/// How a process is to be moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum How {
+    /// Its memory goes ahead while it runs, where the kernel can tell what it changes.
+    #[default]
+    Precopy,
+    /// It is stopped, and all of its memory goes.
+    Stop,
+}
+
+/// Why a process was moved without rounds of pre-copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopReason {
+    /// It was asked for.
+    #[error("it was asked for")]
+    Asked,
+    /// The kernel has no asynchronous write protection (before Linux 6.7).
+    #[error("this kernel cannot tell what a program changes (Linux 6.7 can)")]
+    Kernel,
+    /// The process could not be given a userfaultfd.
+    #[error("the process could have no userfaultfd (error {0})")]
+    Userfault(i32),
+    /// It has a file open for direct input and output.
+    #[error("it has a file open with O_DIRECT, whose reads are not seen")]
+    DirectIo,
+    /// It became another program again and again.
+    #[error("it became another program while its memory was copied")]
+    Replaced,
+}
+
+/// How a process was moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// In rounds while it ran, then the rest.
+    Precopy,
+    /// Stopped for all of it.
+    Stop(StopReason),
+}
+
+/// One round of pre-copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// Pages sent, of 4 KiB.
+    pub pages: u64,
+    /// How long it took.
+    pub time: Duration,
+}
 
 /// Moves a process out over a link whose other end is a host role that is starting.
 ///
@@ -34,6 +92,7 @@ pub fn move_out(
     stream: TcpStream,
     secret: LinkSecret,
     policy: Policy,
+    how: How,
     line: &DeputyEnd,
 ) -> Result<Moved, MoveError> {
     let begin = Instant::now();
@@ -48,98 +107,234 @@ pub fn move_out(
     if !found.is_empty() {
         return Err(MoveError::Locked(found));
     }
-    let frozen = Instant::now();
-    let mut stopped = stop_at_rest(pid)?;
-    if stopped.dispatches_calls() {
-        return Err(MoveError::Locked(vec![Lock::SyscallDispatch]));
-    }
-    // Between looking and stopping the program may have become another one.
-    let found = locks_of_stopped(pid, policy).map_err(gone)?;
-    if !found.is_empty() {
-        return Err(MoveError::Locked(found));
-    }
-    let mut snapshot = Snapshot::take(&mut stopped, pid)?;
-    let resident = Install::begin(&mut stopped, policy.is_deputy)?;
-    let end = match transfer(&mut snapshot, &mut stopped, pid, &mut channel, line) {
-        Ok(end) => end,
-        Err(error) => {
-            resident.undo(&mut stopped);
-            return Err(error);
-        }
+    let offsets = compare_clocks(&mut channel)?;
+    let mut out = Out {
+        pid,
+        policy,
+        line,
+        channel,
+        offsets,
+        mirror: Mirror::new(),
+        rounds: Vec::new(),
+        pause: Duration::ZERO,
     };
-    stopped.release()?;
-    Ok(Moved {
-        freeze: frozen.elapsed(),
-        total: begin.elapsed(),
-        areas: end.areas,
-        pages: end.pages,
-    })
+    let moved = out.run(how)?;
+    Ok(Moved { total: begin.elapsed(), ..moved })
 }
 
-/// Stops a process where its state can be told: in its own code, or in a deputy that
-/// waits for a call to end. Not in the vDSO, whose data the other node does not have.
-fn stop_at_rest(pid: Pid) -> Result<Stopped, MoveError> {
-    let maps = procfs::maps(pid).map_err(gone)?;
-    let vdso = maps.into_iter().find(|m| m.backing == Backing::Vdso);
-    let in_vdso = |rip| vdso.as_ref().is_some_and(|vdso| (vdso.start..vdso.end).contains(&rip));
-    for _ in 0..400 {
-        let stopped = Stopped::new(pid)?;
-        let regs = stopped.regs();
-        let waits = regs.rip == agent::ENTRY + entry::FINISH_END && is_to_restart(regs)
-            || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL;
-        if waits || !overlaps_region(regs.rip, regs.rip + 1) && !in_vdso(regs.rip) {
-            return Ok(stopped);
+/// A move under way.
+struct Out<'a> {
+    pid: Pid,
+    policy: Policy,
+    line: &'a DeputyEnd,
+    channel: Channel,
+    /// What to add to the other node's clocks to read ours.
+    offsets: Clocks,
+    mirror: Mirror,
+    rounds: Vec<Round>,
+    /// Stops other than the freeze.
+    pause: Duration,
+}
+
+impl Out<'_> {
+    fn run(&mut self, how: How) -> Result<Moved, MoveError> {
+        if how == How::Stop {
+            return self.freeze(&Tracker::none(self.pid), Method::Stop(StopReason::Asked));
         }
+        for _ in 0..MAX_BEGINNINGS {
+            let (mut tracker, files) = match self.track()? {
+                Ok(both) => both,
+                Err(reason) => return self.stop_and_copy(reason),
+            };
+            match self.precopy(&mut tracker, &files) {
+                Ok(None) => {}
+                Ok(Some(reason)) => return self.stop_and_copy(reason),
+                Err(MoveError::Replaced) => continue,
+                Err(error) => return Err(error),
+            }
+            match self.freeze(&tracker, Method::Precopy) {
+                Err(MoveError::Replaced) => {}
+                // The userfaultfd is closed here, when the process runs elsewhere.
+                other => return other,
+            }
+        }
+        self.stop_and_copy(StopReason::Replaced)
+    }
+
+    fn stop_and_copy(&mut self, reason: StopReason) -> Result<Moved, MoveError> {
+        tracing::debug!(pid = self.pid.as_raw_nonzero(), %reason, "no rounds of pre-copy");
+        self.freeze(&Tracker::none(self.pid), Method::Stop(reason))
+    }
+
+    /// Stops the process for a moment and gives it a userfaultfd, of which it keeps
+    /// nothing.
+    fn track(&mut self) -> Result<Result<(Tracker, Files), StopReason>, MoveError> {
+        let (mut stopped, seen, begin) = self.stop()?;
+        stopped.use_vdso(&seen.maps)?;
+        let files = Files::open(self.pid)?;
+        let (flags, pid) = ([UFFD_FLAGS, 0, 0, 0, 0, 0], self.pid);
+        let number = libc::SYS_userfaultfd;
+        let made =
+            stopped.with_descriptor("userfaultfd", number, flags, |fd| get_descriptor(pid, fd));
+        let ours = match made {
+            Ok(ours) => ours,
+            Err(TraceError::Injected { source, .. }) => {
+                stopped.release()?;
+                return Ok(Err(StopReason::Userfault(source.raw_os_error().unwrap_or(0))));
+            }
+            Err(error) => return Err(error.into()),
+        };
         stopped.release()?;
-        std::thread::sleep(Duration::from_micros(500));
+        self.pause += begin.elapsed();
+        let userfault = match ours.map(Userfault::new) {
+            Ok(Ok(userfault)) => userfault,
+            Ok(Err(_)) => return Ok(Err(StopReason::Kernel)),
+            Err(error) => {
+                return Ok(Err(StopReason::Userfault(error.raw_os_error().unwrap_or(0))));
+            }
+        };
+        Ok(Ok((Tracker::new(self.pid, userfault), files)))
     }
-    Err(MoveError::Locked(vec![Lock::Reserved]))
-}
 
-fn transfer(
-    snapshot: &mut Snapshot,
-    stopped: &mut Stopped,
-    pid: Pid,
-    channel: &mut Channel,
-    line: &DeputyEnd,
-) -> Result<End, MoveError> {
-    let [link, daemon] = pass(stopped, pid, [channel.stream().as_fd(), line.as_fd()])?;
-    let mut hidden = vec![link, daemon];
-    let sent = open_maps(stopped).and_then(|maps| {
-        hidden.push(maps);
-        snapshot.head.hidden_fds = [link, maps, daemon];
-        finish_transfer(snapshot, stopped, pid, channel)
-    });
-    if sent.is_err() {
-        for fd in hidden {
-            close(stopped, fd);
+    /// Sends rounds while they are worth it; a reason where they cannot be trusted.
+    fn precopy(
+        &mut self,
+        tracker: &mut Tracker,
+        files: &Files,
+    ) -> Result<Option<StopReason>, MoveError> {
+        let mut before: Option<u64> = None;
+        for number in 0..MAX_ROUNDS {
+            // Before and after pages are protected: what is read in between is missed.
+            if let Some(reason) = tracker.obstacle() {
+                return Ok(Some(reason));
+            }
+            let begin = Instant::now();
+            let mut target = Target { mirror: &mut self.mirror, channel: &mut self.channel };
+            let pages = tracker.round(files, &mut target)?;
+            // What is still on its way would otherwise be waited for in the freeze.
+            self.channel.send(kind::ROUND, u32::try_from(number).unwrap_or(0), &[])?;
+            expect(&mut self.channel, kind::ROUND)?;
+            if let Some(reason) = tracker.obstacle() {
+                return Ok(Some(reason));
+            }
+            self.rounds.push(Round { pages, time: begin.elapsed() });
+            let makes_progress = before.is_none_or(|before| pages < before / 4 * 3);
+            if pages < FEW_PAGES || !makes_progress {
+                break;
+            }
+            before = Some(pages);
         }
+        Ok(None)
     }
-    sent
-}
 
-/// Sends the image and, when the other node has it, turns the process into its
-/// deputy.
-fn finish_transfer(
-    snapshot: &Snapshot,
-    stopped: &mut Stopped,
-    pid: Pid,
-    channel: &mut Channel,
-) -> Result<End, MoveError> {
-    let end = snapshot.send(stopped, pid, channel)?;
-    expect(channel, kind::PREPARED)?;
-    let offsets = compare_clocks(channel)?;
-    channel.stream().set_read_timeout(None).map_err(ChannelError::from)?;
-    channel.stream().set_write_timeout(None).map_err(ChannelError::from)?;
-    write_boot(snapshot, stopped, channel, offsets)?;
-    let own_mask = stopped.mask();
-    stopped.set_mask(snapshot.head.blocked | snapshot.head.handled)?;
-    // The one step that decides: with these registers the process is its deputy,
-    // which sends COMMIT before anything else, whatever becomes of this daemon.
-    let regs = deputy_regs(stopped.regs());
-    if let Err(error) = stopped.set_regs(regs) {
-        stopped.set_mask(own_mask)?;
-        return Err(error.into());
+    /// Stops the process where its state can be told: in its own code, or in a deputy
+    /// that waits for a call to end. Not in the vDSO, whose data the other node does not
+    /// have. Gives what it is, and when it was stopped.
+    fn stop(&self) -> Result<(Stopped, Seen, Instant), MoveError> {
+        for _ in 0..400 {
+            let begin = Instant::now();
+            let stopped = Stopped::new(self.pid)?;
+            let regs = stopped.regs();
+            let waits = regs.rip == agent::ENTRY + entry::FINISH_END && is_to_restart(regs)
+                || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL;
+            if waits || !overlaps_region(regs.rip, regs.rip + 1) {
+                let seen = self.look(&stopped)?;
+                let vdso = seen.maps.iter().find(|mapping| mapping.backing == Backing::Vdso);
+                let at = stopped.regs().rip;
+                if !vdso.is_some_and(|vdso| (vdso.start..vdso.end).contains(&at)) {
+                    return Ok((stopped, seen, begin));
+                }
+            }
+            stopped.release()?;
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Err(MoveError::Locked(vec![Lock::Reserved]))
     }
-    Ok(end)
+
+    /// Whether the stopped process may move, and what it is.
+    fn look(&self, stopped: &Stopped) -> Result<Seen, MoveError> {
+        if stopped.dispatches_calls() {
+            return Err(MoveError::Locked(vec![Lock::SyscallDispatch]));
+        }
+        // Between looking and stopping the program may have become another one.
+        let (found, seen) = locks_of_stopped(self.pid, self.policy).map_err(gone)?;
+        if found.is_empty() { Ok(seen) } else { Err(MoveError::Locked(found)) }
+    }
+
+    /// Stops the process, sends the rest, and makes it the deputy of its remote half.
+    fn freeze(&mut self, tracker: &Tracker, method: Method) -> Result<Moved, MoveError> {
+        let (mut stopped, seen, frozen) = self.stop()?;
+        let files = Files::open(self.pid)?;
+        if method == Method::Precopy && !files.is_registered() {
+            return Err(MoveError::Replaced);
+        }
+        let before = self.mirror.pages();
+        // First, so that the other node takes it while calls are made here.
+        let mut target = Target { mirror: &mut self.mirror, channel: &mut self.channel };
+        tracker.rest(&files, &seen.maps, &mut target)?;
+        let mut snapshot = Snapshot::take(&mut stopped, self.pid, &seen)?;
+        let resident = Install::begin(&mut stopped, self.policy.is_deputy)?;
+        let end = match self.transfer(&mut snapshot, &mut stopped) {
+            Ok(end) => end,
+            Err(error) => {
+                resident.undo(&mut stopped);
+                return Err(error);
+            }
+        };
+        stopped.release()?;
+        Ok(Moved {
+            method,
+            freeze: frozen.elapsed(),
+            pause: self.pause,
+            total: Duration::ZERO,
+            rounds: std::mem::take(&mut self.rounds),
+            areas: end.areas,
+            pages: end.pages,
+            frozen_pages: end.pages - before,
+        })
+    }
+
+    fn transfer(
+        &mut self,
+        snapshot: &mut Snapshot,
+        stopped: &mut Stopped,
+    ) -> Result<End, MoveError> {
+        let ours = [self.channel.stream().as_fd(), self.line.as_fd()];
+        let [link, daemon] = pass(stopped, self.pid, ours)?;
+        let mut hidden = vec![link, daemon];
+        let sent = open_maps(stopped).and_then(|maps| {
+            hidden.push(maps);
+            snapshot.head.hidden_fds = [link, maps, daemon];
+            self.finish(snapshot, stopped)
+        });
+        if sent.is_err() {
+            for fd in hidden {
+                close(stopped, fd);
+            }
+        }
+        sent
+    }
+
+    /// Completes the image and, when the other node has it, turns the process into its
+    /// deputy.
+    fn finish(&mut self, snapshot: &Snapshot, stopped: &mut Stopped) -> Result<End, MoveError> {
+        let channel = &mut self.channel;
+        channel.send(kind::HEAD, 0, &[snapshot.head.as_bytes(), &snapshot.xsave])?;
+        let end = End { areas: self.mirror.areas().len() as u64, pages: self.mirror.pages() };
+        channel.send(kind::END, 0, &[end.as_bytes()])?;
+        expect(channel, kind::PREPARED)?;
+        channel.stream().set_read_timeout(None).map_err(ChannelError::from)?;
+        channel.stream().set_write_timeout(None).map_err(ChannelError::from)?;
+        write_boot(snapshot, stopped, channel, self.offsets)?;
+        let own_mask = stopped.mask();
+        stopped.set_mask(snapshot.head.blocked | snapshot.head.handled)?;
+        // The one step that decides: with these registers the process is its deputy,
+        // which sends COMMIT before anything else, whatever becomes of this daemon.
+        let regs = deputy_regs(stopped.regs());
+        if let Err(error) = stopped.set_regs(regs) {
+            stopped.set_mask(own_mask)?;
+            return Err(error.into());
+        }
+        Ok(end)
+    }
 }

@@ -9,3 +9,4 @@ pub(crate) mod ptrace;
 pub(crate) mod socket;
 pub(crate) mod spawn;
 mod thunk;
+pub(crate) mod userfault;

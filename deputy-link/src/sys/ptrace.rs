@@ -10,11 +10,14 @@
 //! PTRACE_EVENT_STOP; arch/x86/kernel/signal.c for the restart of calls.
 
 use super::thunk;
+use crate::procfs::Mapping;
+use conet_deputy_core::areas::Backing;
 use rustix::process::Pid;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -251,6 +254,14 @@ impl Stopped {
             && conf[0] != 0
     }
 
+    /// Finds a `syscall` instruction in the vDSO; gives its place.
+    pub(crate) fn use_vdso(&mut self, maps: &[Mapping]) -> Result<Range<u64>, TraceError> {
+        let vdso = maps.iter().find(|mapping| mapping.backing == Backing::Vdso);
+        let vdso = vdso.ok_or(TraceError::NoVdso)?;
+        self.use_gadget(vdso.start, vdso.end)?;
+        Ok(vdso.start..vdso.end)
+    }
+
     /// Finds a `syscall` instruction in `start..end`, the vDSO, or makes one in the
     /// zeros behind it.
     pub(crate) fn use_gadget(&mut self, start: u64, end: u64) -> Result<(), TraceError> {
@@ -278,19 +289,60 @@ impl Stopped {
         number: libc::c_long,
         args: [u64; 6],
     ) -> Result<u64, TraceError> {
+        self.borrow(name, |stopped, gadget| stopped.step(number, args, gadget))
+    }
+
+    /// Has the process make a descriptor, lets `use_it` have its number, and has it
+    /// closed again; also where the tracer dies meanwhile.
+    ///
+    /// # Errors
+    /// [`TraceError::Injected`] when the call itself fails.
+    pub(crate) fn with_descriptor<T>(
+        &mut self,
+        name: &'static str,
+        number: libc::c_long,
+        args: [u64; 6],
+        use_it: impl FnOnce(u64) -> T,
+    ) -> Result<T, TraceError> {
+        let mut used = None;
+        self.borrow(name, |stopped, gadget| {
+            stopped.set_close(gadget, true)?;
+            let made = stopped.step(number, args, gadget);
+            // Until it is closed the process stays behind the call, where by itself it
+            // would close what the call has made.
+            if let Ok(fd) = made
+                && fd.cast_signed() >= 0
+            {
+                used = Some(use_it(fd));
+                stopped.set_close(gadget, false)?;
+                stopped.step(libc::SYS_close, [fd, 0, 0, 0, 0, 0], gadget)?;
+            } else {
+                stopped.set_close(gadget, false)?;
+            }
+            made
+        })?;
+        used.ok_or(TraceError::Gone)
+    }
+
+    fn set_close(&self, gadget: Gadget, close: bool) -> Result<(), TraceError> {
+        let Gadget::Thunk(at) = gadget else { return Ok(()) };
+        let written =
+            self.memory.write_all_at(&u64::from(close).to_le_bytes(), at + thunk::CLOSE_AT);
+        written.map_err(|source| TraceError::Request { request: "memory", source })
+    }
+
+    /// Lets `body` have the process make calls, and puts everything back; the value is
+    /// a call's result.
+    fn borrow(
+        &mut self,
+        name: &'static str,
+        body: impl FnOnce(&mut Self, Gadget) -> Result<u64, TraceError>,
+    ) -> Result<u64, TraceError> {
         let gadget = self.gadget.ok_or(TraceError::NoVdso)?;
-        let mut regs = self.regs;
-        regs.rip = match gadget {
-            Gadget::Found(at) | Gadget::Thunk(at) => at,
-        };
-        regs.rax = number.cast_unsigned();
-        // Or the kernel restarts the interrupted call over these registers.
-        regs.orig_rax = u64::MAX;
-        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         // No signal must be delivered in the midst of it. Blocking the one that tells of
         // the step's end would reset its action (force_sig in kernel/signal.c).
         self.write_mask(!(1 << (libc::SIGTRAP - 1)))?;
-        let result = self.step(&regs, gadget);
+        let result = body(self, gadget);
         if thunk::is_restarting(&self.regs) {
             // On its way back from a call the kernel restarts another one only where
             // signals are due.
@@ -308,14 +360,27 @@ impl Stopped {
         }
     }
 
-    fn step(&mut self, regs: &Regs, gadget: Gadget) -> Result<u64, TraceError> {
+    fn step(
+        &mut self,
+        number: libc::c_long,
+        args: [u64; 6],
+        gadget: Gadget,
+    ) -> Result<u64, TraceError> {
         const SYSCALL_STOP: libc::c_int = libc::SIGTRAP | 0x80;
         // Entry and exit, or one step.
         let (name, how, signal, mut stops) = match gadget {
             Gadget::Thunk(_) => ("PTRACE_SYSCALL", libc::PTRACE_SYSCALL, SYSCALL_STOP, 2),
             Gadget::Found(_) => ("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, libc::SIGTRAP, 1),
         };
-        self.write_regs(regs)?;
+        let mut regs = self.regs;
+        regs.rip = match gadget {
+            Gadget::Found(at) | Gadget::Thunk(at) => at,
+        };
+        regs.rax = number.cast_unsigned();
+        // Or the kernel restarts the interrupted call over these registers.
+        regs.orig_rax = u64::MAX;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        self.write_regs(&regs)?;
         loop {
             request(name, how, self.pid, 0, 0)?;
             let status = wait(self.pid)?;

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! syscall                          the borrowed call; its tracer stops it here
+//! close                            what it made, where a slot says so
 //! flags, stack pointer             from the slots below
 //! rt_sigprocmask(SIG_SETMASK)      the process's own mask
 //! general registers, jmp           where it was
@@ -24,7 +25,9 @@ const RFLAGS: usize = 0;
 const RSP: usize = 1;
 const MASK: usize = 2;
 const RIP: usize = 3;
-const GENERAL: usize = 4;
+/// Not 0: the call's result is a descriptor to close.
+const CLOSE: usize = 4;
+const GENERAL: usize = 5;
 const COUNT: usize = GENERAL + 15;
 
 /// `mov register, [rip + …]` without the displacement, in the order of [`general`].
@@ -72,6 +75,11 @@ pub(super) fn place(image: &[u8]) -> Option<usize> {
 fn code() -> Code {
     let mut code = Code { bytes: [0; LEN], at: 0 };
     code.put(&[0x0f, 0x05]); // syscall
+    code.put(&[0x89, 0xc7]); // mov edi, eax
+    code.put_with_slot(&[0x8b, 0x0d], CLOSE); // mov ecx, [rip + …]
+    code.put(&[0xe3, 7]); // jrcxz behind the next two
+    code.put(&[0xb8, 3, 0, 0, 0]); // mov eax, close
+    code.put(&[0x0f, 0x05]); // syscall
     code.put_with_slot(&[0x48, 0x8d, 0x25], RFLAGS); // lea rsp, [rip + …]
     code.put(&[0x9d]); // popfq; nothing below changes the flags
     code.put_with_slot(&[0x48, 0x8b, 0x25], RSP); // mov rsp, [rip + …]
@@ -101,6 +109,10 @@ pub(super) fn bytes(regs: &Regs, mask: u64) -> [u8; LEN] {
     }
     code.bytes
 }
+
+/// Where the slot is that says whether the call's result is to be closed, a 64-bit
+/// word.
+pub(super) const CLOSE_AT: u64 = (SLOTS + 8 * CLOSE) as u64;
 
 /// Whether the kernel is about to restart a call of the process.
 pub(super) const fn is_restarting(regs: &Regs) -> bool {

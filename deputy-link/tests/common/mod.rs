@@ -10,6 +10,7 @@ pub(crate) use family::{Fail, Family};
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
+use conet_deputy_link::mover::How;
 use conet_deputy_link::{LinkSecret, Status, Ticket, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
@@ -32,6 +33,10 @@ pub(crate) struct Node {
     directory: tempfile::TempDir,
     listener: TcpListener,
     generation: u8,
+    /// How processes move here.
+    pub(crate) how: How,
+    /// Whether what they change here is followed.
+    pub(crate) follows: bool,
 }
 
 /// A process that is away.
@@ -47,7 +52,7 @@ impl Node {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        Self { directory, listener, generation: 0 }
+        Self { directory, listener, generation: 0, how: How::default(), follows: true }
     }
 
     pub(crate) fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
@@ -73,21 +78,21 @@ impl Node {
     ) -> thread::JoinHandle<Result<Hosted, HostError>> {
         let socket: PathBuf = self.directory.path().join("warden");
         let listener = self.listener.try_clone().unwrap();
+        let follows = self.follows;
         thread::spawn(move || {
             let (link, _) = listener.accept().unwrap();
             let pid = i32::try_from(pid).unwrap();
-            hosting::start(
-                link,
-                &Hosting {
-                    pid,
-                    ticket: FIRST,
-                    secret: &secret,
-                    uid: GUEST_UID,
-                    clock_skew: 0,
-                    socket: &socket,
-                    patience: Duration::from_secs(2),
-                },
-            )
+            let hosting = Hosting {
+                pid,
+                ticket: FIRST,
+                secret: &secret,
+                uid: GUEST_UID,
+                clock_skew: 0,
+                follows,
+                socket: &socket,
+                patience: Duration::from_secs(2),
+            };
+            hosting::start(link, &hosting)
         })
     }
 
@@ -115,7 +120,7 @@ impl Node {
         // Held until the warden is known: the process may divide at once.
         let mut knows = std::sync::Mutex::lock(&shared).unwrap();
         let line = family.line(FIRST, Arc::clone(&shared));
-        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, &line);
+        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how, &line);
         let hosted = host.join().unwrap();
         let moved = moved?;
         let (hosted, warden) = (hosted.unwrap(), self.warden().unwrap());

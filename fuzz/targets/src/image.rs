@@ -22,6 +22,7 @@ use conet_wire::link::{
     ComeHome, Exit, FrameHeader, MAX_FRAME, Refusal, ReplyHead, Request, direction, kind,
     output_len, padded, parse_request, split_frame,
 };
+use conet_wire::pages::{PagesHead, parse_gone, parse_pages};
 use std::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -65,7 +66,9 @@ fn take(frame: &[u8], image: &mut Image, call: &mut Call) {
         kind::REPLY => call.answer(body),
         PROGRAM_CALL => call.issue(header.seq, body),
         MAPS => body.split(|&byte| byte == b'\n').for_each(line),
-        kind::HEAD | kind::AREAS | kind::PAGES | kind::END => image.take(header.kind, body),
+        kind::HEAD | kind::AREAS | kind::PAGES | kind::GONE | kind::ROUND | kind::END => {
+            image.take(header, body);
+        }
         kind::REFUSED => same::<Refusal>(body),
         kind::CLOCKS_ARE => same::<Clocks>(body),
         kind::COMMIT => same::<Commit>(body),
@@ -172,24 +175,28 @@ impl Memory for Program {
     }
 }
 
-/// An image on its way in: the restorer's rules, without an address space.
+/// An image on its way out to a remote half: the restorer's rules, without an address
+/// space.
 #[derive(Default)]
 struct Image {
     has_head: bool,
     areas: Vec<Area>,
-    is_checked: bool,
+    /// The list that is coming in.
+    list: Option<u32>,
+    is_shaped: bool,
     is_over: bool,
-    cursor: u64,
     pages: u64,
 }
 
 impl Image {
-    fn take(&mut self, kind: u32, body: &[u8]) {
+    fn take(&mut self, header: FrameHeader, body: &[u8]) {
         let taken = !self.is_over
-            && match kind {
+            && match header.kind {
                 kind::HEAD if !self.has_head => self.head(body).is_some(),
-                kind::AREAS if self.has_head && !self.is_checked => self.list(body).is_some(),
-                kind::PAGES if self.has_head => self.run(body).is_some(),
+                kind::AREAS => self.list(header.seq, body).is_some(),
+                kind::PAGES => self.runs(body).is_some(),
+                kind::GONE => self.gone(body).is_some(),
+                kind::ROUND if !self.has_head => self.shape().is_some(),
                 kind::END if self.has_head => {
                     self.end(body);
                     false
@@ -209,7 +216,14 @@ impl Image {
         self.has_head.then_some(())
     }
 
-    fn list(&mut self, body: &[u8]) -> Option<()> {
+    fn list(&mut self, seq: u32, body: &[u8]) -> Option<()> {
+        if self.list.is_some_and(|list| list != seq) {
+            self.shape()?;
+        }
+        if self.list.is_none() {
+            self.areas.clear();
+            self.list = Some(seq);
+        }
         let mut rest = body;
         while !rest.is_empty() {
             let (area, tail) = Area::read_from_prefix(rest).ok()?;
@@ -221,20 +235,21 @@ impl Image {
 
     /// Checks the list once it is complete.
     fn shape(&mut self) -> Option<()> {
-        if !self.is_checked {
-            self.is_checked = true;
-            if self.areas.is_empty() || !well_formed(&self.areas) {
-                return None;
-            }
-            for area in &self.areas {
-                assert!(area.start < area.end && area.end <= TASK_SIZE);
-                assert!(!overlaps_region(area.start, area.end), "an area in the region");
-            }
-            self.partition((0, TASK_SIZE));
-            self.partition((REGION, REGION + REGION_LEN));
-            if let [first, .., last] = self.areas.as_slice() {
-                self.partition((first.start + PAGE, last.end - PAGE));
-            }
+        if self.list.take().is_none() {
+            return self.is_shaped.then_some(());
+        }
+        self.is_shaped = true;
+        if self.areas.is_empty() || !well_formed(&self.areas) {
+            return None;
+        }
+        for area in &self.areas {
+            assert!(area.start < area.end && area.end <= TASK_SIZE);
+            assert!(!overlaps_region(area.start, area.end), "an area in the region");
+        }
+        self.partition((0, TASK_SIZE));
+        self.partition((REGION, REGION + REGION_LEN));
+        if let [first, .., last] = self.areas.as_slice() {
+            self.partition((first.start + PAGE, last.end - PAGE));
         }
         Some(())
     }
@@ -253,21 +268,39 @@ impl Image {
         assert!(end == to || from >= to, "the parts end at {end:#x}, not at {to:#x}");
     }
 
-    fn run(&mut self, body: &[u8]) -> Option<()> {
+    /// Pages of a frame that is taken lie in areas, with all their bytes, and apart.
+    fn runs(&mut self, body: &[u8]) -> Option<()> {
         self.shape()?;
-        same::<PageRun>(body);
-        let (run, data) = PageRun::read_from_prefix(body).ok()?;
-        let length = run.count.checked_mul(PAGE)?;
-        let end = run.addr.checked_add(length)?;
-        let is_inside = self.areas.iter().any(|a| a.start <= run.addr && end <= a.end);
-        let is_taken = (1..=PAGES_PER_FRAME).contains(&run.count)
-            && u64::try_from(data.len()) == Ok(length)
-            && run.addr.is_multiple_of(PAGE)
-            && run.addr >= self.cursor
-            && is_inside;
-        self.cursor = end;
-        self.pages += run.count;
-        is_taken.then_some(())
+        same::<PagesHead>(body);
+        let (mut count, mut bytes, mut at) = (0, 0, 0);
+        for (run, data) in parse_pages(body).ok()? {
+            assert_eq!(u64::try_from(data.len()), Ok(run.count * PAGE));
+            assert!(run.addr >= at, "runs of a frame overlap");
+            at = run.end()?;
+            count += run.count;
+            bytes += data.len();
+            self.has(run)?;
+        }
+        assert!(bytes < body.len() && count <= PAGES_PER_FRAME);
+        self.pages += count;
+        Some(())
+    }
+
+    fn gone(&mut self, body: &[u8]) -> Option<()> {
+        self.shape()?;
+        let mut at = 0;
+        for run in parse_gone(body).ok()? {
+            assert!(run.addr >= at, "runs of a frame overlap");
+            at = run.end()?;
+            self.has(run)?;
+        }
+        Some(())
+    }
+
+    fn has(&self, run: PageRun) -> Option<()> {
+        let end = run.end()?;
+        assert!(!overlaps_region(run.addr, end) && end <= TASK_SIZE, "a run in the region");
+        self.areas.iter().any(|area| area.start <= run.addr && end <= area.end).then_some(())
     }
 
     fn end(&mut self, body: &[u8]) {
@@ -276,7 +309,7 @@ impl Image {
             && let Ok((end, _)) = End::read_from_prefix(body)
             && end == (End { areas: self.areas.len() as u64, pages: self.pages })
         {
-            assert!(self.pages.saturating_mul(PAGE) <= self.areas.iter().map(Area::len).sum());
+            assert!(self.has_head && !self.areas.is_empty());
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use conet_node::client::{Client, ClientError};
 use conet_node::procfs::ProcessRef;
-use conet_wire::control::{Moved, Process, Request, Response};
+use conet_wire::control::{How, Moved, Process, Request, Response};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
@@ -106,7 +106,7 @@ impl Running {
         to: &str,
         refused: &mut u64,
     ) -> Result<Option<Moved>, StepError> {
-        let request = Request::Migrate { pid: self.pid(), to: to.to_owned() };
+        let request = Request::Migrate { pid: self.pid(), to: to.to_owned(), how: How::default() };
         for attempt in 1.. {
             match client.ask(&request) {
                 Ok(Response::Moved(moved)) => {

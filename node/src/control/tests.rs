@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use conet_wire::control::MAX_REQUEST;
+use conet_wire::control::{How, MAX_REQUEST};
 use mio::{Events, Poll};
 use tempfile::TempDir;
 
@@ -120,7 +120,7 @@ fn a_long_request_tells_its_progress_and_holds_up_nobody() {
     let mut slow = served.client();
     let thread = std::thread::spawn(move || {
         let mut told = Vec::new();
-        let request = Request::Migrate { pid: 1, to: "b".into() };
+        let request = Request::Migrate { pid: 1, to: "b".into(), how: How::Precopy };
         let answer = slow.ask_telling(&request, &mut |progress| told.push(progress.detail.clone()));
         (answer.unwrap(), told)
     });

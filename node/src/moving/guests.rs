@@ -466,6 +466,7 @@ fn begin(
         secret: &secret,
         uid: stay.guest_uid,
         clock_skew: node.config().node.clock_offset.nanoseconds,
+        follows: true,
         socket: &socket,
         patience: HOME_PATIENCE,
     };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::describe_return;
 use conet_deputy_link::{Status, life, mover, phase, trace, view};
-use conet_wire::control::{Failure, Moved, Place, Reason};
+use conet_wire::control::{Failure, MemoryMoved, Moved, Place, Reason};
 use conet_wire::image::reason;
 use conet_wire::moving::{Answer, Ask, Ticket};
 use rustix::process::Signal;
@@ -22,6 +22,8 @@ const LISTEN_PERIOD: Duration = Duration::from_millis(500);
 /// Silence from which a program counts as out of reach: three unanswered questions of
 /// the kernel's.
 const UNREACHABLE: Duration = Duration::from_secs(3);
+/// How soon after a move that failed an end counts as the move's.
+const JUST_NOW: Duration = Duration::from_secs(2);
 /// How often in a row a node must not know of a program until it is lost.
 const MAX_UNKNOWN: u32 = 2;
 
@@ -43,6 +45,9 @@ pub(super) struct Record {
     /// Calls forwarded in stays that are over.
     pub(super) calls: u64,
     pub(super) freeze_us: Option<u64>,
+    /// How its memory moved last.
+    #[serde(default)]
+    pub(super) memory: Option<MemoryMoved>,
     /// For how long its other half could not be reached, in absences that are over.
     #[serde(default)]
     pub(super) waited: Duration,
@@ -82,6 +87,8 @@ pub(super) struct Program {
     /// For how long its other half has not been heard of, where that is worth telling.
     pub(super) silence: Option<Duration>,
     next_listen: Instant,
+    /// When a move of it failed.
+    failed_at: Option<Instant>,
     /// Its calls are timed until then.
     pub(super) timed_until: Option<Instant>,
 }
@@ -114,6 +121,7 @@ impl Program {
             sent_home: 0,
             calls: 0,
             freeze_us: None,
+            memory: None,
             waited: Duration::ZERO,
             reason: None,
             is_born_away: false,
@@ -162,6 +170,7 @@ impl Program {
             unknown: 0,
             silence: None,
             next_listen: Instant::now(),
+            failed_at: None,
             timed_until: None,
         }
     }
@@ -387,6 +396,7 @@ impl Program {
         // What becomes another program has not been sent home for want of anything.
         record.sent_home += u64::from(status.is_some());
         record.calls += status.map_or(self.calls_now, |status| status.calls);
+        record.memory = status.map(|s| work::memory_home(s.pages, s.is_delta == 1));
         self.is_home();
         self.calls_now = 0;
         self.has_region = true;
@@ -421,20 +431,16 @@ impl Program {
             let there = there.map_or("another node", |(node, _)| node);
             let verb = if self.record.place == Place::Away { "was on" } else { "moved to" };
             self.note("ended", format!("it ended while it {verb} {there}"));
+        } else if self.record.reason.is_none()
+            && self.failed_at.is_some_and(|at| at.elapsed() < JUST_NOW)
+        {
+            self.note("ended", "it ended while it was moved".to_owned());
         }
         self.record.place = Place::Ended;
         self.record.calls += std::mem::take(&mut self.calls_now);
         self.record.waited += self.silence.take().unwrap_or_default();
         self.record.remote_pid = None;
         self.ended_at = Some(Instant::now());
-    }
-
-    /// It has ended while it was moved.
-    pub(super) fn end_in_a_move(&mut self) {
-        if self.record.reason.is_none() {
-            self.note("ended", "it ended while it was moved".to_owned());
-        }
-        self.end(None);
     }
 
     /// Its other half has ended at `node`. What is left here must not stay behind,
@@ -458,6 +464,7 @@ impl Program {
             record.hops += 1;
             record.calls += returned.calls;
             record.freeze_us = Some(work::micros(returned.total));
+            record.memory = Some(work::memory_home(returned.pages, returned.is_delta));
             self.calls_now = 0;
             self.has_region = true;
             if let Some(why) = outcome.why {
@@ -469,6 +476,7 @@ impl Program {
         if let Some(out) = &outcome.out {
             self.record.hops += 1;
             self.record.freeze_us = Some(work::micros(out.moved.freeze));
+            self.record.memory = Some(work::memory_out(&out.moved));
             self.record.remote_pid = out.remote_pid;
             self.record.stay = Some((out.node.clone(), out.ticket));
             self.record.next = None;
@@ -487,6 +495,7 @@ impl Program {
         match outcome.failure {
             Some(failure) => {
                 // Where it is lost, or nobody waits for the answer, `conet ps` tells.
+                self.failed_at = Some(Instant::now());
                 if failure.code == "lost" || (outcome.is_unasked && self.record.reason.is_none()) {
                     let passing = failure.code != "lost";
                     let (code, sentence) = (failure.code.clone(), failure.message.clone());
@@ -500,6 +509,7 @@ impl Program {
                 remote_pid: self.record.remote_pid,
                 freeze_us: self.record.freeze_us.unwrap_or(0),
                 total_us: work::micros(outcome.total),
+                memory: self.record.memory.clone(),
             }),
         }
     }

@@ -9,10 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::locks::{Lock, Policy};
-use conet_deputy_link::mover::{self, MoveError, Moved, Returned};
+use conet_deputy_link::mover::{self, Method, MoveError, Moved, Returned, Round};
 use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
-use conet_wire::control::{Failure, Reason};
+use conet_wire::control::{Failure, How, MemoryMoved, MoveMethod, MoveRound, Reason};
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
 use rustix::process::Pid;
 
@@ -39,6 +39,7 @@ pub(super) struct Job {
     pub(super) record: Record,
     /// The node to move to; home where none is named.
     pub(super) to: Option<String>,
+    pub(super) how: How,
     pub(super) policy: Policy,
     pub(super) name: String,
     pub(super) ticket: Ticket,
@@ -77,6 +78,35 @@ pub(super) fn as_pid(pid: u32) -> Option<Pid> {
 
 pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How memory moved out, as it is told.
+pub(super) fn memory_out(moved: &Moved) -> MemoryMoved {
+    let round = |round: &Round| MoveRound { pages: round.pages, time_us: micros(round.time) };
+    let (method, why) = match moved.method {
+        Method::Precopy => (MoveMethod::Precopy, None),
+        Method::Stop(reason) => (MoveMethod::Stop, Some(reason.to_string())),
+    };
+    MemoryMoved {
+        method,
+        why,
+        rounds: moved.rounds.iter().map(round).collect(),
+        pages: moved.pages,
+        held_pages: moved.frozen_pages,
+        pause_us: micros(moved.pause),
+    }
+}
+
+/// How memory came home, as it is told.
+pub(super) fn memory_home(pages: u64, is_delta: bool) -> MemoryMoved {
+    MemoryMoved {
+        method: if is_delta { MoveMethod::Changes } else { MoveMethod::All },
+        why: (!is_delta).then(|| "the other node's kernel cannot tell what was changed".to_owned()),
+        rounds: Vec::new(),
+        pages,
+        held_pages: pages,
+        pause_us: 0,
+    }
 }
 
 /// A name for a stay that nobody has used.
@@ -258,6 +288,7 @@ fn failure(pid: u32, error: &MoveError) -> Failure {
             ("link", "see conet peers, and the log of the other node".to_owned())
         }
         MoveError::Process(_) => ("failed", "see the daemon's log".to_owned()),
+        MoveError::Replaced => ("replaced", "try again".to_owned()),
         MoveError::Late => ("late", "try again".to_owned()),
         MoveError::Lost(_) => ("lost", format!("see conet ps for process {pid}")),
     };
@@ -311,12 +342,16 @@ fn move_out(
         seal: keys.home_to_remote,
         open: keys.remote_to_home,
     };
+    let how = match job.how {
+        How::Precopy => mover::How::Precopy,
+        How::Stop => mover::How::Stop,
+    };
     let policy =
         Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
     let line = family::attend(node, (to.to_owned(), job.ticket)).map_err(|error| {
         Failure::new("failed", format!("process {} did not move: {error}", job.pid), "try again")
     })?;
-    let moved = mover::move_out(pid, stream, secret, policy, &line)
+    let moved = mover::move_out(pid, stream, secret, policy, how, &line)
         .map_err(|error| failure(job.pid, &error))?;
     let remote_pid = where_is(node, to, job.ticket);
     Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })

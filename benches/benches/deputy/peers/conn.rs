@@ -14,6 +14,7 @@ use anyhow::{Result, bail, ensure};
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_congestion;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -86,6 +87,9 @@ pub(crate) fn is_read(number: u32) -> bool {
 impl Conn {
     fn new(stream: TcpStream, side: u8, sealed: bool, wait: Wait) -> Result<Self> {
         stream.set_nodelay(true)?;
+        // What a machine has by default may pace, which one message each way has no use
+        // for; conet's links do the same. Where there is neither, it stays as it is.
+        set_tcp_congestion(&stream, "cubic").or_else(|_| set_tcp_congestion(&stream, "reno")).ok();
         let key = UnboundKey::new(&AES_128_GCM, &[3; 16]).map(LessSafeKey::new).ok();
         Ok(Self {
             fd: stream.into(),

@@ -49,7 +49,8 @@ pub(crate) fn take() -> Result<()> {
         let mut len = [0; 8];
         stream.read_exact(&mut len)?;
         let len = usize::try_from(u64::from_le_bytes(len))?;
-        // The program's new memory, whose pages appear as they are written.
+        // The program's new memory, whose pages appear as they are written; gone before
+        // the stream is closed.
         let mut memory = vec![0u8; len + TAG];
         let mut filled = 0;
         for number in 0.. {
@@ -127,6 +128,9 @@ impl Copier {
         }
         stream.read_exact(&mut [0])?;
         traced.detach()?;
-        Ok(begin.elapsed())
+        let took = begin.elapsed();
+        // It closes when it has given its memory back, which is no part of a move.
+        stream.read_to_end(&mut Vec::new())?;
+        Ok(took)
     }
 }

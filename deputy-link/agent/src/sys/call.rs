@@ -2,6 +2,10 @@
 //!
 //! Results are as the kernel gives them: a value, or −errno.
 
+use conet_deputy_core::scan::{
+    PAGEMAP_SCAN, Purpose, REGISTER_MODE_WP, Region, UFFD_API, UFFD_FLAGS, UFFDIO_API,
+    UFFDIO_REGISTER, protect_arg, scan_arg,
+};
 use core::arch::asm;
 use linux_raw_sys::general as nr;
 
@@ -144,6 +148,12 @@ pub(crate) fn unmap(addr: u64, len: u64) -> i64 {
 
 pub(crate) fn protect(addr: u64, len: u64, prot: u32) -> i64 {
     plain(nr::__NR_mprotect, [addr, len, u64::from(prot), 0, 0, 0])
+}
+
+/// Lets the mapping that ends at `end` grow by `len` bytes where it is.
+pub(crate) fn grow(end: u64, len: u64) -> i64 {
+    const PAGE: u64 = 4096;
+    plain(nr::__NR_mremap, [end - PAGE, PAGE, PAGE + len, 0, 0, 0])
 }
 
 /// `madvise(MADV_DONTNEED)`.
@@ -368,6 +378,52 @@ pub(crate) fn child_signals() -> i64 {
     set_mask(mask);
     // SAFETY: the kernel reads 8 bytes.
     unsafe { raw(nr::__NR_signalfd4, [u64::MAX, at(&mask), 8, 0x80800, 0, 0]) }
+}
+
+/// `ioctl(PAGEMAP_SCAN)`: regions that were filled in, or −errno, and how far it got.
+pub(crate) fn scan(
+    pagemap: i32,
+    purpose: Purpose,
+    range: (u64, u64),
+    into: &mut [Region],
+) -> (i64, u64) {
+    let mut arg = scan_arg(purpose, range, into.as_mut_ptr() as u64, into.len() as u64);
+    let args = [fd(pagemap), u64::from(PAGEMAP_SCAN), out(&mut arg), 0, 0, 0];
+    // SAFETY: `arg` has the kernel's layout; it fills in at most `into.len()` regions.
+    let found = unsafe { raw(nr::__NR_ioctl, args) };
+    (found, arg.walk_end)
+}
+
+/// Protects and marks what is registered of a range, without telling what it was.
+pub(crate) fn protect_written(pagemap: i32, range: (u64, u64)) -> i64 {
+    let mut arg = protect_arg(range);
+    let args = [fd(pagemap), u64::from(PAGEMAP_SCAN), out(&mut arg), 0, 0, 0];
+    // SAFETY: `arg` has the kernel's layout and names no place for regions.
+    unsafe { raw(nr::__NR_ioctl, args) }
+}
+
+/// A userfaultfd for asynchronous write protection, or −errno.
+pub(crate) fn userfault() -> i64 {
+    let uffd = plain(nr::__NR_userfaultfd, [UFFD_FLAGS, 0, 0, 0, 0, 0]);
+    if uffd < 0 {
+        return uffd;
+    }
+    let mut api = UFFD_API;
+    let args = [uffd.cast_unsigned(), u64::from(UFFDIO_API), out(&mut api), 0, 0, 0];
+    // SAFETY: `api` has the size of struct uffdio_api.
+    let agreed = unsafe { raw(nr::__NR_ioctl, args) };
+    if agreed < 0 {
+        plain(nr::__NR_close, [uffd.cast_unsigned(), 0, 0, 0, 0, 0]);
+        return agreed;
+    }
+    uffd
+}
+
+/// Registers all that is mapped in a range with a userfaultfd.
+pub(crate) fn register(uffd: i32, start: u64, len: u64) -> i64 {
+    let mut arg = [start, len, REGISTER_MODE_WP, 0];
+    // SAFETY: `arg` has the size of struct uffdio_register.
+    unsafe { raw(nr::__NR_ioctl, [fd(uffd), u64::from(UFFDIO_REGISTER), out(&mut arg), 0, 0, 0]) }
 }
 
 /// How often the kernel has taken the processor from this process for others.

@@ -66,9 +66,8 @@ pub(crate) fn robust_list() -> (u64, u64) {
     let (mut head, mut len) = (0u64, 0u64);
     let (head_at, len_at) = (core::ptr::from_mut(&mut head), core::ptr::from_mut(&mut len));
     // SAFETY: the kernel writes two words.
-    let result = unsafe {
-        raw(nr::__NR_get_robust_list, [0, head_at as u64, len_at as u64, 0, 0, 0])
-    };
+    let result =
+        unsafe { raw(nr::__NR_get_robust_list, [0, head_at as u64, len_at as u64, 0, 0, 0]) };
     let list = core::hint::black_box((head, len));
     if result == 0 { list } else { (0, 0) }
 }

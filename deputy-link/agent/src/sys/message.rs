@@ -85,7 +85,8 @@ impl Control {
         while let Some(rest) = self.0[..len.min(CONTROL)].get(at..)
             && rest.len() >= HEAD
         {
-            let word = |i: usize| u32::from_le_bytes([rest[i], rest[i + 1], rest[i + 2], rest[i + 3]]);
+            let word =
+                |i: usize| u32::from_le_bytes([rest[i], rest[i + 1], rest[i + 2], rest[i + 3]]);
             let total = (word(0) as usize).clamp(HEAD, rest.len());
             let mut data = rest[HEAD..total].as_chunks::<4>().0.iter().copied();
             match word(12) {
@@ -111,7 +112,8 @@ pub(crate) fn receive_message(
 ) -> Beside {
     let mut control = Control([0; CONTROL]);
     let mut header = Header::empty();
-    header.prepare((into.as_mut_ptr() as u64, into.len()), (control.0.as_mut_ptr() as u64, CONTROL));
+    header
+        .prepare((into.as_mut_ptr() as u64, into.len()), (control.0.as_mut_ptr() as u64, CONTROL));
     let at = core::ptr::from_mut(&mut header) as u64;
     let fd = u64::from(number.cast_unsigned());
     let len = call(nr::__NR_recvmsg, &[fd, at, u64::from(flags | MSG_CMSG_CLOEXEC), 0, 0, 0]);

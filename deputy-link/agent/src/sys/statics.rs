@@ -71,6 +71,10 @@ pub(crate) struct Lists {
     pub(crate) present: [Area; MAX_AREAS],
     /// How many of them are valid.
     pub(crate) present_count: usize,
+    /// Areas as they came (remote).
+    pub(crate) base: [Area; MAX_AREAS],
+    /// How many of them are valid.
+    pub(crate) base_count: usize,
     /// The deputy's `/proc/self/maps`, opened before the process moved: when it comes
     /// home it may have no descriptor left to open one.
     pub(crate) maps: i32,
@@ -78,13 +82,16 @@ pub(crate) struct Lists {
 
 const NONE: Area = Area { start: 0, end: 0, prot: 0, flags: 0 };
 
-static STATE: Static<State> = Static::new(State { link: Link::none(), remote: Remote::new(), child: None });
+static STATE: Static<State> =
+    Static::new(State { link: Link::none(), remote: Remote::new(), child: None });
 static LISTS: Static<Lists> = Static::new(Lists {
     areas: [NONE; MAX_AREAS],
     area_count: 0,
     leaving: [NONE; MAX_AREAS],
     present: [NONE; MAX_AREAS],
     present_count: 0,
+    base: [NONE; MAX_AREAS],
+    base_count: 0,
     maps: 0,
 });
 

@@ -101,6 +101,9 @@ pub const MAX_REMOTES: usize = 128;
 
 /// Descriptors of a remote. It has no others, but while it divides.
 pub mod remote_fd {
+    /// A userfaultfd of the memory that came here; where a standard input would be, which
+    /// is not needed. A child has its maps there instead.
+    pub const UFFD: i32 = 0;
     /// Its own `/proc/self/maps`.
     pub const MAPS: i32 = 3;
     /// The link.

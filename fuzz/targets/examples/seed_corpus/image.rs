@@ -9,6 +9,7 @@ use conet_wire::image::{
     VdsoEntries, area_flags, step,
 };
 use conet_wire::link::{ComeHome, Exit, FrameHeader, MAX_FRAME, Refusal, ReplyHead, kind, padded};
+use conet_wire::pages::PageBatch;
 use linux_raw_sys::{errno, general as nr};
 use zerocopy::IntoBytes;
 
@@ -54,8 +55,24 @@ fn areas(list: &[Area]) -> Vec<u8> {
 }
 
 fn pages(addr: u64, count: u64) -> Vec<u8> {
-    let bytes = vec![0x5a; usize::try_from(count * PAGE).unwrap_or(0)];
-    framed(kind::PAGES, 0, &[PageRun { addr, count }.as_bytes(), &bytes])
+    runs(&[PageRun { addr, count }])
+}
+
+fn runs(runs: &[PageRun]) -> Vec<u8> {
+    let mut batch = PageBatch::new();
+    for run in runs {
+        batch.push(*run);
+    }
+    let bytes = vec![0x5a; usize::try_from(batch.pages() * PAGE).unwrap_or(0)];
+    framed(kind::PAGES, 0, &[batch.head().as_bytes(), runs.as_bytes(), &bytes])
+}
+
+fn gone(addr: u64, count: u64) -> Vec<u8> {
+    framed(kind::GONE, 0, &[PageRun { addr, count }.as_bytes()])
+}
+
+fn round() -> Vec<u8> {
+    framed(kind::ROUND, 0, &[])
 }
 
 fn end(areas: u64, pages: u64) -> Vec<u8> {
@@ -183,6 +200,16 @@ pub(crate) fn process_images() -> Vec<(&'static str, Vec<u8>)> {
         ("image-pages-twice", {
             [head(), areas(&[text]), pages(0x40_1000, 1), pages(0x40_1000, 1), end(1, 2)].concat()
         }),
+        ("image-in-rounds", {
+            let scattered = [PageRun { addr: heap, count: 2 }, PageRun { addr: stack, count: 1 }];
+            let (fewer, later) = (areas(list.get(1..).unwrap_or_default()), areas(&list));
+            let mut second = later.clone();
+            // Another sequence: another list.
+            second.splice(8..12, 1u32.to_le_bytes());
+            let first = [later, runs(&scattered), round(), fewer, round()].concat();
+            [first, second, gone(heap, 9), pages(heap, 1), head(), end(count, 4)].concat()
+        }),
+        ("image-gone-outside", [head(), areas(&[text]), gone(0x40_1000, 2)].concat()),
         ("image-headless", [areas(&list), end(count, 0)].concat()),
         (
             "agreement",
