@@ -5,7 +5,8 @@
 mod common;
 
 use common::*;
-use conet_deputy_link::locks::describe_return;
+use conet_deputy_link::mover::MoveError;
+use conet_testkit::random::Random;
 use std::process::Output;
 use std::thread;
 use std::time::Duration;
@@ -112,6 +113,17 @@ fn a_vfork_shares_its_parents_memory() {
 }
 
 #[test]
+fn groups_siblings_waits_and_orphans_are_as_at_home() {
+    conet_testkit::privileged!();
+    for (way, children) in
+        [("groups", 4), ("siblings", 4), ("waits", 4), ("pipes", 5), ("execs", 4), ("reaper", 2)]
+    {
+        let ran = makes_children(&[way], |_, _| ());
+        assert_eq!(ran.away.family.children().len(), children, "{way}");
+    }
+}
+
+#[test]
 fn a_program_calls_the_shell() {
     conet_testkit::privileged!();
     let ran = makes_children(&["shells"], |_, _| ());
@@ -126,5 +138,126 @@ fn what_cannot_be_made_away_is_made_at_home() {
         let ran = makes_children(&["one"], |_, away| away.family.fail(fail));
         assert_eq!(ran.away.family.children().len(), 0, "{fail:?}");
     }
-    let _ = describe_return;
+}
+
+/// A process and its descendants.
+fn descendants(root: u32) -> Vec<u32> {
+    let mut found = vec![root];
+    let mut at = 0;
+    while at < found.len() {
+        let one = found[at];
+        let children = std::fs::read_to_string(format!("/proc/{one}/task/{one}/children"));
+        let children = children.unwrap_or_default();
+        found.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        at += 1;
+    }
+    found
+}
+
+/// What a daemon knows of those that are away, and the moves that a test makes.
+struct Hopper {
+    node: Node,
+    /// Each sandbox, and the process for which it was made.
+    sandboxes: Vec<(u32, Away)>,
+    out: u32,
+    home: u32,
+    of_children: u32,
+}
+
+impl Hopper {
+    fn is_away(pid: u32) -> bool {
+        status_of(pid).is_some_and(|status| status.phase == conet_deputy_link::phase::SERVING)
+    }
+
+    /// Brings home those for whom a signal waits that has a handler, as the daemon does.
+    fn attend(&mut self, pids: &[u32]) {
+        for pid in pids.iter().copied().filter(|pid| Self::is_away(*pid)) {
+            let blocked = status_of(pid).map_or(0, |status| status.blocked);
+            let seen = conet_deputy_link::view(as_pid(pid));
+            if seen.is_ok_and(|seen| seen.handled_pending & !blocked != 0 && !seen.is_stopped) {
+                self.fetch(pid);
+            }
+        }
+    }
+
+    fn fetch(&mut self, pid: u32) {
+        // The newest that knows it: ids may come again.
+        let found = self.sandboxes.iter().rev().find_map(|(first, away)| {
+            let children = away.family.children();
+            let child = children.into_iter().rev().find(|(child, _)| *child == pid);
+            (*first == pid || child.is_some()).then_some((away, child))
+        });
+        let Some((away, child)) = found else { return };
+        let returned = match child {
+            Some(child) => away.bring_child_home(child),
+            None => away.bring_home(pid),
+        };
+        match returned {
+            Ok(_) => self.home += 1,
+            // It ended or became another program, or shares memory by vfork.
+            Err(MoveError::Gone | MoveError::Process(_) | MoveError::Locked(_)) => {}
+            Err(error) => panic!("process {pid} did not come home: {error}"),
+        }
+    }
+
+    fn hop(&mut self, root: u32, pid: u32) {
+        if Self::is_away(pid) {
+            return self.fetch(pid);
+        }
+        match self.node.take(pid) {
+            Ok(away) => {
+                self.sandboxes.push((pid, away));
+                self.out += 1;
+                self.of_children += u32::from(pid != root);
+            }
+            Err(
+                MoveError::Gone
+                | MoveError::Process(_)
+                | MoveError::Locked(_)
+                | MoveError::Replaced,
+            ) => {}
+            Err(error) => panic!("process {pid} did not move: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_family_hops_at_random_times() {
+    conet_testkit::privileged!();
+    let seed = std::env::var("CONET_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 7);
+    println!("CONET_SEED={seed}");
+    let mut random = Random::new(seed);
+    let (_directory, program) = compiled("fork", &[]);
+    let args = ["all", "2"];
+    let expected = unmoved(&program, &args);
+    let mut child = start(&program, &args);
+    let root = child.id();
+    let node = Node::new();
+    let mut hopper = Hopper { node, sandboxes: Vec::new(), out: 0, home: 0, of_children: 0 };
+    let begin = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(120), "seed {seed}: {:?}", status_of(root));
+        let all = descendants(root);
+        hopper.attend(&all);
+        let one = all[usize::try_from(random.below(all.len() as u64)).unwrap()];
+        hopper.hop(root, one);
+        thread::sleep(Duration::from_millis(random.below(12)));
+    }
+    let output = child.finish();
+    let away: usize = hopper.sandboxes.iter().map(|(_, away)| away.family.children().len()).sum();
+    println!(
+        "{} moves out, {} of children, {} home, {away} made away",
+        hopper.out, hopper.of_children, hopper.home
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&expected.stdout),
+        "seed {seed}"
+    );
+    assert_eq!(output.status, expected.status, "seed {seed}");
+    assert!(hopper.out > 10 && hopper.of_children > 0 && away > 0, "seed {seed}");
+    for (_, away) in &hopper.sandboxes {
+        wait_until("a warden's end", || !exists(away.hosted.warden_pid));
+    }
 }

@@ -26,6 +26,11 @@ fn gated_wait(fd: i32, into: &mut [u8]) -> i64 {
     gated_receive(fd, into, 0)
 }
 
+/// The parent's process id; 1 where it is not to be seen.
+fn parent() -> u32 {
+    u32::try_from(sys::plain(nr::__NR_getppid, [0; 6])).unwrap_or(0).max(1)
+}
+
 /// Why no child was made.
 enum Undone {
     /// The program makes it at home, because of one of [`why`].
@@ -206,6 +211,7 @@ impl Deputy {
             phase: phase::SERVING,
             blocked: status.blocked,
             link: status.link,
+            shares: if fork.shares == 1 { parent() } else { 0 },
             ..Status::default()
         };
         if fork.flags & clone::CLEAR_SIGHAND != 0 {

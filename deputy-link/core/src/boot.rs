@@ -267,8 +267,10 @@ pub struct Status {
     pub is_timed: u32,
     /// 1 if only what had changed came home.
     pub is_delta: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// While the other half shares its memory with another's, as after `vfork`: that
+    /// one's process id, as the process sees it; else 0. It must not come home then,
+    /// or it would share it no more.
+    pub shares: u32,
 }
 
 /// What is known of one system call, at [`COUNTS`].

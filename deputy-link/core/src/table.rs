@@ -441,6 +441,8 @@ pub const PRCTLS: &[(u32, &[Buffer])] = &[
     (15, &[text(1)]),                   // PR_SET_NAME
     (16, &[output(1, Len::Fixed(16))]), // PR_GET_NAME
     (23, &[]),                          // PR_CAPBSET_READ
+    (36, &[]),                          // PR_SET_CHILD_SUBREAPER
+    (37, &[output(1, INT)]),            // PR_GET_CHILD_SUBREAPER
     (38, &[]),                          // PR_SET_NO_NEW_PRIVS
     (39, &[]),                          // PR_GET_NO_NEW_PRIVS
     (0x4155_5856, &[result(1, Len::Arg(2), 1)]), // PR_GET_AUXV

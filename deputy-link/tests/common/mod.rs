@@ -28,11 +28,11 @@ pub(crate) const POLICY: Policy = Policy { allow_root: true, is_deputy: true, st
 pub(crate) const FIRST: Ticket = [1; 16];
 pub(crate) const GUEST_UID: u32 = 0x7000_0001;
 
-/// The other node: it hosts one process at a time.
+/// The other node.
 pub(crate) struct Node {
     directory: tempfile::TempDir,
     listener: TcpListener,
-    generation: u8,
+    generation: u32,
     /// How processes move here.
     pub(crate) how: How,
     /// Whether what they change here is followed.
@@ -58,7 +58,9 @@ impl Node {
     pub(crate) fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
         self.generation += 1;
         let cipher = Cipher::preferred();
-        let keys = || link_keys(&Key::new([self.generation; 32]), b"test");
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&self.generation.to_le_bytes());
+        let keys = || link_keys(&Key::new(key), b"test");
         let (home, remote) = (keys(), keys());
         (
             LinkSecret { cipher, seal: home.home_to_remote, open: home.remote_to_home },
@@ -76,7 +78,7 @@ impl Node {
         pid: u32,
         secret: LinkSecret,
     ) -> thread::JoinHandle<Result<Hosted, HostError>> {
-        let socket: PathBuf = self.directory.path().join("warden");
+        let socket = self.socket();
         let listener = self.listener.try_clone().unwrap();
         let follows = self.follows;
         thread::spawn(move || {
@@ -98,7 +100,11 @@ impl Node {
 
     /// Connects to the warden of the last sandbox.
     pub(crate) fn warden(&self) -> std::io::Result<Warden> {
-        Warden::connect(&self.directory.path().join("warden"))
+        Warden::connect(&self.socket())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join(format!("warden-{}", self.generation))
     }
 
     /// Moves a process here.

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -138,6 +140,8 @@ static int made_handled(void) {
         printf("handled %d waited %d\n", handled > i, waited);
         fflush(stdout);
     }
+    signal(SIGCHLD, SIG_DFL);
+    handled = waited = 0;
     return 5;
 }
 
@@ -208,6 +212,10 @@ static int made_ids(void) {
     errno = 0;
     pid = syscall(SYS_clone, CLONE_THREAD | SIGCHLD, 0, 0, 0, 0);
     printf("thread %ld errno %d\n", pid, errno);
+    signal(SIGUSR1, SIG_DFL);
+    signal(SIGUSR2, SIG_IGN);
+    sigprocmask(SIG_UNBLOCK, &mask, 0);
+    signal(SIGUSR2, SIG_DFL);
     return 7;
 }
 
@@ -342,6 +350,198 @@ static int made_one(void) {
     return 12;
 }
 
+/* Process groups that the parent makes, and one signal for all of a group. */
+static int made_groups(void) {
+    pid_t pids[3], group = 0;
+    for (int i = 0; i < 3; i++) {
+        pids[i] = fork();
+        if (pids[i] == 0) for (;;) pause();
+        if (setpgid(pids[i], group)) printf("setpgid %d\n", errno);
+        if (i == 0) group = pids[0];
+    }
+    printf("groups %d %d %d\n", getpgid(pids[0]) == group, getpgid(pids[2]) == group, getpgrp() == group);
+    fflush(stdout);
+    nap(40);
+    killpg(group, SIGTERM);
+    for (int i = 0; i < 3; i++) {
+        int status, ours = 0;
+        pid_t got = waitpid(-group, &status, 0);
+        for (int k = 0; k < 3; k++) ours += got == pids[k];
+        printf("one %d ", ours);
+        tell("of the group", status);
+    }
+    pid_t pid = fork();
+    if (pid == 0) {
+        errno = 0;
+        int first = setsid() == getpid(), again = setsid();
+        _exit(first + 2 * (again == -1 && errno == EPERM) + 4 * (getpgrp() == getpid()));
+    }
+    reap(pid, "session");
+    printf("no group %d\n", setpgid(1 << 21, 0) ? errno : 0);
+    fflush(stdout);
+    return 13;
+}
+
+/* Children that end, stop and continue each other. */
+static int made_siblings(void) {
+    int status;
+    pid_t victim = fork();
+    if (victim == 0) for (;;) nap(1000);
+    pid_t killer = fork();
+    if (killer == 0) { nap(20); _exit(kill(victim, SIGINT) ? 1 : 21); }
+    reap(victim, "victim");
+    reap(killer, "killer");
+    victim = fork();
+    if (victim == 0) for (;;) memory[2]++;
+    killer = fork();
+    if (killer == 0) {
+        kill(victim, SIGSTOP);
+        nap(60);
+        kill(victim, SIGCONT);
+        nap(60);
+        _exit(kill(victim, SIGKILL) ? 1 : 22);
+    }
+    waitpid(victim, &status, WUNTRACED);
+    printf("stopped %d by %d\n", WIFSTOPPED(status), WSTOPSIG(status));
+    waitpid(victim, &status, WCONTINUED);
+    printf("continued %d\n", WIFCONTINUED(status));
+    reap(victim, "victim");
+    reap(killer, "killer");
+    return 14;
+}
+
+/* The ways to wait. */
+static int made_waits(void) {
+    siginfo_t info;
+    struct rusage used;
+    int status;
+    pid_t pid = fork();
+    if (pid == 0) { nap(60); _exit(31); }
+    printf("not yet %d\n", waitpid(pid, &status, WNOHANG));
+    info.si_pid = 7;
+    waitid(P_ALL, 0, &info, WEXITED | WNOHANG);
+    printf("none %d\n", info.si_pid);
+    waitid(P_PID, pid, &info, WEXITED | WNOWAIT);
+    printf("left %d %d %d\n", info.si_pid == pid, info.si_status, info.si_code);
+    printf("wait4 %d ", wait4(pid, &status, 0, &used) == pid);
+    tell("rusage", status);
+    printf("nobody %d\n", wait(&status) < 0 ? errno : 0);
+    pid = fork();
+    if (pid == 0) { setpgid(0, 0); nap(30); _exit(32); }
+    nap(15);
+    while (getpgid(pid) != pid) nap(1);
+    printf("other group %d\n", waitpid(0, &status, 0) < 0 ? errno : 0);
+    printf("its group %d ", waitpid(-pid, &status, 0) == pid);
+    tell("it", status);
+    signal(SIGCHLD, SIG_IGN);
+    pid = fork();
+    if (pid == 0) { nap(30); _exit(33); }
+    printf("ignored %d\n", waitpid(pid, &status, 0) < 0 ? errno : 0);
+    signal(SIGCHLD, SIG_DFL);
+    sigset_t mask, before;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &mask, &before);
+    pid = fork();
+    if (pid == 0) { sigprocmask(SIG_SETMASK, &before, 0); nap(30); _exit(34); }
+    int got;
+    do got = sigwaitinfo(&mask, &info); while (got < 0 && errno == EINTR);
+    printf("signal %d of %d status %d\n", got == SIGCHLD, info.si_pid == pid, info.si_status);
+    sigprocmask(SIG_SETMASK, &before, 0);
+    reap(pid, "signalled");
+    return 15;
+}
+
+/* A pipeline: each child changes what goes through, the parent feeds and reads. */
+static int made_pipes(void) {
+    enum { STAGES = 4, TOTAL = 300000 };
+    int ends[STAGES + 1][2];
+    pid_t pids[STAGES + 1];
+    unsigned char buffer[4096];
+    for (int i = 0; i <= STAGES; i++) if (pipe(ends[i])) return 1;
+    for (int i = 0; i <= STAGES; i++) {
+        pids[i] = fork();
+        if (pids[i]) continue;
+        int in = i ? ends[i - 1][0] : -1, out = ends[i][1];
+        for (int k = 0; k <= STAGES; k++) {
+            if (ends[k][0] != in) close(ends[k][0]);
+            if (ends[k][1] != out) close(ends[k][1]);
+        }
+        for (int done = 0; done < TOTAL;) {
+            ssize_t n = i ? read(in, buffer, sizeof buffer) : TOTAL - done < 4096 ? TOTAL - done : 4096;
+            if (n <= 0) _exit(90);
+            for (int k = 0; k < n; k++) buffer[k] = i ? buffer[k] * 5 + i : memory[done + k];
+            for (ssize_t m = 0, w; m < n; m += w)
+                if ((w = write(out, buffer + m, n - m)) <= 0) _exit(91);
+            done += n;
+        }
+        _exit(50 + i);
+    }
+    unsigned s = 0, total = 0;
+    ssize_t n;
+    for (int k = 0; k <= STAGES; k++) { close(ends[k][1]); if (k < STAGES) close(ends[k][0]); }
+    while ((n = read(ends[STAGES][0], buffer, sizeof buffer)) > 0)
+        for (int k = 0; k < n; k++, total++) s = s * 31 + buffer[k];
+    close(ends[STAGES][0]);
+    printf("through %u %u\n", total, s);
+    for (int i = 0; i <= STAGES; i++) reap(pids[i], "stage");
+    return 16;
+}
+
+/* Children become other programs, in all the ways there are. */
+static int made_execs(void) {
+    for (int i = 0; i < 4; i++) {
+        fflush(stdout);
+        pid_t pid = fork();
+        if (pid == 0) {
+            char *args[] = {"sh", "-c", "nap=$(sleep 0.03; echo $0 $X); echo \"it $nap\"; exit 44", "zero", 0};
+            char *own[] = {"X=own", "PATH=/bin:/usr/bin", 0};
+            setenv("X", "outer", 1);
+            if (i == 0) execv("/bin/sh", args);
+            if (i == 1) execve("/bin/sh", args, own);
+            if (i == 2) { execv("/etc/passwd", args); execvp("sh", args); }
+            if (i == 3) { int fd = open("/bin/sh", O_PATH | O_CLOEXEC); fexecve(fd, args, own); }
+            _exit(errno);
+        }
+        reap(pid, "exec");
+    }
+    return 17;
+}
+
+/* Orphans come to the nearest process that has asked for them. */
+static int made_reaper(void) {
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    pid_t me = getpid(), pid = fork();
+    if (pid == 0) {
+        pid_t middle = getpid();
+        if (fork() == 0) {
+            while (getppid() == middle) nap(3);
+            _exit(getppid() == me ? 61 : 62);
+        }
+        nap(20);
+        _exit(60);
+    }
+    reap(pid, "middle");
+    int status = -1;
+    printf("orphan %d ", wait(&status) > 0);
+    tell("ended", status);
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
+    return 18;
+}
+
+static int made_all(int rounds) {
+    int (*ways[])(void) = {made_tree, made_siblings, made_daemon, made_waits, made_execs, made_ids, made_pipes,
+        made_spawns, made_groups, made_vforks, made_shells, made_reaper, made_handled, made_deaths};
+    int total = 0;
+    for (int i = 0; i < rounds; i++)
+        for (unsigned k = 0; k < sizeof ways / sizeof *ways; k++) {
+            total += ways[k]();
+            fflush(stdout);
+            nap(5);
+        }
+    return total & 127;
+}
+
 int main(int argc, char **argv) {
     memory = mmap(0, memory_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     fill(4711);
@@ -361,6 +561,13 @@ int main(int argc, char **argv) {
     if (!strcmp(way, "shells")) status = made_shells();
     if (!strcmp(way, "bomb")) status = made_bomb(atoi(argv[2]));
     if (!strcmp(way, "one")) status = made_one();
+    if (!strcmp(way, "groups")) status = made_groups();
+    if (!strcmp(way, "siblings")) status = made_siblings();
+    if (!strcmp(way, "waits")) status = made_waits();
+    if (!strcmp(way, "pipes")) status = made_pipes();
+    if (!strcmp(way, "execs")) status = made_execs();
+    if (!strcmp(way, "reaper")) status = made_reaper();
+    if (!strcmp(way, "all")) status = made_all(atoi(argv[2]));
     printf("sum %u\n", sum());
     fflush(stdout);
     return status;

@@ -285,7 +285,8 @@ impl Program {
         let Ok(seen) = view(pid) else { return false };
         self.look_at_stay(seen.is_stopped, errands);
         let waiting = seen.handled_pending & !status.blocked;
-        if status.phase == phase::SERVING && waiting != 0 && !seen.is_stopped {
+        if status.phase == phase::SERVING && status.shares == 0 && waiting != 0 && !seen.is_stopped
+        {
             let signal = waiting.trailing_zeros() + 1;
             let sentence = describe_return(reason::SIGNAL, u64::from(signal));
             let why = Reason { code: "signal".to_owned(), sentence, passing: true };

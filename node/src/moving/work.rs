@@ -101,7 +101,7 @@ pub(super) fn memory_out(moved: &Moved) -> MemoryMoved {
 pub(super) fn memory_home(pages: u64, is_delta: bool) -> MemoryMoved {
     MemoryMoved {
         method: if is_delta { MoveMethod::Changes } else { MoveMethod::All },
-        why: (!is_delta).then(|| "the other node's kernel cannot tell what was changed".to_owned()),
+        why: (!is_delta).then(|| "it is not known what was changed there".to_owned()),
         rounds: Vec::new(),
         pages,
         held_pages: pages,
