@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use common::{
     Lab, Said, Shared, conet, exists, failed, migrate, ok, python, reconfigure, row, take_out,
     try_migrate, wait_until,
 };
-use conet_netsys::{IfName, Netlink};
+use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName};
 use conet_testkit::Need;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,6 +45,41 @@ fn cut(is_cut: bool) {
 
 fn lines(file: &Shared) -> usize {
     fs::read(file.path()).unwrap().len() / 7
+}
+
+/// An address of the machine's own network namespace, taken away when dropped.
+struct MachineHas(IpNet);
+
+impl MachineHas {
+    fn new(address: &str) -> Self {
+        let net = format!("{address}/32").parse().unwrap();
+        Netlink::open().unwrap().add_address(IfName::LOOPBACK, net).unwrap();
+        Self(net)
+    }
+}
+
+impl Drop for MachineHas {
+    fn drop(&mut self) {
+        Netlink::open().unwrap().delete_address(IfName::LOOPBACK, self.0).ok();
+    }
+}
+
+/// The machine once answered ARP on the lab's LAN for its own addresses; where hosts had
+/// the same, they did not reach each other for seconds, or for good.
+#[test]
+fn the_machine_does_not_answer_for_its_own_addresses_on_the_lan() {
+    conet_testkit::privileged!(Need::Tun);
+    let address = "192.0.2.99";
+    let _address = MachineHas::new(address);
+    let _lab = Lab::up("wireguard");
+    let netns = Netns::open(&NetnsName::new("conet-h1").unwrap()).unwrap();
+    // The first packet makes the kernel ask who has the address.
+    let socket = netns.run(|| UdpSocket::bind("192.0.2.1:0")).unwrap().unwrap();
+    socket.send_to(b"?", (address, 9)).unwrap();
+    std::thread::sleep(SECOND / 2);
+    let table = ok(&Lab::exec("conet-h1", &["cat", "/proc/net/arp"]));
+    let entry = table.lines().find(|line| line.starts_with(address)).unwrap();
+    assert!(entry.contains("00:00:00:00:00:00"), "{table}");
 }
 
 #[test]

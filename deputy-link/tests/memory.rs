@@ -8,6 +8,7 @@ use common::*;
 use conet_deputy_link::mover::{self, How, Method, MoveError, StopReason};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,7 +60,13 @@ fn torture(seed: u64, steps: &str, megabytes: &str, how: How, follows: bool) -> 
     for i in 0..60u64 {
         let away = match node.take(pid) {
             Ok(away) => away,
-            Err(MoveError::Gone | MoveError::Locked(_)) => break,
+            Err(MoveError::Gone) => break,
+            // It ends, or a call that was pending is being finished in its deputy.
+            Err(MoveError::Locked(locks)) => {
+                println!("stay {i}: {locks:?}");
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            }
             Err(error) => panic!("{error}"),
         };
         assert_eq!(away.moved.method == Method::Precopy, how == How::Precopy);
@@ -251,20 +258,31 @@ fn a_mishap_in_any_round_leaves_the_program_at_home() {
         println!("at {per_mille} of a thousand: {moved:?}");
         // On a slow machine the program is through before the test is.
         if let Err(MoveError::Gone | MoveError::Locked(_)) = moved {
+            assert!(!exists(pid), "{moved:?}");
             break;
         }
         if moved.is_err() {
             failed += 1;
             assert!(happened, "at {per_mille} of a thousand");
-            assert!(is_as_it_was(pid), "at {per_mille} of a thousand");
+            // The region of the stay before is taken out when the program has left it.
+            wait_until("all to be as it was", || {
+                mover::take_out(as_pid(pid));
+                is_as_it_was(pid)
+            });
             continue;
         }
         // The program sent less this time: it is away, and comes home.
         let returned = mover::bring_home(as_pid(pid), || {});
+        if happened {
+            // It came upon COMMIT itself, or what followed: the program lived there.
+            let signal = child.finish().status.signal();
+            assert!(returned.is_err() && signal == Some(9), "{returned:?}, {signal:?}");
+            return;
+        }
         assert!(returned.is_ok(), "{returned:?}");
     }
-    assert!(failed >= 4, "{failed} moves failed");
     assert_same(&child.finish(), &expected, "after mishaps");
+    assert!(failed >= 4, "{failed} moves failed");
 }
 
 fn kill(signal: &str, pid: u32) {

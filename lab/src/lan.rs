@@ -3,7 +3,8 @@
 //!
 //! IPv6 is off on the bridge, its ports and the hosts' links to it: the kernel
 //! would announce link-local addresses there, and a capture of the LAN is to show
-//! what conet sends.
+//! what conet sends. Nor does the machine answer ARP there: an address of the lab's
+//! may be one of its own, and the hosts would send to it instead of each other.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -21,6 +22,7 @@ pub(crate) fn make_bridge(netlink: &mut Netlink) -> Result<(), LabError> {
     let bridge = IfName::new(LAN)?;
     netlink.add_bridge(bridge)?;
     without_ipv6(bridge)?;
+    Sysctl::ArpIgnore(Some(bridge)).write("8")?;
     Ok(netlink.set_up(bridge)?)
 }
 

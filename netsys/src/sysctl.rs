@@ -20,6 +20,10 @@ pub enum Sysctl {
     Ipv6Forward,
     /// Answer ARP for what is routed elsewhere: 0 or 1. `None` means all links.
     ProxyArp(Option<IfName>),
+    /// Which ARP requests to answer: 0 for every address of the namespace, whatever
+    /// link has it, to 8 for none. `None` means all links; the greater of both values
+    /// counts.
+    ArpIgnore(Option<IfName>),
     /// Check sources by the route back (RFC 3704): 0 no, 1 strict, 2 loose.
     /// `None` means all links; the greater of both values counts.
     RpFilter(Option<IfName>),
@@ -43,6 +47,7 @@ impl Sysctl {
             Sysctl::Ipv4Forward => "/proc/sys/net/ipv4/ip_forward".into(),
             Sysctl::Ipv6Forward => "/proc/sys/net/ipv6/conf/all/forwarding".into(),
             Sysctl::ProxyArp(link) => on("ipv4", link, "proxy_arp"),
+            Sysctl::ArpIgnore(link) => on("ipv4", link, "arp_ignore"),
             Sysctl::RpFilter(link) => on("ipv4", link, "rp_filter"),
             Sysctl::SendRedirects(link) => on("ipv4", link, "send_redirects"),
             Sysctl::DisableIpv6(link) => on("ipv6", link, "disable_ipv6"),

@@ -396,6 +396,37 @@ impl Stopped {
         }
     }
 
+    /// Lets the process run, instruction by instruction, until it has left `range`; says
+    /// whether it did.
+    ///
+    /// Should the tracer die meanwhile (some 100 µs), the process ends by SIGTRAP: single
+    /// step outlives it.
+    ///
+    /// # Errors
+    /// [`TraceError::JobStopped`] where job control stops it first.
+    pub(crate) fn step_out_of(&mut self, range: &Range<u64>) -> Result<bool, TraceError> {
+        /// Some hundred times what a function of the vDSO takes.
+        const MOST: u32 = 10_000;
+        let mut signal = 0;
+        for _ in 0..MOST {
+            if !range.contains(&self.regs.rip) {
+                self.mask = self.read_mask()?;
+                return Ok(true);
+            }
+            request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, self.pid, 0, signal)?;
+            let status = wait(self.pid)?;
+            let stopped_by = libc::WSTOPSIG(status);
+            signal = match (status >> 16, stopped_by) {
+                (0, libc::SIGTRAP) | (libc::PTRACE_EVENT_STOP, libc::SIGTRAP) => 0,
+                (libc::PTRACE_EVENT_STOP, _) => return Err(TraceError::JobStopped),
+                // One that is being delivered: its handler is next.
+                (_, signal) => usize::try_from(signal).unwrap_or(0),
+            };
+            self.regs = self.read_regs()?;
+        }
+        Ok(false)
+    }
+
     /// Changes the registers with which the process will go on.
     pub(crate) fn set_regs(&mut self, regs: Regs) -> Result<(), TraceError> {
         // First what may fail: with the registers the process is what they make it.
