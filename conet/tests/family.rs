@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use common::{
-    Lab, Program, Said, Shared, exists, migrate, parent_of, python, row, signal, state, take_out,
-    try_migrate, wait_until,
+    Lab, Program, Said, Shared, exists, migrate, parent_of, python, row, rows, signal, state,
+    take_out, try_migrate, wait_until,
 };
 use conet_testkit::Need;
 use conet_testkit::random::Random;
@@ -167,18 +168,28 @@ fn a_child_whose_remote_half_is_killed_dies_alone() {
     wait_until("the parent's record", SOON, || row(pid)["place"] == "ended");
 }
 
-/// A hundred commands, pipelines of five programs, functions, substitutions, a
-/// background job, and what `ps` shows of it.
+/// A pipeline of five programs and one of five of the shell's own, each of which waits
+/// until the test has moved it; then a hundred commands: pipelines, substitutions,
+/// background jobs, signals, and what `ps` shows of them.
 const SCRIPT: &str = r#"
+go=$1 text=$2
 nap() { sleep 0.02; }
+add() { while read -r x; do echo "$1$x"; done; }
 seen() {
     sleep 60 & a=$!
     sh -c 'sleep 60; :' & b=$!
     until [ "$(ps -o comm= -s $$ | grep -c '^sleep$')" = 2 ]; do nap; done
-    all=$(ps -H -o comm= -s $$)
+    all=$(ps --forest -o comm= -s $$)
     pkill -P $b; kill $a; wait $a; wait $b
     echo "children:"; echo "$all"
 }
+echo begin
+read -r x <"$go"
+cat "$text" | tr a-y b-z | sed s/c/C/ | sort -r | cksum
+echo "programs $?"
+read -r x <"$go"
+add 1 <"$text" | add 2 | add 3 | add 4 | add 5
+echo "shells $?"
 i=0
 while [ $i -lt 100 ]; do
     i=$((i + 1))
@@ -203,27 +214,120 @@ echo $(sleep 0.1; echo inner) done
 exit 9
 "#;
 
-/// Runs [`SCRIPT`] in `shell`, which leads a session of its own.
-fn script(shell: &str) -> [String; 4] {
-    ["setsid", shell, "-c", SCRIPT].map(str::to_owned)
-}
-
-/// Where each descendant of `pid` is: those that may be moved.
+/// A process and its descendants.
 fn family(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];
     let mut at = 0;
     while at < found.len() {
         let one = found[at];
         let children = std::fs::read_to_string(format!("/proc/{one}/task/{one}/children"));
-        found.extend(
-            children
-                .unwrap_or_default()
-                .split_whitespace()
-                .filter_map(|pid| pid.parse::<u32>().ok()),
-        );
+        let children = children.unwrap_or_default();
+        found.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
         at += 1;
     }
     found
+}
+
+/// What `ps` shows of the session that `pid` leads.
+fn forest(pid: u32) -> String {
+    let session = pid.to_string();
+    let shown = Lab::exec("conet-h1", &["ps", "--forest", "-o", "comm=", "-s", &session]);
+    String::from_utf8(shown.stdout).unwrap()
+}
+
+/// A named pipe that all hosts see.
+fn pipe(name: &str) -> Shared {
+    let pipe = Shared::new(name);
+    assert!(std::process::Command::new("mkfifo").arg(pipe.path()).status().unwrap().success());
+    pipe
+}
+
+/// Writes to a named pipe, once somebody waits for it.
+fn let_through(pipe: &Shared, text: &str) {
+    use rustix::fs::{Mode, OFlags, open};
+    let mut end = None;
+    wait_until("somebody waiting at the pipe", SOON, || {
+        end = open(pipe.path(), OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+        end.is_some()
+    });
+    std::fs::File::from(end.unwrap()).write_all(text.as_bytes()).unwrap();
+}
+
+fn is_away(pid: u32) -> bool {
+    row(pid)["place"] == "away"
+}
+
+/// A run of [`SCRIPT`].
+#[derive(Debug, PartialEq)]
+struct Ran {
+    output: String,
+    status: Option<i32>,
+    /// At the two pipelines, while all wait.
+    forests: [String; 2],
+}
+
+/// Runs the script in `shell`; with numbers, it and its children move.
+fn script(lab: &Lab, shell: &str, mut random: Option<&mut Random>) -> Ran {
+    let (go, text) = (pipe("go"), pipe("text"));
+    let command = ["setsid", shell, "-c", SCRIPT, shell, go.path(), text.path()];
+    let mut program = lab.run(&command);
+    let (pid, said) = (program.pid(), Said::by(&mut program));
+    let moves = random.is_some();
+    said.wait_for("begin\n");
+    let forests = ["programs 0\n", "shells 0\n"].map(|end| {
+        let lines = "some\nlines\nof text\n";
+        if moves {
+            wait_until("the shell away", SOON, || {
+                is_away(pid) || try_migrate(pid, "conet-h2").status.success()
+            });
+        }
+        let_through(&go, "go\n");
+        let is_programs = end.starts_with("programs");
+        let mut all = Vec::new();
+        wait_until("a pipeline of five", SOON, || {
+            let names = forest(pid);
+            all = family(pid);
+            let own = names.lines().filter(|name| name.contains(shell)).count();
+            all.len() == 6 && own == if is_programs { 1 } else { 6 }
+        });
+        if moves {
+            for &one in &all {
+                // The shell's own run where it runs; programs have begun at home.
+                wait_until("each one away", SOON, || {
+                    is_away(one) || is_programs && try_migrate(one, "conet-h2").status.success()
+                });
+            }
+        }
+        let forest = forest(pid);
+        assert!(!moves || all.iter().all(|one| is_away(*one)), "{forest}");
+        let_through(&text, lines);
+        said.wait_for(end);
+        forest
+    });
+    let (mut moved, mut of_children, mut tried) = (0, 0, 0);
+    while !program.has_ended() {
+        let Some(random) = random.as_mut() else {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        let all = family(pid);
+        let one = all[usize::try_from(random.below(all.len() as u64)).unwrap()];
+        let to = if is_away(one) && random.below(3) > 0 { "home" } else { "conet-h2" };
+        tried += 1;
+        if try_migrate(one, to).status.success() {
+            moved += 1;
+            of_children += u32::from(one != pid);
+        }
+        std::thread::sleep(Duration::from_millis(random.below(40)));
+    }
+    let status = program.status_within(SOON).code();
+    println!("{shell}: {moved} moves of {tried}, {of_children} of children, status {status:?}");
+    assert!(!moves || moved >= 5, "{moved} of {tried}");
+    if status == Some(9) {
+        said.wait_for("inner done\n");
+    }
+    assert_eq!(forest(pid), "", "some of the session remain");
+    Ran { output: said.text(), status, forests }
 }
 
 fn a_script_moves_and_so_do_its_children(shell: &str) {
@@ -232,34 +336,19 @@ fn a_script_moves_and_so_do_its_children(shell: &str) {
     let seed =
         seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | u64::from(shell == "bash"));
     println!("CONET_SEED={seed}");
-    let mut random = Random::new(seed);
     let lab = Lab::up("wireguard");
-    let command = script(shell);
-    let command: Vec<&str> = command.iter().map(String::as_str).collect();
-    let expected = Lab::exec("conet-h1", &command);
-    assert_eq!(expected.status.code(), Some(9));
-    let mut program = lab.run(&command);
-    let (pid, said) = (program.pid(), Said::by(&mut program));
-    let (mut moved, mut of_children, mut tried) = (0, 0, 0);
-    while !program.has_ended() {
-        let all = family(pid);
-        let one = all[usize::try_from(random.below(all.len() as u64)).unwrap()];
-        let to =
-            if row(one)["place"] == "away" && random.below(3) > 0 { "home" } else { "conet-h2" };
-        tried += 1;
-        if try_migrate(one, to).status.success() {
-            moved += 1;
-            of_children += u32::from(one != pid);
-        }
-        let pause = random.below(40);
-        std::thread::sleep(Duration::from_millis(pause));
-    }
-    let status = program.status_within(SOON);
-    println!("{moved} moves of {tried}, {of_children} of children");
-    said.wait_for("inner done\n");
-    assert_eq!(said.text(), String::from_utf8_lossy(&expected.stdout), "seed {seed}");
-    assert_eq!(status.code(), Some(9), "seed {seed}");
-    assert!(moved >= 10 && of_children > 0, "{moved} {of_children}");
+    let expected = script(&lab, shell, None);
+    assert_eq!(expected.status, Some(9));
+    assert_eq!(expected.forests[0].lines().count(), 6);
+    let ran = script(&lab, shell, Some(&mut Random::new(seed)));
+    assert_eq!(ran.output, expected.output, "seed {seed}");
+    assert_eq!(ran, expected, "seed {seed}");
+    wait_until("the end of all that was hosted", SOON, || {
+        let hosted = Lab::exec("conet-h2", &["sh", "-c", "ls $(dirname $CONET_SOCKET)/hosted"]);
+        let files = String::from_utf8_lossy(&hosted.stdout).into_owned();
+        !files.contains("json") && !files.contains("sock")
+    });
+    assert!(rows().iter().all(|row| row["place"] == "ended"), "{:?}", rows());
 }
 
 #[test]
