@@ -325,6 +325,8 @@ fn script(lab: &Lab, shell: &str, mut random: Option<&mut Random>) -> Ran {
     assert!(!moves || moved >= 5, "{moved} of {tried}");
     if status == Some(9) {
         said.wait_for("inner done\n");
+    } else {
+        println!("{}", row(pid));
     }
     assert_eq!(forest(pid), "", "some of the session remain");
     Ran { output: said.text(), status, forests }

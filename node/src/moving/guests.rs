@@ -359,8 +359,9 @@ impl Guests {
     }
 
     pub(super) fn on_ended(&mut self, ticket: Ticket, status: Option<u32>) {
-        let Some(stay) = self.stays.remove(&ticket) else { return };
+        // Also where it is not known any more: its link may have come as its sandbox went.
         remove(&self.file(ticket));
+        let Some(stay) = self.stays.remove(&ticket) else { return };
         if !self.wardens.contains_key(&stay.sandbox()) {
             remove(&self.socket(stay.sandbox()));
         }
