@@ -7,6 +7,7 @@ mod common;
 use common::*;
 use conet_deputy_link::mover::MoveError;
 use conet_testkit::random::Random;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 use std::thread;
 use std::time::Duration;
@@ -137,6 +138,75 @@ fn what_cannot_be_made_away_is_made_at_home() {
     {
         let ran = makes_children(&["one"], |_, away| away.family.fail(fail));
         assert_eq!(ran.away.family.children().len(), 0, "{fail:?}");
+    }
+}
+
+/// What a run of `fork one` prints where this happens to the birth of its first child.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    /// Nothing of it is seen.
+    AsUnmoved,
+    /// The first child ends by SIGKILL, and the rest is as it was.
+    ChildKilled,
+    /// The program ends by SIGKILL.
+    ParentKilled,
+}
+
+/// Disturbs the birth of a child; whatever is left ends by itself.
+fn disturbed(phase: Phase, blow: Blow) -> (Outcome, usize) {
+    let context = format!("{phase:?} {blow:?}");
+    let (_directory, program) = compiled("fork", &[]);
+    let expected = unmoved(&program, &["one"]);
+    let mut node = Node::new();
+    let child = start(&program, &["one"]);
+    thread::sleep(Duration::from_millis(150));
+    let away = node.take(child.id()).unwrap();
+    away.family.fail(Fail::At(phase, blow));
+    let output = finish(child, &["one", &context]);
+    assert_eq!(away.family.struck(), 1, "{context}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let unmoved = String::from_utf8(expected.stdout).unwrap();
+    let outcome = if text == unmoved && output.status == expected.status {
+        Outcome::AsUnmoved
+    } else if output.status.signal() == Some(9) {
+        Outcome::ParentKilled
+    } else {
+        assert_eq!(text, unmoved.replacen("one exited 77", "one signal 9 core 0", 1), "{context}");
+        Outcome::ChildKilled
+    };
+    wait_until(&format!("{context}: the warden's end"), || !exists(away.hosted.warden_pid));
+    let children = away.family.children();
+    for (pid, _) in &children {
+        wait_until(&format!("{context}: a child's end"), || !exists(*pid));
+    }
+    (outcome, children.len())
+}
+
+#[test]
+fn whoever_dies_at_a_birth_there_is_one_child_or_none() {
+    use Outcome::{AsUnmoved, ChildKilled, ParentKilled};
+    conet_testkit::privileged!();
+    // How the run goes on, and how many of two children are made away.
+    for (phase, blow, outcome, made) in [
+        (Phase::Asked, Blow::ParentRemote, ParentKilled, 0),
+        (Phase::Asked, Blow::Warden, ParentKilled, 0),
+        (Phase::Asked, Blow::ParentHome, ParentKilled, 0),
+        (Phase::Asked, Blow::Stall, AsUnmoved, 2),
+        (Phase::Ready, Blow::ChildRemote, ChildKilled, 2),
+        (Phase::Ready, Blow::Cut, AsUnmoved, 0),
+        (Phase::Ready, Blow::Stall, AsUnmoved, 2),
+        (Phase::Ready, Blow::ParentRemote, ParentKilled, 0),
+        (Phase::Ready, Blow::ParentHome, ParentKilled, 0),
+        (Phase::Ready, Blow::Warden, ParentKilled, 0),
+        (Phase::Born, Blow::ChildRemote, ChildKilled, 2),
+        (Phase::Born, Blow::ChildHome, ChildKilled, 2),
+        (Phase::Born, Blow::Cut, ChildKilled, 2),
+        (Phase::Born, Blow::Stall, AsUnmoved, 2),
+        (Phase::Born, Blow::ParentRemote, ParentKilled, 1),
+        (Phase::Born, Blow::ParentHome, ParentKilled, 1),
+        (Phase::Born, Blow::Warden, ParentKilled, 1),
+    ] {
+        assert_eq!(disturbed(phase, blow), (outcome, made), "{phase:?} {blow:?}");
     }
 }
 

@@ -10,8 +10,6 @@ use std::sync::Mutex;
 /// Where a daemon fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fail {
-    /// Home's daemon has died before the process divides.
-    HomeAtFork,
     /// Home's daemon dies when it is asked.
     HomeAsked,
     /// The other node refuses.
@@ -22,10 +20,33 @@ pub(crate) enum Fail {
     LinkCut,
     /// Home's daemon dies before it has kept a record of the child.
     HomeAtBirth,
-    /// The parent's remote half is killed when home's daemon is asked.
-    RemoteKilled,
-    /// The warden is killed when home's daemon is asked.
-    WardenKilled,
+    /// This happens, once.
+    At(Phase, Blow),
+}
+
+/// A phase of a birth, before what is named reaches the other half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The deputy has asked its daemon for a link.
+    Asked,
+    /// The child is there remotely, and has said READY.
+    Ready,
+    /// The child is there at home, and has said BORN.
+    Born,
+}
+
+/// What happens then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blow {
+    ChildRemote,
+    ParentRemote,
+    Warden,
+    ChildHome,
+    ParentHome,
+    /// The child's link is cut.
+    Cut,
+    /// Its network is away for half a second.
+    Stall,
 }
 
 #[derive(Default)]
@@ -38,16 +59,20 @@ struct Known {
 }
 
 /// A process and its descendants in one sandbox.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Family {
+    root: u32,
     known: Arc<Mutex<Known>>,
     fail: Arc<Mutex<Option<Fail>>>,
+    /// Blows that were struck.
+    struck: Arc<AtomicUsize>,
     next: Arc<AtomicUsize>,
 }
 
 impl Family {
-    pub(crate) fn new() -> Self {
-        Self { known: Arc::default(), fail: Arc::default(), next: Arc::default() }
+    /// The family of this process, which moves.
+    pub(crate) fn of(root: u32) -> Self {
+        Self { root, ..Self::default() }
     }
 
     /// Fails from now on.
@@ -57,6 +82,23 @@ impl Family {
 
     fn fails(&self, fail: Fail) -> bool {
         *self.fail.lock().unwrap() == Some(fail)
+    }
+
+    pub(crate) fn struck(&self) -> usize {
+        self.struck.load(Ordering::SeqCst)
+    }
+
+    /// The blow for this phase: given out once.
+    fn blow_at(&self, phase: Phase) -> Option<Blow> {
+        let mut fail = self.fail.lock().unwrap();
+        match *fail {
+            Some(Fail::At(at, blow)) if at == phase => {
+                *fail = None;
+                self.struck.fetch_add(1, Ordering::SeqCst);
+                Some(blow)
+            }
+            _ => None,
+        }
     }
 
     /// Children that were made away, so far.
@@ -106,9 +148,6 @@ impl Family {
     }
 
     fn serve(&self, line: &Line, ticket: Ticket, hosted: &Arc<Mutex<Option<(Warden, Hosted)>>>) {
-        if self.fails(Fail::HomeAtFork) {
-            return;
-        }
         while let Ok(Some(event)) = line.event() {
             match event {
                 LineEvent::Fork if self.fails(Fail::HomeAsked) => return,
@@ -138,20 +177,15 @@ impl Family {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
-        let (warden, pids) = {
+        let (warden, victims) = {
             let hosted = hosted.lock().unwrap();
             let (warden, hosted) = hosted.as_ref().unwrap();
-            (warden.try_clone().unwrap(), (hosted.remote_pid, hosted.warden_pid))
+            (warden.try_clone().unwrap(), self.victims(parent, child, *hosted))
         };
-        let kill = |pid: u32| {
-            rustix::process::kill_process(as_pid(pid), rustix::process::Signal::KILL).unwrap();
-        };
-        if self.fails(Fail::RemoteKilled) {
-            kill(pids.0);
+        if let Some(blow) = self.blow_at(Phase::Asked) {
+            self.strike(blow, &victims, &[]);
         }
-        if self.fails(Fail::WardenKilled) {
-            kill(pids.1);
-        }
+        let accepted = self.relay(accepted, victims);
         let end = self.line(child, Arc::clone(hosted));
         if line.give(child, stream, ours, &end).is_err() {
             return;
@@ -164,4 +198,94 @@ impl Family {
             std::mem::forget(accepted);
         }
     }
+
+    fn victims(&self, parent: Ticket, child: Ticket, hosted: Hosted) -> Victims {
+        let known = self.known.lock().unwrap();
+        let home = known.children.iter().find(|(_, ticket)| *ticket == parent);
+        Victims {
+            child,
+            parent_home: home.map_or(self.root, |(pid, _)| *pid),
+            parent_remote: known.here.get(&parent).copied().unwrap_or(hosted.remote_pid),
+            warden: hosted.warden_pid,
+        }
+    }
+
+    fn strike(&self, blow: Blow, victims: &Victims, links: &[&TcpStream]) {
+        let kill = |pid: u32| {
+            // Some have gone by themselves.
+            rustix::process::kill_process(as_pid(pid), rustix::process::Signal::KILL).ok();
+        };
+        match blow {
+            Blow::ChildRemote => {
+                let mut pid = None;
+                wait_until("the child's remote", || {
+                    pid = self.known.lock().unwrap().here.get(&victims.child).copied();
+                    pid.is_some()
+                });
+                kill(pid.unwrap());
+            }
+            Blow::ChildHome => {
+                let children = self.children();
+                let child = children.iter().find(|(_, ticket)| *ticket == victims.child);
+                kill(child.unwrap().0);
+            }
+            Blow::ParentRemote => kill(victims.parent_remote),
+            Blow::ParentHome => kill(victims.parent_home),
+            Blow::Warden => kill(victims.warden),
+            Blow::Cut => {
+                for link in links {
+                    // The other end may have been faster.
+                    link.shutdown(std::net::Shutdown::Both).ok();
+                }
+            }
+            Blow::Stall => thread::sleep(Duration::from_millis(500)),
+        }
+        // What follows from it may come first.
+        thread::sleep(Duration::from_millis(20));
+    }
+
+    /// A link in the place of `link`, on whose way blows are struck. From home come
+    /// HELLO and, after READY, BORN.
+    fn relay(&self, link: TcpStream, victims: Victims) -> TcpStream {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        // Whether READY has come by, and BORN.
+        let passed = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+        let pump = |mut from: TcpStream, mut to: TcpStream, outward: bool| {
+            let (family, passed) = (self.clone(), Arc::clone(&passed));
+            thread::spawn(move || {
+                let mut buffer = vec![0; 65536];
+                while let Ok(n @ 1..) = from.read(&mut buffer) {
+                    let [ready, born] = &*passed;
+                    let first = |flag: &AtomicBool| !flag.swap(true, Ordering::SeqCst);
+                    let phase = if outward {
+                        (ready.load(Ordering::SeqCst) && first(born)).then_some(Phase::Born)
+                    } else {
+                        first(ready).then_some(Phase::Ready)
+                    };
+                    if let Some(blow) = phase.and_then(|phase| family.blow_at(phase)) {
+                        family.strike(blow, &victims, &[&from, &to]);
+                    }
+                    if to.write_all(&buffer[..n]).is_err() {
+                        break;
+                    }
+                }
+                to.shutdown(std::net::Shutdown::Write).ok();
+                from.shutdown(std::net::Shutdown::Read).ok();
+            })
+        };
+        pump(link.try_clone().unwrap(), near.try_clone().unwrap(), true);
+        pump(near, link, false);
+        far
+    }
+}
+
+/// Who may be struck at a birth.
+#[derive(Clone, Copy)]
+struct Victims {
+    child: Ticket,
+    parent_home: u32,
+    parent_remote: u32,
+    warden: u32,
 }

@@ -6,7 +6,7 @@
 mod family;
 
 #[allow(unused_imports, reason = "each test binary uses a part")]
-pub(crate) use family::{Fail, Family};
+pub(crate) use family::{Blow, Fail, Family, Phase};
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
@@ -121,7 +121,7 @@ impl Node {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
         let stream = TcpStream::connect(address).unwrap();
-        let family = Family::new();
+        let family = Family::of(pid);
         let shared = Arc::default();
         // Held until the warden is known: the process may divide at once.
         let mut knows = std::sync::Mutex::lock(&shared).unwrap();
