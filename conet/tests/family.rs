@@ -10,6 +10,7 @@ use common::{
     Lab, Program, Said, Shared, exists, migrate, parent_of, python, row, rows, signal, state,
     take_out, try_migrate, wait_until,
 };
+use conet_netsys::{IfName, Netlink};
 use conet_testkit::Need;
 use conet_testkit::random::Random;
 use rustix::process::Signal;
@@ -166,6 +167,103 @@ fn a_child_whose_remote_half_is_killed_dies_alone() {
     wait_until("the record's end", SOON, || row(child)["place"] == "ended");
     assert_eq!(row(child)["reason"]["code"], "remote-ended", "{}", row(child));
     wait_until("the parent's record", SOON, || row(pid)["place"] == "ended");
+}
+
+/// Makes a child for each number, which writes it to a file and ends by it.
+const BIRTHS: &str = "
+import os, sys
+f = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+n = 0
+print('begin', flush=True)
+while not os.path.exists(sys.argv[1] + '.stop'):
+    pid = os.fork()
+    if pid == 0:
+        os.write(f, b'%06d %d\\n' % (n, os.getpid()))
+        os._exit(n % 200)
+    os.write(f, b'%06d made\\n' % n)
+    got, status = os.waitpid(pid, 0)
+    assert got == pid and status == n % 200 << 8, (n, status)
+    n += 1
+print('made', n, flush=True)
+sys.exit(9)
+";
+
+/// The second host's cable.
+fn cut(is_cut: bool) {
+    let bridge = (!is_cut).then(|| IfName::new("conet-lan").unwrap());
+    Netlink::open().unwrap().set_master(IfName::new("conet-h2").unwrap(), bridge).unwrap();
+}
+
+#[test]
+fn each_child_is_made_once_whatever_happens_to_daemons_and_lan() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"));
+    let seed = std::env::var("CONET_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    println!("CONET_SEED={seed}");
+    let mut random = Random::new(seed);
+    let lab = Lab::up("wireguard");
+    let file = Shared::with("births", b"");
+    let mut program = lab.run(&[&python(), "-c", BIRTHS, file.path()]);
+    let (pid, said) = (program.pid(), Said::by(&mut program));
+    said.wait_for("begin");
+    let made = || std::fs::read(file.path()).unwrap().len();
+    let (mut away, mut home) = (0, 0);
+    for round in 0..12 {
+        wait_until("being away", 3 * SOON, || {
+            is_away(pid) || try_migrate(pid, "conet-h2").status.success()
+        });
+        // Children come and go; some are struck in the midst of it.
+        std::thread::sleep(Duration::from_millis(100 + random.below(100)));
+        match round % 4 {
+            0 => {
+                Lab::kill_daemon("conet-h2");
+                std::thread::sleep(Duration::from_millis(random.below(300)));
+                Lab::restart("conet-h2");
+            }
+            1 => {
+                Lab::kill_daemon("conet-h1");
+                std::thread::sleep(Duration::from_millis(random.below(300)));
+                Lab::restart("conet-h1");
+            }
+            way => {
+                cut(true);
+                std::thread::sleep(Duration::from_millis(100 + (way - 2) * 1500));
+                cut(false);
+            }
+        }
+        let before = made();
+        wait_until("more children", 3 * SOON, || made() > before);
+        if is_away(pid) {
+            away += 1;
+        } else {
+            home += 1;
+        }
+    }
+    println!("{away} times away after a blow, {home} times home");
+    let stop = format!("{}.stop", file.path());
+    std::fs::write(&stop, b"").unwrap();
+    let status = program.status_within(3 * SOON);
+    std::fs::remove_file(&stop).unwrap();
+    assert_eq!(status.code(), Some(9), "seed {seed}: {} {}", said.text(), row(pid));
+    said.wait_for("made ");
+    let count: usize = said.text().trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    let mut lines: Vec<&str> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    lines.sort_unstable();
+    // Once by the parent and once by the child.
+    let expected: Vec<String> =
+        (0..count).flat_map(|n| [format!("{n:06}"), format!("{n:06}")]).collect();
+    assert_eq!(lines, expected, "seed {seed}");
+    println!("{count} children");
+    nothing_is_hosted();
+}
+
+fn nothing_is_hosted() {
+    wait_until("the end of all that was hosted", 3 * SOON, || {
+        let hosted = Lab::exec("conet-h2", &["sh", "-c", "ls $(dirname $CONET_SOCKET)/hosted"]);
+        let files = String::from_utf8_lossy(&hosted.stdout).into_owned();
+        !files.contains("json") && !files.contains("sock")
+    });
 }
 
 /// A pipeline of five programs and one of five of the shell's own, each of which waits
@@ -345,11 +443,7 @@ fn a_script_moves_and_so_do_its_children(shell: &str) {
     let ran = script(&lab, shell, Some(&mut Random::new(seed)));
     assert_eq!(ran.output, expected.output, "seed {seed}");
     assert_eq!(ran, expected, "seed {seed}");
-    wait_until("the end of all that was hosted", SOON, || {
-        let hosted = Lab::exec("conet-h2", &["sh", "-c", "ls $(dirname $CONET_SOCKET)/hosted"]);
-        let files = String::from_utf8_lossy(&hosted.stdout).into_owned();
-        !files.contains("json") && !files.contains("sock")
-    });
+    nothing_is_hosted();
     assert!(rows().iter().all(|row| row["place"] == "ended"), "{:?}", rows());
 }
 

@@ -51,16 +51,6 @@ t = threading.Thread(target=lambda: r.append(42)); t.start(); t.join(); time.sle
 }
 
 #[test]
-fn children_bring_a_program_home() {
-    conet_testkit::privileged!();
-    comes_home_for(
-        "import subprocess, sys, time; time.sleep(0.4)
-print(subprocess.run(['echo', 'child'], capture_output=True).stdout); time.sleep(0.1); sys.exit(3)",
-        "runs at home only",
-    );
-}
-
-#[test]
 fn a_call_outside_the_table_brings_a_program_home() {
     conet_testkit::privileged!();
     comes_home_for(

@@ -402,6 +402,13 @@ impl Processes for Movers {
                 "wait until it has arrived: conet ps",
             )));
         }
+        if program.record.stay.is_none() && work::is_away(pid) {
+            return answer.answer(Err(Failure::new(
+                "busy",
+                format!("process {pid} is just being made, away"),
+                "try again",
+            )));
+        }
         let record = &program.record;
         if let (Place::Away, Some(silence), Some((node, _))) =
             (record.place, program.silence, &record.stay)
