@@ -61,6 +61,15 @@ const BLOWS: [Blow; 7] = [
     Blow::Lan(Duration::from_secs(12)),
 ];
 
+/// Of moves there and back; in the freeze and before the commit is heard they are held.
+const PHASES: [(&str, &str); 5] = [
+    ("conet-h2", "prepare"),
+    ("conet-h2", "copy"),
+    ("conet-h2", "freeze"),
+    ("conet-h2", "commit"),
+    ("home", "home"),
+];
+
 /// Halves of `pid` in sandboxes, and the wardens of those.
 fn remotes(pid: u32) -> (Vec<u32>, Vec<u32>) {
     let (mut halves, mut wardens) = (Vec::new(), Vec::new());
@@ -78,6 +87,23 @@ fn remotes(pid: u32) -> (Vec<u32>, Vec<u32>) {
         }
     }
     (halves, wardens)
+}
+
+/// A stopped process, which goes on when this is dropped.
+struct Held(u32);
+
+impl Held {
+    fn new(pid: u32) -> Self {
+        rustix::process::kill_process(common::as_pid(pid), Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may have been struck.
+        rustix::process::kill_process(common::as_pid(self.0), Signal::CONT).ok();
+    }
 }
 
 struct Scene {
@@ -113,7 +139,7 @@ impl Scene {
         row(self.pid)["place"].as_str().unwrap_or("none").to_owned()
     }
 
-    fn strike(&self, blow: Blow) {
+    fn strike(&self, blow: Blow, [home_daemon, other_daemon]: [u32; 2]) {
         let kill = |pid: Option<&u32>| {
             // It may have gone by itself.
             if let Some(pid) = pid.filter(|pid| exists(**pid)) {
@@ -121,8 +147,8 @@ impl Scene {
             }
         };
         match blow {
-            Blow::HomeDaemon => Lab::kill_daemon("conet-h1"),
-            Blow::OtherDaemon => Lab::kill_daemon("conet-h2"),
+            Blow::HomeDaemon => kill(Some(&home_daemon)),
+            Blow::OtherDaemon => kill(Some(&other_daemon)),
             Blow::Program => signal(self.pid, Signal::KILL),
             Blow::Remote => kill(remotes(self.pid).0.last()),
             Blow::Warden => kill(remotes(self.pid).1.last()),
@@ -134,24 +160,76 @@ impl Scene {
         }
     }
 
-    /// Begins a move, strikes when it says `phase`, and sees to it that all goes on;
-    /// gives where the program is then.
+    fn is_frozen(&self) -> bool {
+        common::state(self.pid) == Some('t')
+    }
+
+    /// Waits until the program is frozen, and holds it there: its daemon is stopped.
+    fn hold_freeze(&self, daemon: u32) -> Option<Held> {
+        let limit = Instant::now() + 10 * SECOND;
+        while Instant::now() < limit {
+            // The calls made before the freeze stop it too, for less.
+            if self.is_frozen() && remotes(self.pid).0.len() == 1 && self.is_frozen() {
+                return Some(Held::new(daemon));
+            }
+        }
+        None
+    }
+
+    /// Waits until the program has become its deputy, and keeps its other half from
+    /// hearing so.
+    fn hold_commit(&self) -> Option<Held> {
+        let limit = Instant::now() + 10 * SECOND;
+        let mut half = None;
+        while Instant::now() < limit {
+            half = half.or_else(|| remotes(self.pid).0.last().copied());
+            if let Some(half) = half
+                && self.has_deputy()
+            {
+                return Some(Held::new(half));
+            }
+        }
+        None
+    }
+
+    /// Whether it has become its deputy: the agent is in it, and nobody traces it.
+    fn has_deputy(&self) -> bool {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", self.pid));
+        let is_agent = |line: &str| line.starts_with("200000000000-");
+        read("maps").is_ok_and(|maps| maps.lines().any(is_agent))
+            && read("status").is_ok_and(|status| status.contains("TracerPid:\t0\n"))
+    }
+
+    /// Begins a move, strikes in `phase`, and sees to it that all goes on; gives where
+    /// the program is then.
     fn case(&mut self, to: &str, phase: &str, blow: Blow, after: Duration) -> String {
         let context = format!("to {to}, {after:?} after {phase}: {blow:?}");
+        // Asked before: one that is held does not answer.
+        let daemons = ["conet-h1", "conet-h2"].map(Lab::daemon);
         let mut migrate = Command::new(CONET)
             .args(["lab", "exec", "conet-h1", "--", CONET, "migrate"])
             .args([&self.pid.to_string(), to])
+            // All in one freeze, which then is long enough to be found.
+            .args((phase == "freeze").then_some("--stop"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut said = BufReader::new(migrate.stderr.take().unwrap()).lines();
-        let begun = said.by_ref().any(|line| line.is_ok_and(|line| line.starts_with(phase)));
+        let told = if ["freeze", "commit"].contains(&phase) { "prepare" } else { phase };
+        let begun = said.by_ref().any(|line| line.is_ok_and(|line| line.starts_with(told)));
         let rest = thread::spawn(move || said.map_while(Result::ok).collect::<Vec<_>>());
         if begun {
+            let held = match phase {
+                "freeze" => self.hold_freeze(daemons[0]),
+                "commit" => self.hold_commit(),
+                _ => None,
+            };
+            assert!(held.is_some() || phase == told, "{context}: the phase was not seen");
             thread::sleep(after);
-            self.strike(blow);
+            self.strike(blow, daemons);
+            drop(held);
         }
         wait_until(&context, 90 * SECOND, || migrate.try_wait().unwrap().is_some());
         let told = rest.join().unwrap();
@@ -245,7 +323,7 @@ fn a_program_lives_in_one_place_whatever_dies_in_a_move() {
     let mut scene = Scene::start(Lab::up("wireguard"));
     let (mut ended, mut moved, mut stayed) = (0, 0, 0);
     for blow in BLOWS {
-        for (to, phase) in [("conet-h2", "prepare"), ("conet-h2", "copy"), ("home", "home")] {
+        for (to, phase) in PHASES {
             let from = if to == "home" { "away" } else { "home" };
             if scene.place() == "ended" {
                 scene = Scene::start(scene.finish());

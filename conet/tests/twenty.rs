@@ -94,7 +94,9 @@ for i in range(int(sys.argv[2])):
         reads(&["sort", "--parallel=1", "-S", "16M", "-k2", "-u"], files, units)
     }),
     ("factor", |_, units| {
-        let numbers = (0..units * 20).map(|n| (9_000_000_000_000_000_000 + n * 7919).to_string());
+        // Some milliseconds each: with smaller ones the command line grows too long.
+        let first = 900_000_000_000_000_000_000_000_001;
+        let numbers = (0..units * 4).map(|n| (first + u128::from(n) * 7919).to_string());
         [words(&["factor"]), numbers.collect()].concat()
     }),
     ("grep", |files, units| {
