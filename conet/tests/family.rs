@@ -76,10 +76,14 @@ fn talking(lab: &Lab, go: &Shared, end: &Shared) -> (Program, u32, u32, Said) {
     said.wait_for("up");
     take_out(pid);
     go.create();
-    said.wait_for("made ");
-    let text = said.text();
-    let child = text.lines().find_map(|line| line.strip_prefix("made ")).unwrap();
-    (program, pid, child.parse().unwrap(), said)
+    let mut child = None;
+    wait_until("its child", SOON, || {
+        let text = said.text();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        child = whole.lines().find_map(|line| line.strip_prefix("made ")?.parse().ok());
+        child.is_some()
+    });
+    (program, pid, child.unwrap(), said)
 }
 
 #[test]

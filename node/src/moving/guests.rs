@@ -359,12 +359,17 @@ impl Guests {
     }
 
     pub(super) fn on_ended(&mut self, ticket: Ticket, status: Option<u32>) {
+        let stay = self.stays.remove(&ticket);
+        // The socket first: a daemon that comes after a crash knows it by the file. Its
+        // warden ends with the last of a sandbox.
+        if let Some(sandbox) = stay.as_ref().map(Stay::sandbox)
+            && !self.stays.values().any(|other| other.sandbox() == sandbox)
+        {
+            remove(&self.socket(sandbox));
+        }
         // Also where it is not known any more: its link may have come as its sandbox went.
         remove(&self.file(ticket));
-        let Some(stay) = self.stays.remove(&ticket) else { return };
-        if !self.wardens.contains_key(&stay.sandbox()) {
-            remove(&self.socket(stay.sandbox()));
-        }
+        let Some(stay) = stay else { return };
         tracing::info!(peer = stay.peer, pid = stay.pid, ?status, "hosted process ended");
         work::ask(self.node.clone(), stay.peer, Ask::Ended { ticket, status }, |_| None);
     }
