@@ -15,7 +15,7 @@ use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const BASE: u64 = 0x2000_0000_0000;
-const LIMIT: u64 = BASE + 0x0080_0000;
+const LIMIT: u64 = BASE + 0x00a0_0000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);

@@ -64,15 +64,15 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
     send_head(registers, xsave, leave)?;
     let count = list_areas().ok_or(Broken::Forged)?;
     let (state, lists) = (sys::state(), sys::lists());
-    for chunk in lists.areas[..count].chunks(AREAS_PER_FRAME) {
+    for chunk in lists.leaving[..count].chunks(AREAS_PER_FRAME) {
         let bytes = chunk.as_bytes();
         state.link.body()[..bytes.len()].copy_from_slice(bytes);
         state.link.send(kind::AREAS, 0, bytes.len())?;
     }
     let mut out = Outgoing::new();
-    for area in &lists.areas[..count] {
-        if area.prot & READ == 0 {
-            // The program is leaving: what it may read no longer matters here.
+    for area in &lists.leaving[..count] {
+        let is_hidden = area.prot & READ == 0;
+        if is_hidden {
             sys::protect(area.start, area.len(), READ);
         }
         out.batch.cut();
@@ -80,6 +80,12 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
             send_changes(area, &mut out)?;
         } else {
             send_present(area, &mut out)?;
+        }
+        if is_hidden {
+            // What was gathered is read as it is sent; and the memory may be a parent's,
+            // too, that stays.
+            out.flush()?;
+            sys::protect(area.start, area.len(), area.prot);
         }
     }
     out.flush()?;
@@ -89,6 +95,7 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
 fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Broken> {
     let state = sys::state();
     let len = xsave.len();
+    let (robust_addr, robust_len) = sys::robust_list();
     let head = Head {
         version: VERSION,
         xsave_len: u32::try_from(len).unwrap_or(0),
@@ -101,6 +108,8 @@ fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Br
         detail: leave.detail,
         flags: if state.remote.tracks { head_flags::DELTA } else { 0 },
         clocks: clock::home_clocks(),
+        robust_addr,
+        robust_len,
         ..Head::default()
     };
     let body = state.link.body();
@@ -115,7 +124,7 @@ fn list_areas() -> Option<usize> {
     let (maps, tracks) = (sys::state().remote.maps, sys::state().remote.tracks);
     let lists = sys::lists();
     let held = &lists.present[..lists.present_count];
-    let out = &mut lists.areas;
+    let out = &mut lists.leaving;
     let mut count = 0;
     for_each_line(maps, |line| {
         if overlaps_region(line.start, line.end) || line.backing == Backing::Vsyscall {

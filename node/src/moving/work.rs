@@ -16,8 +16,8 @@ use conet_wire::control::{Failure, How, MemoryMoved, MoveMethod, MoveRound, Reas
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
 use rustix::process::Pid;
 
-use super::Event;
 use super::home::Record;
+use super::{Event, family};
 use crate::config::{Config, PeerConfig};
 use crate::control::Responder;
 use crate::daemon::NodeHandle;
@@ -101,7 +101,7 @@ pub(super) fn memory_out(moved: &Moved) -> MemoryMoved {
 pub(super) fn memory_home(pages: u64, is_delta: bool) -> MemoryMoved {
     MemoryMoved {
         method: if is_delta { MoveMethod::Changes } else { MoveMethod::All },
-        why: (!is_delta).then(|| "the other node's kernel cannot tell what was changed".to_owned()),
+        why: (!is_delta).then(|| "it is not known what was changed there".to_owned()),
         rounds: Vec::new(),
         pages,
         held_pages: pages,
@@ -111,16 +111,30 @@ pub(super) fn memory_home(pages: u64, is_delta: bool) -> MemoryMoved {
 
 /// A name for a stay that nobody has used.
 pub(super) fn new_ticket() -> Ticket {
-    let mut bytes = [0; 16];
-    fill_random(&mut bytes);
-    Ticket(bytes)
+    Ticket(random())
+}
+
+/// A secret for a link.
+pub(super) fn new_root() -> [u8; 32] {
+    random()
+}
+
+/// A cipher's number in [`Ask`].
+pub(super) const fn cipher_number(cipher: Cipher) -> u8 {
+    match cipher {
+        Cipher::Aes128Gcm => 0,
+        Cipher::ChaCha20Poly1305 => 1,
+        Cipher::Plain => 2,
+    }
 }
 
 /// # Panics
 /// Where the kernel has no randomness, which it never lacks after boot.
-fn fill_random(bytes: &mut [u8]) {
-    let filled = getrandom::fill(bytes);
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let filled = getrandom::fill(&mut bytes);
     assert!(filled.is_ok(), "getrandom(2) failed");
+    bytes
 }
 
 /// Runs `body` on a named thread. Where the machine has no thread left, what the
@@ -311,10 +325,10 @@ fn move_out(
     };
     let pid = as_pid(job.pid).ok_or_else(|| failure(job.pid, &MoveError::Gone))?;
     tell_progress(answer, "prepare", format!("asking {to}"));
-    let mut root = [0; 32];
-    fill_random(&mut root);
+    let root = new_root();
     ask_to_host(node, job, to, Root(root))?;
-    let stream = connect(address, job.ticket, config.node.link_timeout).map_err(|error| {
+    let stream = connect(address, job.ticket, config.node.link_timeout, CONNECT_LIMIT);
+    let stream = stream.map_err(|error| {
         Failure::new(
             "link",
             format!("no link to {to} at {address}: {error}"),
@@ -334,14 +348,17 @@ fn move_out(
     };
     let policy =
         Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
-    let moved = mover::move_out(pid, stream, secret, policy, how)
+    let line = family::attend(node, (to.to_owned(), job.ticket)).map_err(|error| {
+        Failure::new("failed", format!("process {} did not move: {error}", job.pid), "try again")
+    })?;
+    let moved = mover::move_out(pid, stream, secret, policy, how, &line)
         .map_err(|error| failure(job.pid, &error))?;
     let remote_pid = where_is(node, to, job.ticket);
     Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
 }
 
 /// What protects the links of processes that go to `peer`.
-fn cipher_for(peer: &PeerConfig) -> Cipher {
+pub(super) fn cipher_for(peer: &PeerConfig) -> Cipher {
     if peer.grants.plain_links { Cipher::Plain } else { Cipher::preferred() }
 }
 
@@ -352,11 +369,7 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     let ask = Ask::Host {
         ticket: job.ticket,
         root,
-        cipher: match cipher_for(peer_that_hosts(node.config(), to)?) {
-            Cipher::Aes128Gcm => 0,
-            Cipher::ChaCha20Poly1305 => 1,
-            Cipher::Plain => 2,
-        },
+        cipher: cipher_number(cipher_for(peer_that_hosts(node.config(), to)?)),
         pid: job.pid,
         uid: job.record.uid,
         name: job.name.clone(),
@@ -379,8 +392,14 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     }
 }
 
-fn connect(address: SocketAddr, ticket: Ticket, patience: Duration) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+/// A link that names its stay; `patience` is how long it may be silent later.
+pub(super) fn connect(
+    address: SocketAddr,
+    ticket: Ticket,
+    patience: Duration,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
     life::keep_alive(&stream, patience)?;
     io::Write::write_all(&mut stream, &ticket.0)?;
     Ok(stream)
