@@ -353,7 +353,7 @@ fn move_out(
     })?;
     let moved = mover::move_out(pid, stream, secret, policy, how, &line)
         .map_err(|error| failure(job.pid, &error))?;
-    let remote_pid = where_is(node, to, job.ticket);
+    let remote_pid = where_is(node, to, job);
     Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
 }
 
@@ -405,11 +405,12 @@ pub(super) fn connect(
     Ok(stream)
 }
 
-/// The remote's pid; the hosting node learns it a moment before the process runs.
-fn where_is(node: &NodeHandle<Event>, peer: &str, ticket: Ticket) -> Option<u32> {
+/// The remote's pid; the hosting node learns it a moment before the process runs. None
+/// where it is over already, as for a shell that goes home for a signal.
+fn where_is(node: &NodeHandle<Event>, peer: &str, job: &Job) -> Option<u32> {
     let begin = Instant::now();
-    while begin.elapsed() < WHERE_LIMIT {
-        match node.ask_peer(peer, Ask::Where(ticket).to_bytes(), ASK_LIMIT) {
+    while begin.elapsed() < WHERE_LIMIT && is_away(job.pid) {
+        match node.ask_peer(peer, Ask::Where(job.ticket).to_bytes(), ASK_LIMIT) {
             Ok(reply) => match Answer::parse(&reply) {
                 Ok(Answer::Running { remote_pid }) => return Some(remote_pid),
                 Ok(Answer::Unknown | Answer::Done) => thread::sleep(Duration::from_millis(5)),
