@@ -89,7 +89,7 @@ for i in range(int(sys.argv[2])):
         script(&["perl", "-e"], text, files, units)
     }),
     ("sha256sum", |files, units| reads(&["sha256sum"], files, units)),
-    ("cksum", |files, units| reads(&["cksum"], files, units)),
+    ("md5sum", |files, units| reads(&["md5sum"], files, units)),
     ("sort", |files, units| {
         reads(&["sort", "--parallel=1", "-S", "16M", "-k2", "-u"], files, units)
     }),
@@ -213,8 +213,9 @@ fn moves(random: &mut Random, pid: u32, pause: Duration, ended: impl Fn() -> boo
 
 fn crosses(lab: &Lab, name: &str, make: Make, files: &Files, random: &mut Random, hops: u64) {
     let seconds = setting("CONET_PROGRAMS_SECONDS", 2);
-    let (_, took) = unmoved(&make(files, 2));
-    let units = (Duration::from_secs(seconds).as_secs_f64() / took.as_secs_f64() * 2.0).ceil();
+    // What a unit takes, without what starting takes.
+    let [few, more] = [2, 34].map(|units| unmoved(&make(files, units)).1.as_secs_f64());
+    let units = (seconds as f64 / ((more - few) / 32.0).max(1e-5)).ceil();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small, positive")]
     let mut units = (units as u64).clamp(2, 3000);
     for _ in 0..4 {

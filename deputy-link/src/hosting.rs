@@ -2,18 +2,27 @@
 //!
 //! ```text
 //! daemon ─ exec ─► host role ─ namespaces ─► warden ─ fork ─► remote
-//!    └──── unix socket in the node's state directory ──┘
+//!    └──── unix socket in the node's state directory ──┘ └─ clone ─► its children
 //! ```
+//!
+//! What a remote's descendants are, they are in the same sandbox, with links and stays of
+//! their own ([`Warden::branch`]).
 //!
 //! The sandbox: new user, pid, mount, network, ipc and uts namespaces, an empty
 //! read-only root, one unprivileged user of the host per owner, no capability, small
 //! limits and the filter. The warden is process 1 in it, is nobody's child and so
 //! outlives the daemon; whoever connects to its socket next is its daemon.
 
+mod warden;
+
+pub use conet_deputy_core::boot::family::MAX_REMOTES;
+pub use warden::{Warden, WardenEvent};
+
 use crate::agent;
 use crate::channel::{ChannelError, LinkSecret};
-use crate::sys::spawn;
-use conet_deputy_core::boot::{Launch, warden};
+use crate::sys::{packet, spawn};
+use conet_deputy_core::boot::Launch;
+use conet_deputy_core::boot::family::Ticket;
 use conet_transport::session::protect::{OpenError, Opener, Replay};
 use conet_wire::link::{kind, split_frame};
 use conet_wire::session::{RECORD_PREFIX, parse_record_prefix};
@@ -23,7 +32,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use zerocopy::IntoBytes;
@@ -85,6 +94,8 @@ fn failed(call: &'static str) -> impl Fn(io::Error) -> HostError {
 pub struct Hosting<'a> {
     /// Id of the process at home.
     pub pid: i32,
+    /// Names its stay.
+    pub ticket: Ticket,
     /// Keys of the link; `seal` is what this side seals.
     pub secret: &'a LinkSecret,
     /// User of this host as whom it runs; nobody else's, and unprivileged.
@@ -102,7 +113,7 @@ pub struct Hosting<'a> {
 }
 
 /// A process that is hosted here.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Hosted {
     /// The warden, as this host sees it.
     pub warden_pid: u32,
@@ -142,7 +153,7 @@ pub fn start(mut link: TcpStream, hosting: &Hosting<'_>) -> Result<Hosted, HostE
         _ => {}
     }
     let listener =
-        UnixListener::bind(hosting.socket).map_err(failed("binding the warden's socket"))?;
+        packet::listen_at(hosting.socket).map_err(failed("binding the warden's socket"))?;
     let result = launch(&link, &listener, hosting);
     if result.is_err() {
         fs::remove_file(hosting.socket).map_err(failed("removing the warden's socket"))?;
@@ -167,7 +178,7 @@ fn program() -> Result<OwnedFd, HostError> {
 
 fn launch(
     link: &TcpStream,
-    listener: &UnixListener,
+    listener: &OwnedFd,
     hosting: &Hosting<'_>,
 ) -> Result<Hosted, HostError> {
     let (mut control, theirs) = UnixStream::pair().map_err(failed("socketpair"))?;
@@ -200,6 +211,7 @@ fn converse(
         // HELLO has been opened here.
         open_next: 1,
         clock_skew: hosting.clock_skew,
+        ticket: hosting.ticket,
         follows: u64::from(hosting.follows),
     };
     control.write_all(launch.as_bytes()).map_err(failed("talking to the host role"))?;
@@ -263,101 +275,5 @@ fn digits(control: &mut UnixStream) -> Result<u32, HostError> {
             }
             _ => return Err(HostError::Ended),
         }
-    }
-}
-
-/// What a warden says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WardenEvent {
-    /// It watches the remote of this process (id at home).
-    Here(i32),
-    /// The remote ended, with this wait status (man 2 wait).
-    Ended(u32),
-}
-
-/// A connection to a warden.
-#[derive(Debug)]
-pub struct Warden {
-    stream: UnixStream,
-}
-
-impl Warden {
-    /// Connects to the warden at `socket`, becoming its daemon.
-    ///
-    /// # Errors
-    /// When there is none: the process it watched has ended.
-    pub fn connect(socket: &Path) -> io::Result<Self> {
-        Ok(Self { stream: UnixStream::connect(socket)? })
-    }
-
-    /// A second handle, for sending while another thread reads events.
-    ///
-    /// # Errors
-    /// When descriptors run out.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { stream: self.stream.try_clone()? })
-    }
-
-    /// Waits for the next event; `None` when the warden is gone.
-    ///
-    /// # Errors
-    /// When what it says is not understood.
-    pub fn event(&mut self) -> io::Result<Option<WardenEvent>> {
-        let mut bytes = [0; 5];
-        match self.stream.read_exact(&mut bytes) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            other => other?,
-        }
-        let value = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
-        match bytes[0] {
-            warden::HERE => Ok(Some(WardenEvent::Here(value.cast_signed()))),
-            warden::ENDED => Ok(Some(WardenEvent::Ended(value))),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        }
-    }
-
-    fn command(&self, command: u8) -> io::Result<()> {
-        (&self.stream).write_all(&[command])
-    }
-
-    /// Rings the remote's bell: there is a frame on its link.
-    ///
-    /// # Errors
-    /// When the warden is gone.
-    pub fn ring(&self) -> io::Result<()> {
-        self.command(warden::BELL)
-    }
-
-    /// Has the remote send home a slice of what its program has changed.
-    ///
-    /// # Errors
-    /// When the warden is gone.
-    pub fn slice(&self) -> io::Result<()> {
-        self.command(warden::SLICE)
-    }
-
-    /// Stops the remote, as its home process is stopped.
-    ///
-    /// # Errors
-    /// When the warden is gone.
-    pub fn stop(&self) -> io::Result<()> {
-        self.command(warden::STOP)
-    }
-
-    /// Lets the remote continue.
-    ///
-    /// # Errors
-    /// When the warden is gone.
-    pub fn resume(&self) -> io::Result<()> {
-        self.command(warden::CONTINUE)
-    }
-
-    /// Ends the remote.
-    ///
-    /// # Errors
-    /// When the warden is gone.
-    pub fn kill(&self) -> io::Result<()> {
-        self.command(warden::KILL)
     }
 }

@@ -12,6 +12,7 @@
 //!   image and turns it into a deputy; [`mover::bring_home`] brings it home again.
 //! - [`hosting`]: the remote side's node. [`hosting::start`] makes the sandbox and
 //!   leaves a warden in it; [`hosting::Warden`] talks to one, also after a restart.
+//! - [`family`]: processes that divide while they are away.
 //! - [`life`]: whether the other half can be reached.
 //! - [`locks`]: why a process cannot move.
 //! - [`trace`]: which calls are forwarded.
@@ -21,6 +22,7 @@
 
 mod agent;
 mod channel;
+pub mod family;
 pub mod hosting;
 mod image;
 pub mod life;
@@ -34,6 +36,7 @@ pub mod trace;
 mod vdso;
 
 pub use channel::{ChannelError, LinkSecret};
+pub use conet_deputy_core::boot::family::Ticket;
 pub use conet_deputy_core::boot::{Status, phase};
 pub use procfs_view::{ProcessView, view};
 pub use sys::processor::{Processor, processor};

@@ -6,6 +6,7 @@
 use crate::procfs::{self, Facts, Mapping};
 use crate::sys::ptrace::shares_memory;
 use conet_deputy_core::table;
+use conet_wire::family::why;
 use conet_wire::image::{MAX_AREAS, overlaps_region, reason};
 use rustix::process::Pid;
 use std::fmt;
@@ -343,8 +344,23 @@ pub fn describe_return(why: u32, detail: u64) -> String {
         },
         reason::CALL_32 => format!("32-bit system call {detail} (int 0x80) runs at home only"),
         reason::FAULT => format!("a fault (signal {detail}) is handled at home"),
+        reason::FORK => format!("it makes a child, and {}", describe_fork(detail)),
         reason::SIGNAL => format!("signal {detail} has a handler, which runs at home"),
         other => format!("reason {other}, detail {detail}"),
+    }
+}
+
+/// Why a child is not made away: one of [`why`].
+const fn describe_fork(cause: u64) -> &'static str {
+    match cause {
+        why::NO_DAEMON => "no daemon answers at home",
+        why::REFUSED => "the other node takes no further process",
+        why::NO_FILES => "it may not open so many files, or sees no /proc",
+        why::LINK => "the child's link ended",
+        why::LIMIT => "there are as many as there may be",
+        why::NO_LINK => "the other node has not handed out the child's link",
+        why::DEPTH => "it is a vfork within a vfork within a vfork",
+        _ => "this one runs at home only",
     }
 }
 

@@ -51,16 +51,6 @@ t = threading.Thread(target=lambda: r.append(42)); t.start(); t.join(); time.sle
 }
 
 #[test]
-fn children_bring_a_program_home() {
-    conet_testkit::privileged!();
-    comes_home_for(
-        "import subprocess, sys, time; time.sleep(0.4)
-print(subprocess.run(['echo', 'child'], capture_output=True).stdout); time.sleep(0.1); sys.exit(3)",
-        "runs at home only",
-    );
-}
-
-#[test]
 fn a_call_outside_the_table_brings_a_program_home() {
     conet_testkit::privileged!();
     comes_home_for(
@@ -242,13 +232,14 @@ fn a_host_that_fails_leaves_the_process_at_home() {
     let mut node = Node::new();
     let mut child = start("awk", &["BEGIN { for (i = 0; i < 20000000; i++) s += i; print s }"]);
     thread::sleep(Duration::from_millis(100));
+    let (_line, end) = conet_deputy_link::family::Line::new().unwrap();
     // Wrong keys: the other side refuses HELLO.
     let (home, _) = node.secrets();
     let (_, other) = node.secrets();
     let host = node.host(child.id(), other);
     let stream = std::net::TcpStream::connect(node.address()).unwrap();
-    let error =
-        mover::move_out(as_pid(child.id()), stream, home, POLICY, How::default()).unwrap_err();
+    let how = How::default();
+    let error = mover::move_out(as_pid(child.id()), stream, home, POLICY, how, &end).unwrap_err();
     assert!(matches!(error, MoveError::Channel(_)), "{error}");
     assert!(host.join().unwrap().is_err());
     // Somebody who accepts, reads for a while and hangs up, at several lengths.
@@ -262,7 +253,7 @@ fn a_host_that_fails_leaves_the_process_at_home() {
         });
         let (home, _) = node.secrets();
         let stream = std::net::TcpStream::connect(address).unwrap();
-        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY, How::default()).is_err());
+        assert!(mover::move_out(as_pid(child.id()), stream, home, POLICY, how, &end).is_err());
         reader.join().unwrap();
         assert!(exists(child.id()));
     }

@@ -257,7 +257,8 @@ fn a_mishap_in_any_round_leaves_the_program_at_home() {
             }
         });
         let link = TcpStream::connect(path.address).unwrap();
-        let moved = mover::move_out(as_pid(pid), link, home, POLICY, How::Precopy);
+        let (_line, end) = conet_deputy_link::family::Line::new().unwrap();
+        let moved = mover::move_out(as_pid(pid), link, home, POLICY, How::Precopy, &end);
         let happened = path.limit.swap(u64::MAX, Ordering::SeqCst) == u64::MAX;
         println!("at {per_mille} of a thousand: {moved:?}");
         // On a slow machine the program is through before the test is.

@@ -17,11 +17,13 @@
 //! a later daemon finds every deputy again; which side of a half-done move it is on
 //! says the process itself.
 //!
+//! - `family`: children that programs make while they are away.
 //! - `direct`: from one node to another.
 //! - `home`: records of this node's programs.
 //! - `guests`: programs of others, in sandboxes here.
 
 mod direct;
+mod family;
 mod guests;
 mod home;
 mod work;
@@ -31,6 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use conet_deputy_link::hosting::WardenEvent;
 use conet_deputy_link::locks::{self, Policy};
 use conet_deputy_link::trace;
 use conet_wire::control::{
@@ -47,6 +50,7 @@ use crate::peers::PeerResponder;
 use crate::processes::{Processes, no_such_process};
 use crate::procfs::{ProcessRef, Stat, owner};
 use crate::store;
+use family::Birth;
 use guests::Guests;
 use home::{Program, Record};
 use work::Outcome;
@@ -92,6 +96,15 @@ pub enum Event {
         /// The answer, if one came.
         answer: Option<Answer>,
     },
+    /// A child has been made away.
+    Born(Birth),
+    /// A warden says something.
+    Warden {
+        /// Its sandbox: the stay of the process that it was made for.
+        sandbox: Ticket,
+        /// What; none when it is gone.
+        said: Option<WardenEvent>,
+    },
     /// A link has come, and its sandbox stands.
     GuestRuns {
         /// Which stay.
@@ -99,12 +112,10 @@ pub enum Event {
         /// The remote, as this host counts.
         remote_pid: u32,
     },
-    /// A hosted program has ended, or never began.
-    GuestEnded {
+    /// A hosted program has never begun.
+    GuestFailed {
         /// Which stay.
         ticket: Ticket,
-        /// Its wait status, if somebody saw it.
-        status: Option<u32>,
     },
 }
 
@@ -159,7 +170,7 @@ impl Movers {
                 return Err(no_such_process(pid));
             }
             if !is_known {
-                self.programs.insert(pid, Program::new(process, uid));
+                self.programs.insert(pid, Program::found(process, uid));
             }
         }
         self.programs
@@ -271,7 +282,7 @@ impl Movers {
         let now = Instant::now();
         let before = self.programs.len();
         self.programs.retain(|_, program| {
-            let is_worth_telling = program.record.hops > 0 || program.record.reason.is_some();
+            let is_worth_telling = program.is_worth_telling();
             program.ended_at.is_none_or(|at| is_worth_telling && now - at < KEEP_ENDED)
         });
         let ended = self.programs.values().filter(|p| p.ended_at.is_some()).count();
@@ -284,6 +295,19 @@ impl Movers {
         }
         if changed || before != self.programs.len() {
             self.save();
+        }
+    }
+
+    /// A child of a program of ours has been made away; it runs when it is noted.
+    fn on_born(&mut self, birth: &Birth) {
+        let (pid, line) = (birth.pid, &birth.line);
+        // It waits for us, so this is still its pid; where not, it has ended.
+        let (Some(process), Some(uid)) = (ProcessRef::of(pid), owner(pid)) else { return };
+        self.programs.insert(pid, Program::born(process, uid, birth.stay.clone()));
+        self.save();
+        self.next_look = Instant::now() + WATCH;
+        if let Err(error) = line.noted() {
+            tracing::debug!(%error, pid, "a child has ended before it began");
         }
     }
 
@@ -378,6 +402,13 @@ impl Processes for Movers {
                 "busy",
                 format!("process {pid} is on its way already"),
                 "wait until it has arrived: conet ps",
+            )));
+        }
+        if program.record.stay.is_none() && work::is_away(pid) {
+            return answer.answer(Err(Failure::new(
+                "busy",
+                format!("process {pid} is just being made, away"),
+                "try again",
             )));
         }
         let record = &program.record;
@@ -492,7 +523,9 @@ impl Processes for Movers {
                 }
             }
             Event::GuestRuns { ticket, remote_pid } => self.guests.on_runs(ticket, remote_pid),
-            Event::GuestEnded { ticket, status } => self.guests.on_ended(ticket, status),
+            Event::GuestFailed { ticket } => self.guests.on_ended(ticket, None),
+            Event::Warden { sandbox, said } => self.guests.on_warden(sandbox, said),
+            Event::Born(birth) => self.on_born(&birth),
         }
     }
 

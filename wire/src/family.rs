@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! execve:  EXEC ─ EXEC_DATA* ─► the deputy calls it ─► REPLY (it failed) | the link ends (it succeeded)
+//! fork:    FORK ─► the deputy has a link made ─► BRANCH ─► the remote half divides ─► READY (child's
+//!          link) ─► the deputy forks ─► REPLY (the parent's link), BORN (the child's)
 //! ```
 //!
 //! Frames of [`crate::link`]; their numbers are in [`crate::link::kind`]. What comes
@@ -13,6 +15,104 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// (three quarters of `_STK_LIM`, fs/exec.c, Linux 4.13) whatever the limits; more
 /// than that is refused at home, by the kernel itself.
 pub const MAX_EXEC: u64 = 6 * 1024 * 1024 + 8192;
+
+/// `clone` flags (linux/sched.h) that a [`Fork`] may have.
+pub mod clone {
+    /// The child shares its parent's memory; with [`VFORK`] only.
+    pub const VM: u64 = 0x100;
+    /// The parent waits until the child has become another program or ended.
+    pub const VFORK: u64 = 0x4000;
+    /// The child has its parent's parent.
+    pub const PARENT: u64 = 0x8000;
+    /// The child's id is stored for the parent.
+    pub const PARENT_SETTID: u64 = 0x0010_0000;
+    /// A word of the child's is cleared at its end.
+    pub const CHILD_CLEARTID: u64 = 0x0020_0000;
+    /// The child's id is stored for the child.
+    pub const CHILD_SETTID: u64 = 0x0100_0000;
+    /// Handled signals get their default action in the child (Linux 5.5).
+    pub const CLEAR_SIGHAND: u64 = 1 << 32;
+    /// What the deputy does with a child of its own.
+    pub const AT_HOME: u64 = CHILD_CLEARTID | CLEAR_SIGHAND;
+}
+
+/// Body of [`crate::link::kind::FORK`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Fork {
+    /// Bits of [`clone::AT_HOME`]; the rest is the remote side's own.
+    pub flags: u64,
+    /// For [`clone::CHILD_CLEARTID`].
+    pub child_tid: u64,
+    /// 1 if the child shares its parent's memory away, 0 if it has a copy.
+    pub shares: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Fork {
+    /// Whether it asks for nothing else than it may.
+    #[must_use]
+    pub const fn is_possible(&self) -> bool {
+        self.flags & !clone::AT_HOME == 0 && self.shares <= 1
+    }
+}
+
+/// Body of [`crate::link::kind::BRANCH`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Branch {
+    /// Names the child's stay.
+    pub ticket: [u8; 16],
+}
+
+/// Body of [`crate::link::kind::BORN`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Born {
+    /// The child's process id, as it sees it.
+    pub pid: u32,
+    /// 1 if it is to come home at once, because nobody there would look after it.
+    pub come_home: u32,
+}
+
+/// Added to one of [`why`] this is a [`crate::link::kind::REPLY`]'s result to
+/// [`crate::link::kind::FORK`]: nothing has happened, and the call is to be made at
+/// home. No error number of the kernel is near (include/linux/errno.h: below 531).
+pub const NOT_FORKED: i64 = -4050;
+
+/// Why a child is not made away; details of [`crate::image::reason::FORK`].
+pub mod why {
+    /// No daemon answers at home.
+    pub const NO_DAEMON: u64 = 1;
+    /// The other node takes no further process, or is not reached.
+    pub const REFUSED: u64 = 2;
+    /// The process may not open so many files, or sees no `/proc`.
+    pub const NO_FILES: u64 = 3;
+    /// The child's link ended.
+    pub const LINK: u64 = 4;
+    /// The sandbox holds no further process.
+    pub const LIMIT: u64 = 5;
+    /// The warden has not handed out the child's link.
+    pub const NO_LINK: u64 = 6;
+    /// Too many `vfork`s within each other.
+    pub const DEPTH: u64 = 7;
+    /// The greatest of these.
+    pub const LAST: u64 = DEPTH;
+}
+
+/// One of [`why`], if `result` says that nothing has been forked.
+#[must_use]
+pub fn not_forked(result: i64) -> Option<u64> {
+    let cause = u64::try_from(result.checked_sub(NOT_FORKED)?).ok()?;
+    (1..=why::LAST).contains(&cause).then_some(cause)
+}
 
 /// Body of [`crate::link::kind::EXEC`]; `bytes` bytes follow in as many
 /// [`crate::link::kind::EXEC_DATA`] frames as they need: the path, then the arguments,
@@ -98,6 +198,18 @@ mod tests {
             assert!(!Exec { argc, envc, bytes, ..Exec::default() }.is_possible());
         }
         assert!(Exec { bytes: 1, ..Exec::default() }.is_possible());
+    }
+
+    #[test]
+    fn what_was_not_forked_is_no_process_and_no_error() {
+        assert_eq!(not_forked(NOT_FORKED + 2), Some(why::REFUSED));
+        for result in [i64::MIN, -4096, NOT_FORKED, NOT_FORKED + 8, -531, -11, 0, 1, i64::MAX] {
+            assert_eq!(not_forked(result), None, "{result}");
+        }
+        assert!(Fork { flags: clone::AT_HOME, ..Fork::default() }.is_possible());
+        for flags in [clone::VM, clone::PARENT, 1 << 16, 17] {
+            assert!(!Fork { flags, ..Fork::default() }.is_possible(), "{flags:#x}");
+        }
     }
 
     #[test]

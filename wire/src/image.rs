@@ -118,6 +118,9 @@ pub mod reason {
     pub const CALL_32: u32 = 3;
     /// A handled signal waits at home; the detail is the signal.
     pub const SIGNAL: u32 = 4;
+    /// It makes a child, which cannot be made away; the detail is one of
+    /// [`crate::family::why`].
+    pub const FORK: u32 = 5;
 }
 
 /// Body of [`crate::link::kind::HEAD`]; `xsave_len` bytes of XSAVE area follow.
@@ -163,9 +166,9 @@ pub struct Head {
     pub reserved: u32,
     /// Command name, as in `prctl(PR_SET_NAME)`, NUL-padded.
     pub name: [u8; 16],
-    /// Descriptors at home that the program must not touch: the link, and the
-    /// process's own `/proc/self/maps`.
-    pub hidden_fds: [u64; 2],
+    /// Descriptors at home that the program must not touch: the link, the process's
+    /// own `/proc/self/maps`, and the socket to its daemon.
+    pub hidden_fds: [u64; 3],
     /// Processor time that the process has used at home, in nanoseconds.
     pub cpu_time: i64,
     /// Soft limits that the remote kernel enforces: `RLIMIT_STACK`,

@@ -67,6 +67,13 @@ pub mod kind {
     pub const EXEC: u32 = 20;
     /// Remote → home: bytes of its path, arguments and environment.
     pub const EXEC_DATA: u32 = 21;
+    /// Remote → home: make a child ([`crate::family::Fork`]).
+    pub const FORK: u32 = 22;
+    /// Home → remote: the child's link lies with the warden
+    /// ([`crate::family::Branch`]).
+    pub const BRANCH: u32 = 23;
+    /// Home → remote, on the child's link: it is there ([`crate::family::Born`]).
+    pub const BORN: u32 = 24;
 }
 
 /// Largest data of one call in one direction, in bytes; longer transfers are

@@ -7,6 +7,7 @@
 //! home                                     hosting node
 //!  Host{ticket, secret, …}  ─────────────►  admits, waits for the link
 //!  TCP: ticket, then sealed records ─────►  hands the socket to the sandbox
+//!  Branch{ticket, …}        ─────────────►  as Host, for a child of one that is there
 //!  Where{ticket}, Ring, Slice, Stop, … ──►
 //!                        ◄─────────────── Ended{ticket, how}
 //! ```
@@ -63,6 +64,18 @@ pub enum Ask {
         components: u64,
         /// Bytes of its XSAVE area.
         xsave_size: u32,
+    },
+    /// A process of ours that runs there makes a child, which is to run in the same
+    /// sandbox: [`Answer::Ready`] or [`Answer::Refused`].
+    Branch {
+        /// Its parent's stay.
+        parent: Ticket,
+        /// Names the child's stay.
+        ticket: Ticket,
+        /// Secret of its link.
+        root: Root,
+        /// As of [`Ask::Host`].
+        cipher: u8,
     },
     /// Ring the remote's bell: [`Answer::Done`].
     Ring(Ticket),

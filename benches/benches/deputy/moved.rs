@@ -3,10 +3,11 @@
 //! The home daemon's look at the deputy, 20 times a second, is not there either.
 
 use anyhow::{Context as _, Result, anyhow};
+use conet_deputy_link::family::Line;
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
 use conet_deputy_link::mover::How;
-use conet_deputy_link::{LinkSecret, life, mover};
+use conet_deputy_link::{LinkSecret, Ticket, life, mover};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::net::{Ipv4Addr, TcpListener};
@@ -18,6 +19,8 @@ const POLICY: Policy = Policy { allow_root: true, is_deputy: true, started: None
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The host's user as whom programs run that are away; nobody has it.
 const GUEST_UID: u32 = 0x7000_0001;
+/// Each warden has one program here.
+const STAY: Ticket = [1; 16];
 
 /// The other node.
 pub(crate) struct Node {
@@ -62,6 +65,7 @@ impl Node {
         let host = thread::spawn(move || -> Result<Hosted, HostError> {
             let hosting = Hosting {
                 pid: pid.as_raw_nonzero().get(),
+                ticket: STAY,
                 secret: &remote,
                 uid: GUEST_UID,
                 clock_skew: 0,
@@ -71,7 +75,9 @@ impl Node {
             };
             hosting::start(link, &hosting)
         });
-        let moved = mover::move_out(pid, stream, home, POLICY, how);
+        // Nobody listens: a program that makes a child comes home for it.
+        let (_, line) = Line::new()?;
+        let moved = mover::move_out(pid, stream, home, POLICY, how, &line);
         let hosted = host.join().map_err(|_| anyhow!("the hosting thread panicked"))?;
         let moved = moved.context("moving the program")?;
         let warden = Warden::connect(&socket).context("the warden's socket")?;
@@ -83,7 +89,7 @@ impl Away {
     pub(crate) fn bring_home(&self, pid: Pid) -> Result<mover::Returned> {
         let ring = || {
             // A program that has ended by itself has no warden any more.
-            self.warden.ring().ok();
+            self.warden.ring(STAY).ok();
         };
         Ok(mover::bring_home(pid, ring)?)
     }

@@ -267,6 +267,11 @@ pub(crate) fn state(pid: u32) -> Option<char> {
     stat(pid)?.first()?.chars().next()
 }
 
+/// Parent of a process.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    stat(pid)?.get(1)?.parse().ok()
+}
+
 /// Whether the machine has such a process, and it is no zombie.
 pub(crate) fn exists(pid: u32) -> bool {
     state(pid).is_some_and(|state| state != 'Z' && state != 'X')

@@ -67,8 +67,8 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
     let (state, lists) = (sys::state(), sys::lists());
     let mut out = Outgoing::new();
     for area in &lists.leaving[..count] {
-        if area.prot & READ == 0 {
-            // The program is leaving: what it may read no longer matters here.
+        let is_hidden = area.prot & READ == 0;
+        if is_hidden {
             sys::protect(area.start, area.len(), READ);
         }
         out.batch.cut();
@@ -76,6 +76,12 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
             send_changes(area, &mut out)?;
         } else {
             send_present(area, &mut out)?;
+        }
+        if is_hidden {
+            // What was gathered is read as it is sent; and the memory may be a parent's,
+            // too, that stays.
+            out.flush()?;
+            sys::protect(area.start, area.len(), area.prot);
         }
     }
     out.flush()?;
@@ -85,6 +91,7 @@ fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Bro
 fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Broken> {
     let state = sys::state();
     let len = xsave.len();
+    let (robust_addr, robust_len) = sys::robust_list();
     let head = Head {
         version: VERSION,
         xsave_len: u32::try_from(len).unwrap_or(0),
@@ -97,6 +104,8 @@ fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Br
         detail: leave.detail,
         flags: if state.remote.tracks { head_flags::DELTA } else { 0 },
         clocks: clock::home_clocks(),
+        robust_addr,
+        robust_len,
         ..Head::default()
     };
     let body = state.link.body();

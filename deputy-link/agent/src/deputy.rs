@@ -53,8 +53,10 @@ pub(crate) struct Deputy {
     last: u32,
     /// Sequence of the last call that ran.
     pub(crate) done: u32,
-    rseq: (u64, u32, u32),
-    pending: Pending,
+    /// Descriptor of the socket to the daemon.
+    pub(crate) daemon: i32,
+    pub(crate) rseq: (u64, u32, u32),
+    pub(crate) pending: Pending,
     /// The kernel's mark (−512 to −514) of the call that was broken off to fetch the
     /// program, 0 if none had begun.
     broken_off: i64,
@@ -98,6 +100,7 @@ pub(crate) fn run() -> ! {
         clock: boot.clock,
         last: u32::MAX,
         done: 0,
+        daemon: i32::try_from(boot.daemon).unwrap_or(-1),
         rseq,
         pending: boot.pending,
         broken_off: 0,
@@ -141,6 +144,7 @@ impl Deputy {
         match frame.header.kind {
             kind::CALL => self.call(&frame),
             kind::EXEC => self.exec(&frame),
+            kind::FORK => self.fork(&frame),
             kind::EXIT => {
                 status().phase = phase::EXITING;
                 let exit = Exit::read_from_prefix(link.received(&frame));
@@ -198,6 +202,12 @@ impl Deputy {
         if link.send(kind, frame.header.seq, len).is_err() {
             lost(fault::END, 0);
         }
+    }
+
+    /// Begins to count, as a process that has just been made.
+    pub(crate) fn forget_counts(&mut self) {
+        (self.done, self.last) = (0, u32::MAX);
+        sys::slice_mut(COUNTS, COUNTS_LEN * size_of::<Count>()).fill(0);
     }
 
     /// The time, where somebody wants to know how long calls take.
@@ -269,7 +279,7 @@ impl Deputy {
     }
 
     /// Receives the image and becomes the program again.
-    fn take_home(&mut self, first: Option<&Frame>) -> ! {
+    pub(crate) fn take_home(&mut self, first: Option<&Frame>) -> ! {
         let mut incoming = Incoming::new(Side::Home);
         let status = status();
         if let Some(frame) = first {
@@ -284,7 +294,7 @@ impl Deputy {
             };
             match frame.header.kind {
                 // It was sent before COME_HOME was seen; it is issued again.
-                kind::CALL | kind::EXEC | kind::EXEC_DATA => {}
+                kind::CALL | kind::EXEC | kind::EXEC_DATA | kind::FORK => {}
                 kind::SLICE => take_slice(&frame),
                 kind::EXIT => {
                     status.phase = phase::EXITING;
@@ -307,6 +317,7 @@ impl Deputy {
         let status = status();
         sys::close(sys::state().link.fd);
         sys::close(sys::lists().maps);
+        sys::close(self.daemon);
         status.reason = head.reason;
         status.detail = head.detail;
         status.blocked = head.blocked;
@@ -316,6 +327,10 @@ impl Deputy {
         if self.rseq.0 != 0 {
             let (addr, len, signature) = self.rseq;
             sys::plain(nr::__NR_rseq, [addr, u64::from(len), 0, u64::from(signature), 0, 0]);
+        }
+        // A child that was made away has none here; every other has this one.
+        if head.robust_addr != 0 {
+            sys::plain(nr::__NR_set_robust_list, [head.robust_addr, head.robust_len, 0, 0, 0, 0]);
         }
         wait_for_clocks(&head.clocks);
         let stack = sys::alt_stack(None);

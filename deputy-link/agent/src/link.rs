@@ -8,6 +8,7 @@
 //! leaves in one `send`. On the call path one `recv` brings a whole reply.
 
 use crate::sys;
+use conet_deputy_core::boot::family::LinkKeys;
 use conet_deputy_core::boot::{ABORTED, BROKEN_OFF};
 use conet_deputy_core::waiting::Waiting;
 use conet_transport::session::protect::{Cipher, Key, Label, Opener, Replay, Sealer};
@@ -65,6 +66,13 @@ pub(crate) struct Keys {
     pub(crate) open: [u8; 32],
     pub(crate) seal_next: u64,
     pub(crate) open_next: u64,
+}
+
+impl From<LinkKeys> for Keys {
+    fn from(keys: LinkKeys) -> Self {
+        let LinkKeys { cipher, reserved: _, seal, open, seal_next, open_next } = keys;
+        Self { cipher, seal, open, seal_next, open_next }
+    }
 }
 
 impl Link {

@@ -36,6 +36,8 @@ pub(crate) fn run(which: Local, number: u32, args: &[u64; 6]) -> Result<i64, Awa
         Local::Futex => futex(args),
         Local::ClockGetres => clock_getres(args),
         Local::Exec => exec::run(number, args),
+        // Needs the program's state, and is done where that is.
+        Local::Fork => Err(Away::GoHome),
         Local::Exit => exit(args[0]),
     }
 }

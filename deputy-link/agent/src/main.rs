@@ -18,10 +18,12 @@
 #![no_std]
 #![no_main]
 
+mod branch;
 mod capture;
 mod clock;
 mod deputy;
 mod exec;
+mod fork;
 mod launch;
 mod link;
 mod local;

@@ -15,6 +15,8 @@ use crate::restore::{self, Incoming, Side};
 use crate::trap::{give_up, wait_for};
 use crate::{clock, sys, tracking};
 use conet_deputy_core::areas::Backing;
+use conet_deputy_core::boot::family::MAX_REMOTES;
+use conet_deputy_core::boot::family::remote_fd::{self, LINK, MAPS, PAGEMAP, PROC, UFFD, WARDEN};
 use conet_deputy_core::boot::{BOOT, Launch, VDSO, host_fd};
 use conet_deputy_core::filter::{AgentDescriptors, Program};
 use conet_deputy_core::marshal::Signals;
@@ -23,12 +25,6 @@ use conet_wire::link::{Refusal, kind};
 use linux_raw_sys::general as nr;
 use zerocopy::FromBytes;
 
-/// Descriptors of the agent; no others are open.
-const LINK: i32 = host_fd::LINK;
-const MAPS: i32 = 3;
-const PAGEMAP: i32 = 5;
-
-const PR_SET_DUMPABLE: u32 = 4;
 const RLIMIT_DATA: u32 = 2;
 const RLIMIT_STACK: u32 = 3;
 const RLIMIT_CORE: u32 = 4;
@@ -41,8 +37,8 @@ const RLIMIT_AS: u32 = 9;
 const FAULTS: u64 = 1 << 6 | 1 << 10;
 
 /// Becomes the process whose image comes over the link.
-pub(crate) fn run(launch: &Launch, proc_fd: i32) -> ! {
-    take_descriptors(proc_fd);
+pub(crate) fn run(launch: &Launch, proc_fd: i32, warden_fd: i32) -> ! {
+    take_descriptors(proc_fd, warden_fd);
     let state = sys::state();
     state.remote.pid = u64::from(launch.pid.cast_unsigned());
     state.remote.maps = MAPS;
@@ -71,30 +67,30 @@ pub(crate) fn run(launch: &Launch, proc_fd: i32) -> ! {
 
 /// Opens what the agent needs of `/proc`, tells the daemon who this is on the host,
 /// and closes the rest.
-fn take_descriptors(proc_fd: i32) {
+fn take_descriptors(proc_fd: i32, warden_fd: i32) {
     let mut who = [0u8; 16];
     let n = sys::read_link(proc_fd, c"self", &mut who[1..14]);
     let digits = usize::try_from(n).unwrap_or(0);
     who[0] = b'R';
     who[1 + digits] = b'\n';
     let len = digits + 2;
-    // Changing users has given the files of /proc to the host's root.
-    sys::prctl(PR_SET_DUMPABLE, [1, 0, 0, 0]);
-    let maps = sys::open_at(proc_fd, c"self/maps", 0);
-    let pagemap = sys::open_at(proc_fd, c"self/pagemap", 0);
-    sys::prctl(PR_SET_DUMPABLE, [0; 4]);
-    let (Ok(maps), Ok(pagemap)) = (i32::try_from(maps), i32::try_from(pagemap)) else { give_up() };
+    let [maps, pagemap] = sys::open_own(proc_fd);
     sys::send(host_fd::CONTROL, &who[..len]);
-    let duplicate = |from: i32, to: i32| {
-        sys::plain(
-            nr::__NR_dup2,
-            [u64::from(from.cast_unsigned()), u64::from(to.cast_unsigned()), 0, 0, 0, 0],
-        )
+    // Out of the way first, as old and new numbers may overlap.
+    const F_DUPFD: u64 = 0;
+    const HIGH: u64 = 32;
+    let high = |fd: i64| {
+        let copy = sys::plain(nr::__NR_fcntl, [fd.cast_unsigned(), F_DUPFD, HIGH, 0, 0, 0]);
+        i32::try_from(copy).unwrap_or(-1)
     };
-    if maps < 0 || pagemap < 0 || duplicate(maps, MAPS) < 0 || duplicate(pagemap, PAGEMAP) < 0 {
-        give_up();
+    let own = [maps, pagemap, warden_fd.into(), proc_fd.into()].map(high);
+    for (from, to) in own.into_iter().zip([MAPS, PAGEMAP, WARDEN, PROC]) {
+        if from < 0 || !sys::put_in_place(from, to) {
+            give_up();
+        }
     }
-    sys::plain(nr::__NR_close_range, [6, u64::from(u32::MAX), 0, 0, 0, 0]);
+    let free = u64::from(remote_fd::FREE.unsigned_abs());
+    sys::plain(nr::__NR_close_range, [free, u64::from(u32::MAX), 0, 0, 0, 0]);
 }
 
 fn refused(step: u32, result: i64) -> Result<(), Refusal> {
@@ -162,8 +158,8 @@ fn become_the_program(head: &Head) -> Result<(), Refusal> {
     let state = sys::state();
     state.remote.signals = Signals { blocked: head.blocked, handled: head.handled };
     state.remote.cpu_time = head.cpu_time;
-    let [a, b] = head.hidden_fds;
-    state.remote.hidden_fds = [a.min(b), a.max(b)];
+    state.remote.hidden_fds = head.hidden_fds;
+    state.remote.hidden_fds.sort_unstable();
     if head.robust_addr != 0 {
         sys::plain(nr::__NR_set_robust_list, [head.robust_addr, head.robust_len, 0, 0, 0, 0]);
     }
@@ -182,8 +178,9 @@ fn confine(head: &Head) -> Result<(), Refusal> {
         (RLIMIT_DATA, head.limits[1]),
         (RLIMIT_AS, head.limits[2].saturating_add(REGION_LEN)),
         (RLIMIT_CORE, 0),
-        (RLIMIT_NPROC, 0),
-        (RLIMIT_NOFILE, 6),
+        // The warden is one more.
+        (RLIMIT_NPROC, MAX_REMOTES as u64 + 1),
+        (RLIMIT_NOFILE, remote_fd::LIMIT),
         (RLIMIT_MEMLOCK, 0),
     ] {
         sys::set_limit(resource, limit, limit);
@@ -197,7 +194,10 @@ fn confine(head: &Head) -> Result<(), Refusal> {
         link: number(LINK),
         maps: number(MAPS),
         pagemap: number(PAGEMAP),
-        userfault: number(tracking::UFFD),
+        userfault: number(UFFD),
+        warden: number(WARDEN),
+        proc: number(PROC),
+        names: sys::own_names(),
     };
     refused(step::SANDBOX, sys::install_filter(Program::remote(fds).instructions()))
 }
@@ -248,5 +248,5 @@ fn start(head: &Head, commit: Commit) -> ! {
             }
         }
     }
-    sys::resume(&registers, restore::xsave(), 0, &sys::handler_stack())
+    sys::resume(&registers, restore::xsave(), 0, &sys::handler_stack(0))
 }

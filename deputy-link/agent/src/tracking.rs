@@ -7,12 +7,11 @@
 
 use crate::sys;
 use conet_deputy_core::areas;
+use conet_deputy_core::boot::family::remote_fd::UFFD;
 use conet_deputy_core::scan::{Purpose, Region};
 use conet_wire::image::{Area, REGION, REGION_LEN, TASK_SIZE, area_flags};
 use linux_raw_sys::general as nr;
 
-/// Where the userfaultfd lies: the host role's standard input is not needed.
-pub(crate) const UFFD: i32 = 0;
 /// What a program may have mapped: all but the region.
 const SPACE: [(u64, u64); 2] = [(0x1000, REGION), (REGION + REGION_LEN, TASK_SIZE)];
 /// Regions taken from the kernel at a time.
@@ -31,6 +30,15 @@ pub(crate) fn begin() -> bool {
     }
     // A kernel without the scan says so here, where nothing is mapped.
     moved && sys::protect_written(sys::state().remote.pagemap, (0x1000, 0x2000)) == 0
+}
+
+/// In a child: what it changes is not followed. Its memory is not registered, and marks
+/// of a parent's that it shares are the parent's. `maps` takes the userfaultfd's place,
+/// so that what is received has numbers of its own.
+pub(crate) fn end(maps: i32) {
+    let args = [u64::from(maps.cast_unsigned()), u64::from(UFFD.cast_unsigned()), 0, 0, 0, 0];
+    sys::plain(nr::__NR_dup2, args);
+    sys::state().remote.tracks = false;
 }
 
 /// Registers all that is mapped.

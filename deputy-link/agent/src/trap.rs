@@ -13,13 +13,11 @@
 //! checked copy may raise.
 
 use crate::capture::{self, Leave};
-use crate::clock;
 use crate::link::{Broken, Frame};
-use crate::local;
-use crate::slice;
 use crate::sys::{self, Context, Program};
+use crate::{branch, clock, local, slice};
 use conet_deputy_core::marshal::{self, NotForwarded, Plan, Signals};
-use conet_deputy_core::table::{self, Class};
+use conet_deputy_core::table::{self, Class, Local};
 use conet_wire::image::{Clocks, reason};
 use conet_wire::link::{CHUNK, ComeHome, Request, kind};
 use linux_raw_sys::general as nr;
@@ -28,13 +26,14 @@ use zerocopy::FromBytes;
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 /// What the remote side keeps besides the link.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Remote {
     /// Sequence of the last call.
     pub(crate) seq: u32,
     /// The program's signals.
     pub(crate) signals: Signals,
     /// Descriptors at home that the program does not see, in ascending order.
-    pub(crate) hidden_fds: [u64; 2],
+    pub(crate) hidden_fds: [u64; 3],
     /// `/proc/self/maps`.
     pub(crate) maps: i32,
     /// `/proc/self/pagemap`.
@@ -49,6 +48,8 @@ pub(crate) struct Remote {
     pub(crate) cpu_time: i64,
     /// The process's id.
     pub(crate) pid: u64,
+    /// How many of those whose child it is share its memory: `vfork` within `vfork`.
+    pub(crate) depth: usize,
     /// Home wants to know how long calls take.
     pub(crate) is_timed: bool,
     /// How long the last one took, in nanoseconds, where it was timed.
@@ -62,7 +63,7 @@ impl Remote {
         Self {
             seq: 0,
             signals: Signals { blocked: 0, handled: 0 },
-            hidden_fds: [0; 2],
+            hidden_fds: [0; 3],
             maps: 0,
             pagemap: 0,
             tracks: false,
@@ -70,6 +71,7 @@ impl Remote {
             asked: false,
             cpu_time: 0,
             pid: 0,
+            depth: 0,
             is_timed: false,
             took: 0,
             slice_at: 0,
@@ -86,6 +88,8 @@ pub(crate) enum Away {
     Asked,
     /// Home asked for the program; the call is pending there.
     AskedPending,
+    /// No child is made away, because of one of [`conet_wire::family::why`].
+    NotForked(u64),
 }
 
 /// Home asked for the program, and nothing is under way.
@@ -107,6 +111,7 @@ pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
         // The deputy waits for the image and takes no more calls.
         _ if sys::state().remote.asked => Err(Away::Asked),
         None => Err(Away::GoHome),
+        Some(Class::Local(Local::Fork)) => branch::run(number, &args, context),
         Some(Class::Local(which)) => local::run(which, number, &args),
         Some(class) => call(class, number, &args),
     };
@@ -119,6 +124,9 @@ pub(crate) fn on_call(context: &mut Context, number: u32, arch: u32) {
             ASKED
         }
         Err(Away::GoHome) => Leave { rewind: true, reason: reason::CALL, detail, ..ASKED },
+        Err(Away::NotForked(detail)) => {
+            Leave { rewind: true, reason: reason::FORK, detail, ..ASKED }
+        }
         Err(Away::Asked) => Leave { rewind: true, ..ASKED },
         Err(Away::AskedPending) => Leave { pending: true, ..ASKED },
     };
@@ -200,7 +208,7 @@ pub(crate) fn give_up() -> ! {
     sys::exit(0)
 }
 
-fn come_home(frame: &Frame) -> Option<ComeHome> {
+pub(crate) fn come_home(frame: &Frame) -> Option<ComeHome> {
     let body = sys::state().link.received(frame);
     (frame.header.kind == kind::COME_HOME)
         .then(|| ComeHome::read_from_prefix(body).ok().map(|(come, _)| come))

@@ -13,8 +13,11 @@
 //! by one side only while the deputy runs; [`Status::interrupt`],
 //! [`Status::is_timed`] and [`Status::hold`] are the daemon's.
 
+pub mod family;
+
 use conet_wire::image::REGION;
 use conet_wire::link::{Desc, MAX_DESCS};
+use family::Ticket;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Where the remote side maps the local vDSO.
@@ -146,8 +149,8 @@ pub struct Boot {
     pub maps: u32,
     /// 0 AES-128-GCM, 1 ChaCha20-Poly1305, 2 none.
     pub cipher: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Descriptor of the socket to the daemon.
+    pub daemon: u32,
     /// Key of what this side seals; wiped by the deputy.
     pub seal_key: [u8; 32],
     /// Key of what the other side sealed; wiped by the deputy.
@@ -198,6 +201,8 @@ pub struct Launch {
     /// What to add to this node's real-time clock before anything else, in ns: 0,
     /// but in a lab, where hosts on one kernel are to have different clocks.
     pub clock_skew: i64,
+    /// Names the stay.
+    pub ticket: Ticket,
     /// 1 to follow what the program changes, where the kernel can; else all of its
     /// memory goes home.
     pub follows: u64,
@@ -219,22 +224,26 @@ pub mod host_fd {
     pub const LISTEN: i32 = 5;
 }
 
-/// Bytes on the warden's socket.
+/// Kinds of [`family::ToWarden`] and [`family::FromWarden`].
 pub mod warden {
     /// To the warden: ring the remote's bell, there is a frame on the link.
-    pub const BELL: u8 = b'B';
+    pub const BELL: u32 = 1;
     /// To the warden: stop the remote.
-    pub const STOP: u8 = b'S';
+    pub const STOP: u32 = 2;
     /// To the warden: let it continue.
-    pub const CONTINUE: u8 = b'C';
+    pub const CONTINUE: u32 = 3;
     /// To the warden: end it.
-    pub const KILL: u8 = b'K';
+    pub const KILL: u32 = 4;
+    /// To the warden: the remote is about to divide, and this is its child's link.
+    pub const BRANCH: u32 = 5;
     /// To the warden: have the remote send home a slice of what the program has changed.
-    pub const SLICE: u8 = b'P';
-    /// From the warden: the remote ended; a 4-byte wait status follows.
-    pub const ENDED: u8 = b'X';
-    /// From the warden, on connection: a 4-byte process id (at home) follows.
-    pub const HERE: u8 = b'H';
+    pub const SLICE: u32 = 6;
+    /// From the warden: the remote ended.
+    pub const ENDED: u32 = 16;
+    /// From the warden: this remote is here; on connection each of them, and each new one.
+    pub const HERE: u32 = 17;
+    /// From the warden, on connection: all that are here have been named.
+    pub const ALL: u32 = 18;
 }
 
 /// What a deputy says of itself; at [`STATUS`].
@@ -278,6 +287,12 @@ pub struct Status {
     pub sliced: u64,
     /// How often a round of slices was complete.
     pub rounds: u64,
+    /// While the other half shares its memory with another's, as after `vfork`: that
+    /// one's process id, as the process sees it; else 0. It must not come home then,
+    /// or it would share it no more.
+    pub shares: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What is known of one system call, at [`COUNTS`].

@@ -18,7 +18,9 @@
 //!
 //! Sources: man 2 seccomp, linux/seccomp.h, linux/bpf_common.h.
 
+use crate::boot::family::remote_fd;
 use crate::scan::{PAGEMAP_SCAN, UFFDIO_REGISTER};
+use conet_wire::family::clone;
 use conet_wire::image::REGION;
 use linux_raw_sys::general as nr;
 
@@ -75,7 +77,7 @@ const MAP_PRIVATE_ANONYMOUS: u32 = 0x22;
 const MAP_KIND: u32 = 0x10_0033;
 
 /// Most instructions of a program.
-pub const MAX: usize = 192;
+pub const MAX: usize = 256;
 
 /// A program under construction.
 #[derive(Debug)]
@@ -95,6 +97,27 @@ pub struct AgentDescriptors {
     pub pagemap: u32,
     /// The userfaultfd.
     pub userfault: u32,
+    /// To the warden.
+    pub warden: u32,
+    /// The host's `/proc`.
+    pub proc: u32,
+    /// Where the two names lie that the agent opens below it, in memory that nobody
+    /// can change.
+    pub names: [u64; 2],
+}
+
+/// Flags of the `clone` by which a remote divides: its child's parent is the warden.
+pub const DIVIDE: u64 = clone::PARENT | SIGCHLD;
+/// The same for a child that shares its memory.
+pub const DIVIDE_SHARED: u64 = clone::PARENT | clone::VM | clone::VFORK | SIGCHLD;
+const SIGCHLD: u64 = 17;
+const PR_SET_DUMPABLE: u32 = 4;
+const FREE: u32 = remote_fd::FREE.cast_unsigned();
+
+/// Lower half of a word.
+#[allow(clippy::cast_possible_truncation, reason = "the half is meant")]
+const fn low(word: u64) -> u32 {
+    word as u32
 }
 
 impl Program {
@@ -143,8 +166,8 @@ impl Program {
     fn agent(&mut self, fds: AgentDescriptors) {
         self.load(NUMBER);
         // What a forwarded call needs comes first.
-        self.on_descriptor(nr::__NR_sendto, fds.link);
-        self.on_descriptor(nr::__NR_recvfrom, fds.link);
+        self.on_descriptors(nr::__NR_sendto, &[fds.link, fds.warden]);
+        self.on_descriptors(nr::__NR_recvfrom, &[fds.link]);
         self.allow(nr::__NR_rt_sigreturn);
         self.allow(nr::__NR_exit_group);
         self.allow(nr::__NR_clock_gettime);
@@ -152,16 +175,62 @@ impl Program {
         self.allow(nr::__NR_getcpu);
         self.allow(nr::__NR_getrusage);
         self.allow(nr::__NR_arch_prctl);
-        self.on_descriptor(nr::__NR_lseek, fds.maps);
-        self.on_descriptor(nr::__NR_read, fds.maps);
-        self.on_descriptor(nr::__NR_pread64, fds.pagemap);
+        self.allow(nr::__NR_sigaltstack);
+        self.on_descriptors(nr::__NR_lseek, &[fds.maps]);
+        self.on_descriptors(nr::__NR_read, &[fds.maps]);
+        self.on_descriptors(nr::__NR_pread64, &[fds.pagemap]);
         self.tracking(fds);
+        self.dividing(fds);
         for number in [nr::__NR_munmap, nr::__NR_mprotect, nr::__NR_madvise, nr::__NR_mincore] {
             self.away_from_region(number, KILL);
         }
         self.moving_away_from_region(nr::__NR_mremap, KILL);
         self.anonymous_map(KILL, true);
         self.ret(KILL);
+    }
+
+    /// Calls by which the agent makes a child, and the child becomes its own.
+    fn dividing(&mut self, fds: AgentDescriptors) {
+        self.on_descriptors(nr::__NR_recvmsg, &[fds.warden]);
+        self.on_descriptors(nr::__NR_prctl, &[PR_SET_DUMPABLE]);
+        // New number below the free ones, old number among them.
+        self.push(JEQ, 0, 6, nr::__NR_dup2);
+        self.load(arg_low(0));
+        self.push(JGE, 0, 3, FREE);
+        self.load(arg_low(1));
+        self.push(JGE, 1, 0, FREE);
+        self.ret(ALLOW);
+        self.ret(KILL);
+        self.push(JEQ, 0, 4, nr::__NR_close);
+        self.load(arg_low(0));
+        self.push(JGE, 0, 1, FREE);
+        self.ret(ALLOW);
+        self.ret(KILL);
+        self.push(JEQ, 0, 7, nr::__NR_clone);
+        self.load(arg_high(0));
+        self.push(JEQ, 0, 3, 0);
+        self.load(arg_low(0));
+        self.push(JEQ, 2, 0, low(DIVIDE));
+        self.push(JEQ, 1, 0, low(DIVIDE_SHARED));
+        self.ret(KILL);
+        self.ret(ALLOW);
+        self.open_own(fds);
+    }
+
+    /// `openat` of the names given, for reading, below the descriptor given.
+    fn open_own(&mut self, fds: AgentDescriptors) {
+        self.push(JEQ, 0, 11, nr::__NR_openat);
+        self.load(arg_low(0));
+        self.push(JEQ, 0, 7, fds.proc);
+        self.load(arg_low(2));
+        self.push(JEQ, 0, 5, 0);
+        self.load(arg_high(1));
+        self.push(JEQ, 0, 3, REGION_HIGH);
+        self.load(arg_low(1));
+        self.push(JEQ, 2, 0, low(fds.names[0]));
+        self.push(JEQ, 1, 0, low(fds.names[1]));
+        self.ret(KILL);
+        self.ret(ALLOW);
     }
 
     /// Calls of the program.
@@ -252,12 +321,17 @@ impl Program {
         self.ret(ALLOW);
     }
 
-    fn on_descriptor(&mut self, number: u32, fd: u32) {
-        self.push(JEQ, 0, 4, number);
+    /// `call(fd, …)`: allowed on these descriptors.
+    fn on_descriptors(&mut self, number: u32, fds: &[u32]) {
+        #[allow(clippy::cast_possible_truncation, reason = "a handful of descriptors")]
+        let count = fds.len() as u8;
+        self.push(JEQ, 0, count + 3, number);
         self.load(arg_low(0));
-        self.push(JEQ, 0, 1, fd);
-        self.ret(ALLOW);
+        for left in (0..count).rev().zip(fds) {
+            self.push(JEQ, left.0 + 1, 0, *left.1);
+        }
         self.ret(KILL);
+        self.ret(ALLOW);
     }
 
     /// `ioctl(pagemap, PAGEMAP_SCAN, …)`: what has changed of the program's own memory;
@@ -305,7 +379,16 @@ mod tests {
     use super::*;
     use conet_wire::image::REGION_LEN;
 
-    const FDS: AgentDescriptors = AgentDescriptors { link: 3, maps: 4, pagemap: 5, userfault: 6 };
+    const NAMES: [u64; 2] = [REGION + 0x2345, REGION + 0x2350];
+    const FDS: AgentDescriptors = AgentDescriptors {
+        link: 3,
+        maps: 4,
+        pagemap: 5,
+        userfault: 0,
+        warden: 6,
+        proc: 7,
+        names: NAMES,
+    };
     const AGENT: u64 = REGION + 0x1234;
     const PROGRAM: u64 = 0x5555_0000_1000;
 
@@ -429,6 +512,38 @@ mod tests {
     }
 
     #[test]
+    fn a_remote_divides_in_one_way_only() {
+        for (flags, want) in [
+            (DIVIDE, ALLOW),
+            (DIVIDE_SHARED, ALLOW),
+            (17, KILL),
+            (DIVIDE | clone::VM, KILL),
+            (DIVIDE | 0x1000_0000, KILL),
+            (DIVIDE | 1 << 32, KILL),
+        ] {
+            assert_eq!(call(nr::__NR_clone, AGENT, [flags, 0, 0, 0, 0, 0]), want, "{flags:#x}");
+            assert_eq!(call(nr::__NR_clone, PROGRAM, [flags, 0, 0, 0, 0, 0]), TRAP);
+        }
+        for (proc, name, flags, want) in [
+            (7, NAMES[0], 0, ALLOW),
+            (7, NAMES[1], 0, ALLOW),
+            (6, NAMES[0], 0, KILL),
+            (7, NAMES[0] + 1, 0, KILL),
+            (7, NAMES[0] + (1 << 32), 0, KILL),
+            (7, NAMES[0], 2, KILL),
+        ] {
+            assert_eq!(call(nr::__NR_openat, AGENT, [proc, name, flags, 0, 0, 0]), want);
+        }
+        for (from, to, want) in [(8, 4, ALLOW), (9, 7, ALLOW), (4, 6, KILL), (8, 8, KILL)] {
+            assert_eq!(call(nr::__NR_dup2, AGENT, [from, to, 0, 0, 0, 0]), want, "{from} {to}");
+        }
+        assert_eq!(call(nr::__NR_close, AGENT, [8, 0, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_close, AGENT, [7, 0, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_prctl, AGENT, [4, 1, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_prctl, AGENT, [15, 0, 0, 0, 0, 0]), KILL);
+    }
+
+    #[test]
     fn the_agents_code_is_no_way_out() {
         for number in [
             nr::__NR_open,
@@ -452,8 +567,11 @@ mod tests {
             assert_eq!(call(number, AGENT, [3, 0, 0, 0, 0, 0]), KILL, "{number}");
         }
         assert_eq!(call(nr::__NR_sendto, AGENT, [3, 0, 0, 0, 0, 0]), ALLOW);
-        assert_eq!(call(nr::__NR_sendto, AGENT, [6, 0, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_sendto, AGENT, [6, 0, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_sendto, AGENT, [7, 0, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_read, AGENT, [0, 0, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_recvmsg, AGENT, [6, 0, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_recvmsg, AGENT, [3, 0, 0, 0, 0, 0]), KILL);
         let scan = u64::from(PAGEMAP_SCAN);
         assert_eq!(call(nr::__NR_ioctl, AGENT, [5, scan, 0, 0, 0, 0]), ALLOW);
         assert_eq!(call(nr::__NR_ioctl, AGENT, [5, scan + 1, 0, 0, 0, 0]), KILL);

@@ -68,6 +68,8 @@ pub enum Local {
     ClockGetres,
     /// `execve` and `execveat`.
     Exec,
+    /// `fork`, `vfork`, `clone` and `clone3`.
+    Fork,
     Exit,
 }
 
@@ -367,6 +369,10 @@ pub const TABLE: &[Line] = &[
     Line(nr::__NR_mincore, "mincore", Class::Local(Local::Memory)),
     Line(nr::__NR_execve, "execve", Class::Local(Local::Exec)),
     Line(nr::__NR_execveat, "execveat", Class::Local(Local::Exec)),
+    Line(nr::__NR_fork, "fork", Class::Local(Local::Fork)),
+    Line(nr::__NR_vfork, "vfork", Class::Local(Local::Fork)),
+    Line(nr::__NR_clone, "clone", Class::Local(Local::Fork)),
+    Line(nr::__NR_clone3, "clone3", Class::Local(Local::Fork)),
     Line(nr::__NR_exit, "exit", Class::Local(Local::Exit)),
     Line(nr::__NR_exit_group, "exit_group", Class::Local(Local::Exit)),
 ];
@@ -435,6 +441,8 @@ pub const PRCTLS: &[(u32, &[Buffer])] = &[
     (15, &[text(1)]),                   // PR_SET_NAME
     (16, &[output(1, Len::Fixed(16))]), // PR_GET_NAME
     (23, &[]),                          // PR_CAPBSET_READ
+    (36, &[]),                          // PR_SET_CHILD_SUBREAPER
+    (37, &[output(1, INT)]),            // PR_GET_CHILD_SUBREAPER
     (38, &[]),                          // PR_SET_NO_NEW_PRIVS
     (39, &[]),                          // PR_GET_NO_NEW_PRIVS
     (0x4155_5856, &[result(1, Len::Arg(2), 1)]), // PR_GET_AUXV
@@ -483,8 +491,6 @@ pub fn name(number: u64) -> Option<&'static str> {
 /// Names of calls that take a process home, so that the reason can be read.
 #[rustfmt::skip]
 const UNSUPPORTED: &[(u32, &str)] = &[
-    (nr::__NR_fork, "fork"), (nr::__NR_vfork, "vfork"), (nr::__NR_clone, "clone"),
-    (nr::__NR_clone3, "clone3"),
     (nr::__NR_shmget, "shmget"), (nr::__NR_shmat, "shmat"), (nr::__NR_ptrace, "ptrace"),
     (nr::__NR_io_uring_setup, "io_uring_setup"), (nr::__NR_io_setup, "io_setup"),
     (nr::__NR_userfaultfd, "userfaultfd"), (nr::__NR_bpf, "bpf"),
@@ -515,7 +521,7 @@ mod tests {
 
     #[test]
     fn what_has_no_line_goes_home() {
-        for number in [nr::__NR_clone, nr::__NR_unshare, nr::__NR_io_uring_setup, nr::__NR_shmat] {
+        for number in [nr::__NR_setns, nr::__NR_unshare, nr::__NR_io_uring_setup, nr::__NR_shmat] {
             assert_eq!(lookup(u64::from(number)), None);
         }
         for number in [511, 512, 1 << 30, u64::MAX] {

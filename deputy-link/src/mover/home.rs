@@ -3,6 +3,7 @@
 use super::{HOME_TIMEOUT, MoveError, Returned, fault_name, gone, status};
 use crate::agent;
 use crate::image::{is_to_reissue, is_to_restart};
+use crate::locks::Lock;
 use crate::procfs;
 use crate::sys::ptrace::{Regs, Stopped};
 use conet_deputy_core::areas::Backing;
@@ -27,7 +28,7 @@ const HELD_PERIOD: Duration = Duration::from_micros(50);
 ///
 /// # Errors
 /// [`MoveError::Gone`] when the process ended meanwhile; [`MoveError::Late`] when it
-/// is still away.
+/// is still away; [`MoveError::Locked`] while it shares another's memory, after `vfork`.
 pub fn bring_home(pid: Pid, mut ring: impl FnMut()) -> Result<Returned, MoveError> {
     let begin = Instant::now();
     let status = fetch(pid, false, &mut ring)?;
@@ -56,6 +57,10 @@ impl Returned {
 /// says. It may also run, where it was not to be held or could not.
 pub(super) fn fetch(pid: Pid, hold: bool, ring: &mut impl FnMut()) -> Result<Status, MoveError> {
     let begin = Instant::now();
+    if let Ok(Status { phase: phase::SERVING, shares: other @ 1.., .. }) = status(pid) {
+        let other = i32::try_from(other).unwrap_or(0);
+        return Err(MoveError::Locked(vec![Lock::SharedMemory(other)]));
+    }
     interrupt(pid, hold)?;
     let mut last_ring: Option<Instant> = None;
     loop {

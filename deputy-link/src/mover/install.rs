@@ -9,14 +9,13 @@ use crate::agent;
 use crate::channel::Channel;
 use crate::image::Snapshot;
 use crate::locks::Lock;
+use crate::sys::packet;
 use crate::sys::ptrace::{Regs, Stopped, TraceError, get_descriptor};
 use conet_deputy_core::boot::{BOOT, Boot, SCRATCH, STACK_TOP, STATUS, Status, entry, phase};
 use conet_wire::image::{Clocks, REGION, REGION_LEN, overlaps_region};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Pid;
-use std::io::{self, IoSlice};
-use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -80,12 +79,12 @@ impl Install {
     }
 }
 
-/// Gives the process a descriptor of `link`, out of the program's way.
-pub(super) fn pass_link(
+/// Gives the process descriptors of ours, out of the program's way.
+pub(super) fn pass(
     stopped: &mut Stopped,
     pid: Pid,
-    link: &TcpStream,
-) -> Result<u64, MoveError> {
+    fds: [BorrowedFd<'_>; 2],
+) -> Result<[u64; 2], MoveError> {
     const SOCKETPAIR: [u64; 4] =
         [libc::AF_UNIX as u64, (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as u64, 0, SCRATCH];
     let [domain, kind, protocol, at] = SOCKETPAIR;
@@ -94,11 +93,14 @@ pub(super) fn pass_link(
     stopped.memory().read_exact_at(&mut pair, SCRATCH).map_err(MoveError::Process)?;
     let pair = u64::from_le_bytes(pair);
     let (near, far) = (pair & 0xffff_ffff, pair >> 32);
-    let passed = receive_link(stopped, pid, link, near, far);
+    let passed = receive(stopped, pid, fds, near, far);
     for fd in [near, far] {
         stopped.call("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
     }
-    hide(stopped, passed?)
+    let [first, second] = passed?;
+    let first = hide(stopped, first).inspect_err(|_| close(stopped, second))?;
+    let second = hide(stopped, second).inspect_err(|_| close(stopped, first))?;
+    Ok([first, second])
 }
 
 /// Closes a descriptor that the program did not open; fails where the process is
@@ -129,37 +131,39 @@ pub(super) fn open_maps(stopped: &mut Stopped) -> Result<u64, MoveError> {
     }
 }
 
-/// Sends `link` through the process's own socket pair and receives it there.
-fn receive_link(
+/// Sends `fds` through the process's own socket pair and receives them there.
+fn receive(
     stopped: &mut Stopped,
     pid: Pid,
-    link: &TcpStream,
+    fds: [BorrowedFd<'_>; 2],
     near: u64,
     far: u64,
-) -> Result<u64, MoveError> {
+) -> Result<[u64; 2], MoveError> {
     let ours = get_descriptor(pid, near).map_err(MoveError::Process)?;
-    let fds = [link.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(&ours, &[IoSlice::new(b"l")], &mut control, SendFlags::empty())
-        .map_err(|error| MoveError::Process(error.into()))?;
+    packet::send(ours.as_fd(), b"l", &fds).map_err(MoveError::Process)?;
     // struct msghdr, its iovec, one byte of data and 24 of control, in scratch memory.
     const IOV: u64 = SCRATCH + 64;
     const DATA: u64 = SCRATCH + 96;
     const CONTROL: u64 = SCRATCH + 128;
-    const CMSG_LEN: u32 = 20;
+    const CMSG_LEN: u32 = 24;
     let message = [0, 0, IOV, 1, CONTROL, 24, 0, 0, DATA, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     stopped.memory().write_all_at(message.as_bytes(), SCRATCH).map_err(MoveError::Process)?;
+    stopped.memory().write_all_at(&[0; 24], CONTROL).map_err(MoveError::Process)?;
     let flags = u64::from(libc::MSG_CMSG_CLOEXEC.unsigned_abs());
     stopped.call("recvmsg", libc::SYS_recvmsg, [far, SCRATCH, flags, 0, 0, 0])?;
-    let mut control = [0u8; 20];
+    let mut control = [0u8; 24];
     stopped.memory().read_exact_at(&mut control, CONTROL).map_err(MoveError::Process)?;
-    // Nothing came where the process may open no more.
-    if control[..4] != CMSG_LEN.to_le_bytes() {
-        return Err(MoveError::Process(io::Error::from_raw_os_error(libc::EMFILE)));
+    let word = |at: usize| {
+        u32::from_le_bytes([control[at], control[at + 1], control[at + 2], control[at + 3]])
+    };
+    if word(0) == CMSG_LEN {
+        return Ok([word(16).into(), word(20).into()]);
     }
-    Ok(u64::from(u32::from_le_bytes([control[16], control[17], control[18], control[19]])))
+    // One came, or none, where the process may open no more.
+    if word(0) > 16 {
+        close(stopped, word(16).into());
+    }
+    Err(MoveError::Process(io::Error::from_raw_os_error(libc::EMFILE)))
 }
 
 pub(super) fn write_boot(
@@ -168,14 +172,15 @@ pub(super) fn write_boot(
     channel: &Channel,
     offsets: Clocks,
 ) -> Result<(), MoveError> {
-    let [link, maps] = snapshot.head.hidden_fds.map(|fd| u32::try_from(fd).unwrap_or(u32::MAX));
+    let [link, maps, daemon] =
+        snapshot.head.hidden_fds.map(|fd| u32::try_from(fd).unwrap_or(u32::MAX));
     let (sealed, opened) = channel.positions();
     let secret = channel.secret();
     let boot = Boot {
         link,
         maps,
         cipher: secret.cipher_number(),
-        reserved: 0,
+        daemon,
         seal_key: *secret.seal.expose(),
         open_key: *secret.open.expose(),
         seal_next: sealed,

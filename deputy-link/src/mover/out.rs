@@ -1,12 +1,13 @@
 //! The way out: from a process at home to a deputy and its remote half.
 
 use super::clocks::compare_clocks;
-use super::install::{Install, close, deputy_regs, open_maps, pass_link, write_boot};
+use super::install::{Install, close, deputy_regs, open_maps, pass, write_boot};
 use super::mirror::Mirror;
 use super::tracker::{Files, Target, Tracker};
 use super::{MoveError, Moved, expect, gone, read_status};
 use crate::agent;
 use crate::channel::{Channel, ChannelError, LinkSecret};
+use crate::family::DeputyEnd;
 use crate::image::{Snapshot, is_to_restart};
 use crate::locks::{Lock, Policy, Seen, locks, locks_of_stopped};
 use crate::sys::ptrace::{Stopped, TraceError, get_descriptor};
@@ -18,6 +19,7 @@ use conet_wire::image::{Clocks, End, overlaps_region};
 use conet_wire::link::kind;
 use rustix::process::Pid;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -80,7 +82,8 @@ pub struct Round {
 
 /// Moves a process out over a link whose other end is a host role that is starting.
 ///
-/// `stream` carries the sealed HELLO already; nothing else may use it afterwards.
+/// `stream` is not used by anybody else from now on. `line` is given to the deputy, to
+/// reach its daemon by.
 ///
 /// # Errors
 /// [`MoveError`]; the process then goes on at home.
@@ -90,17 +93,19 @@ pub fn move_out(
     secret: LinkSecret,
     policy: Policy,
     how: How,
+    line: &DeputyEnd,
 ) -> Result<Moved, MoveError> {
     let begin = Instant::now();
-    let mut out = Out::begin(pid, stream, secret, policy)?;
+    let mut out = Out::begin(pid, stream, secret, policy, line)?;
     let moved = out.run(how)?;
     Ok(Moved { total: begin.elapsed(), ..moved })
 }
 
 /// A move under way.
-pub(super) struct Out {
+pub(super) struct Out<'a> {
     pub(super) pid: Pid,
     policy: Policy,
+    line: &'a DeputyEnd,
     channel: Channel,
     /// What to add to the other node's clocks to read ours.
     offsets: Clocks,
@@ -114,13 +119,14 @@ pub(super) struct Out {
     pub(super) frozen: Option<Instant>,
 }
 
-impl Out {
+impl<'a> Out<'a> {
     /// Meets the other node.
     pub(super) fn begin(
         pid: Pid,
         stream: TcpStream,
         secret: LinkSecret,
         policy: Policy,
+        line: &'a DeputyEnd,
     ) -> Result<Self, MoveError> {
         let mut channel = Channel::new(stream, secret);
         channel.stream().set_nodelay(true).map_err(ChannelError::from)?;
@@ -137,6 +143,7 @@ impl Out {
         Ok(Self {
             pid,
             policy,
+            line,
             channel,
             offsets,
             mirror: Mirror::new(),
@@ -321,17 +328,18 @@ impl Out {
         snapshot: &mut Snapshot,
         stopped: &mut Stopped,
     ) -> Result<End, MoveError> {
-        let link = pass_link(stopped, self.pid, self.channel.stream())?;
+        let ours = [self.channel.stream().as_fd(), self.line.as_fd()];
+        let [link, daemon] = pass(stopped, self.pid, ours)?;
+        let mut hidden = vec![link, daemon];
         let sent = open_maps(stopped).and_then(|maps| {
-            snapshot.head.hidden_fds = [link, maps];
-            let sent = self.finish(snapshot, stopped);
-            if sent.is_err() {
-                close(stopped, maps);
-            }
-            sent
+            hidden.push(maps);
+            snapshot.head.hidden_fds = [link, maps, daemon];
+            self.finish(snapshot, stopped)
         });
         if sent.is_err() {
-            close(stopped, link);
+            for fd in hidden {
+                close(stopped, fd);
+            }
         }
         sent
     }

@@ -24,6 +24,7 @@ use super::slices::slices;
 use super::tracker::Tracker;
 use super::{MoveError, Moved, Returned, gone};
 use crate::channel::LinkSecret;
+use crate::family::DeputyEnd;
 use crate::locks::Policy;
 use crate::procfs;
 use conet_deputy_core::boot::{STATE, phase};
@@ -60,8 +61,8 @@ pub enum Wish {
 }
 
 /// Moves a program that is away on to another node, without running at home in
-/// between unless something goes wrong. `stream` and `secret` are as for
-/// [`super::move_out`].
+/// between unless something goes wrong. `stream`, `secret` and `line` are as
+/// for [`super::move_out`].
 #[must_use]
 pub fn move_on(
     pid: Pid,
@@ -69,11 +70,12 @@ pub fn move_on(
     secret: LinkSecret,
     policy: Policy,
     how: How,
+    line: &DeputyEnd,
     mut ask: impl FnMut(Wish),
 ) -> Relayed {
     let begin = Instant::now();
     let mut relayed = Relayed { returned: None, moved: Err(MoveError::Late), is_direct: false };
-    let moved = relay(pid, stream, secret, policy, how, &mut ask, &mut relayed);
+    let moved = relay(pid, stream, secret, policy, how, line, &mut ask, &mut relayed);
     if moved.is_err() {
         let_go(pid);
     }
@@ -87,10 +89,11 @@ fn relay(
     secret: LinkSecret,
     policy: Policy,
     how: How,
+    line: &DeputyEnd,
     ask: &mut impl FnMut(Wish),
     relayed: &mut Relayed,
 ) -> Result<Moved, MoveError> {
-    let mut out = Out::begin(pid, stream, secret, policy)?;
+    let mut out = Out::begin(pid, stream, secret, policy, line)?;
     out.is_away = true;
     let (tracker, method) = ahead(&mut out, how, ask)?;
     out.is_away = false;
@@ -108,11 +111,11 @@ fn relay(
 /// Sends what home has, and what the first node changes meanwhile, while the program runs
 /// there.
 fn ahead(
-    out: &mut Out,
+    out: &mut Out<'_>,
     how: How,
     ask: &mut impl FnMut(Wish),
 ) -> Result<(Tracker, Method), MoveError> {
-    let none = |out: &Out, reason| Ok((Tracker::none(out.pid), Method::Stop(reason)));
+    let none = |out: &Out<'_>, reason| Ok((Tracker::none(out.pid), Method::Stop(reason)));
     if how == How::Stop {
         return none(out, StopReason::Asked);
     }

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "ptrace and descriptor passing are raw system calls")]
 
+pub(crate) mod packet;
 pub(crate) mod probe;
 pub(crate) mod processor;
 pub(crate) mod ptrace;

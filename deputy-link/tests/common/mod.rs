@@ -3,10 +3,15 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod family;
+
+#[allow(unused_imports, reason = "each test binary uses a part")]
+pub(crate) use family::{Blow, Fail, Family, Phase};
+
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
 use conet_deputy_link::mover::{How, Wish};
-use conet_deputy_link::{LinkSecret, Status, life, mover, phase};
+use conet_deputy_link::{LinkSecret, Status, Ticket, life, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::io::{Read, Write};
@@ -19,13 +24,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) const POLICY: Policy = Policy { allow_root: true, is_deputy: true, started: None };
+/// The stay of the process that a sandbox was made for.
+pub(crate) const FIRST: Ticket = [1; 16];
 pub(crate) const GUEST_UID: u32 = 0x7000_0001;
 
-/// The other node: it hosts one process at a time.
+/// The other node.
 pub(crate) struct Node {
     directory: tempfile::TempDir,
     listener: TcpListener,
-    generation: u8,
+    generation: u32,
     /// How processes move here.
     pub(crate) how: How,
     /// Whether what they change here is followed.
@@ -37,6 +44,8 @@ pub(crate) struct Away {
     pub(crate) warden: Warden,
     pub(crate) hosted: Hosted,
     pub(crate) moved: mover::Moved,
+    pub(crate) family: Family,
+    ticket: Ticket,
 }
 
 impl Node {
@@ -49,7 +58,9 @@ impl Node {
     pub(crate) fn secrets(&mut self) -> (LinkSecret, LinkSecret) {
         self.generation += 1;
         let cipher = Cipher::preferred();
-        let keys = || link_keys(&Key::new([self.generation; 32]), b"test");
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&self.generation.to_le_bytes());
+        let keys = || link_keys(&Key::new(key), b"test");
         let (home, remote) = (keys(), keys());
         (
             LinkSecret { cipher, seal: home.home_to_remote, open: home.remote_to_home },
@@ -67,7 +78,7 @@ impl Node {
         pid: u32,
         secret: LinkSecret,
     ) -> thread::JoinHandle<Result<Hosted, HostError>> {
-        let socket: PathBuf = self.directory.path().join("warden");
+        let socket = self.socket();
         let listener = self.listener.try_clone().unwrap();
         let follows = self.follows;
         thread::spawn(move || {
@@ -75,6 +86,7 @@ impl Node {
             let pid = i32::try_from(pid).unwrap();
             let hosting = Hosting {
                 pid,
+                ticket: FIRST,
                 secret: &secret,
                 uid: GUEST_UID,
                 clock_skew: 0,
@@ -84,6 +96,15 @@ impl Node {
             };
             hosting::start(link, &hosting)
         })
+    }
+
+    /// Connects to the warden of the last sandbox.
+    pub(crate) fn warden(&self) -> std::io::Result<Warden> {
+        Warden::connect(&self.socket())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join(format!("warden-{}", self.generation))
     }
 
     /// Moves a process here.
@@ -101,13 +122,21 @@ impl Node {
             let (home, remote) = self.secrets();
             let host = self.host(pid, remote);
             let stream = life::connect(address, Duration::from_secs(10)).unwrap();
-            let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how);
+            let family = Family::of(pid);
+            let shared = Arc::default();
+            // Held until the warden is known: the process may divide at once.
+            let mut knows = std::sync::Mutex::lock(&shared).unwrap();
+            let line = family.line(FIRST, Arc::clone(&shared));
+            let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how, &line);
             let hosted = host.join().unwrap();
-            let moved = moved?;
-            let hosted = hosted.unwrap();
-            if let Ok(warden) = Warden::connect(&self.directory.path().join("warden")) {
-                return Ok(Away { warden, hosted, moved });
+            let (moved, hosted) = (moved?, hosted.unwrap());
+            if let Ok(warden) = self.warden() {
+                family.follow(warden.try_clone().unwrap());
+                *knows = Some((warden.try_clone().unwrap(), hosted));
+                drop(knows);
+                return Ok(Away { warden, hosted, moved, family, ticket: FIRST });
             }
+            drop(knows);
             // It has gone home again by itself, or ended.
             wait_home(pid);
         }
@@ -131,14 +160,21 @@ impl Node {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
         let stream = life::connect(self.address(), Duration::from_secs(10)).unwrap();
+        let family = from.family.clone();
+        let shared = Arc::default();
+        let mut knows = std::sync::Mutex::lock(&shared).unwrap();
+        let line = family.line(FIRST, Arc::clone(&shared));
         // A program that has ended by itself has no warden any more.
         let ask = |wish| drop(from.ask(wish));
-        let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, ask);
+        let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, &line, ask);
         let hosted = host.join().unwrap();
         let away = relayed.moved.map(|moved| {
-            let warden = Warden::connect(&self.directory.path().join("warden")).ok()?;
-            Some(Away { warden, hosted: hosted.unwrap(), moved })
+            let (warden, hosted) = (self.warden().ok()?, hosted.unwrap());
+            family.follow(warden.try_clone().ok()?);
+            *knows = Some((warden.try_clone().ok()?, hosted));
+            Some(Away { warden, hosted, moved, family: family.clone(), ticket: FIRST })
         });
+        drop(knows);
         MovedOn { away, returned: relayed.returned, is_direct: relayed.is_direct }
     }
 }
@@ -146,8 +182,8 @@ impl Node {
 impl Away {
     pub(crate) fn ask(&self, wish: Wish) -> std::io::Result<()> {
         match wish {
-            Wish::Bell => self.warden.ring(),
-            Wish::Slice => self.warden.slice(),
+            Wish::Bell => self.warden.ring(self.ticket),
+            Wish::Slice => self.warden.slice(self.ticket),
         }
     }
 
@@ -159,7 +195,17 @@ impl Away {
     pub(crate) fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
         mover::bring_home(as_pid(pid), || {
             // A program that has ended by itself has no warden any more.
-            self.warden.ring().ok();
+            self.warden.ring(self.ticket).ok();
+        })
+    }
+
+    /// Brings a descendant home.
+    pub(crate) fn bring_child_home(
+        &self,
+        (pid, ticket): (u32, Ticket),
+    ) -> Result<mover::Returned, mover::MoveError> {
+        mover::bring_home(as_pid(pid), || {
+            self.warden.ring(ticket).ok();
         })
     }
 }

@@ -26,9 +26,9 @@ pub(super) fn move_on(
     answer: Option<&Responder>,
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
-    let Passage { pid, stream, secret, policy, how } = work::prepare(node, job, to, answer)?;
+    let Passage { pid, stream, secret, policy, how, line } = work::prepare(node, job, to, answer)?;
     let ask = |wish| work::ask_warden(node, job, wish);
-    let relayed = mover::move_on(pid, stream, secret, policy, how, ask);
+    let relayed = mover::move_on(pid, stream, secret, policy, how, &line, ask);
     outcome.returned = relayed.returned;
     let moved = relayed.moved.map_err(|error| work::failure(job.pid, &error))?;
     outcome.is_direct = relayed.is_direct;

@@ -5,10 +5,12 @@
 //! ```
 //!
 //! A link is accepted by a thread that knows nothing but tickets; what it brings is
-//! checked against the link's keys before anything is made. Each stay has a file and
-//! its warden's socket in the state directory, so that a later daemon finds it.
+//! checked against the link's keys before anything is made. Each stay has a file, and
+//! each sandbox its warden's socket, in the state directory, so that a later daemon
+//! finds them. A sandbox holds a process and its descendants, each with a stay of its own
+//! (`Branch`); its warden says who is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,10 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use conet_deputy_link::hosting::{self, Hosting, Warden, WardenEvent};
+use conet_deputy_link::hosting::{self, Hosting, MAX_REMOTES, Warden, WardenEvent};
 use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
-use conet_wire::moving::{Answer, Ask, Ticket};
+use conet_wire::moving::{Answer, Ask, Root, Ticket};
 use serde::{Deserialize, Serialize};
 
 use super::{Event, store, work};
@@ -44,6 +46,8 @@ const MAX_BEGINNING: usize = 64;
 struct Admitted {
     stay: Stay,
     secret: LinkSecret,
+    /// Where it is made by its parent: the warden, and the parent's stay.
+    parent: Option<(Warden, Ticket)>,
     until: Instant,
 }
 
@@ -60,6 +64,18 @@ struct Stay {
     guest_uid: u32,
     name: String,
     remote_pid: Option<u32>,
+    /// The stay of the process for which its sandbox was made, where it is another's.
+    #[serde(default)]
+    sandbox: Option<Ticket>,
+    /// Found in the state directory; its warden has not named it yet.
+    #[serde(skip)]
+    is_unconfirmed: bool,
+}
+
+impl Stay {
+    fn sandbox(&self) -> Ticket {
+        self.sandbox.unwrap_or(self.ticket)
+    }
 }
 
 type AdmittedByTicket = Arc<Mutex<BTreeMap<Ticket, Admitted>>>;
@@ -70,12 +86,26 @@ pub(super) struct Guests {
     node: NodeHandle<Event>,
     directory: PathBuf,
     admitted: AdmittedByTicket,
-    stays: BTreeMap<Ticket, (Stay, Option<Warden>)>,
+    stays: BTreeMap<Ticket, Stay>,
+    /// Of each sandbox.
+    wardens: BTreeMap<Ticket, Warden>,
 }
 
 fn lock(admitted: &AdmittedByTicket) -> std::sync::MutexGuard<'_, BTreeMap<Ticket, Admitted>> {
     // A panic elsewhere leaves the map whole: single inserts and removals.
     admitted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refuse(code: &str, sentence: &str) -> Answer {
+    Answer::Refused { code: code.to_owned(), sentence: sentence.to_owned() }
+}
+
+fn remove(file: &Path) {
+    if let Err(error) = fs::remove_file(file)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, file = %file.display(), "cannot remove");
+    }
 }
 
 impl Guests {
@@ -86,7 +116,8 @@ impl Guests {
             tracing::error!(%error, directory = %directory.display(), "cannot host processes");
         }
         let admitted = AdmittedByTicket::default();
-        let mut guests = Self { node, directory, admitted, stays: BTreeMap::new() };
+        let mut guests =
+            Self { node, directory, admitted, stays: BTreeMap::new(), wardens: BTreeMap::new() };
         guests.find_again();
         guests.listen();
         guests
@@ -106,14 +137,16 @@ impl Guests {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let Some(stay) = store::load::<Stay>(&path) else { continue };
-            let ticket = stay.ticket;
-            let warden = watch(&self.node, &self.socket(ticket), ticket);
-            let is_there = warden.is_some();
-            self.stays.insert(ticket, (stay, warden));
-            if !is_there {
-                // Its home may still wait for it.
-                self.on_ended(ticket, None);
+            let Some(mut stay) = store::load::<Stay>(&path) else { continue };
+            stay.is_unconfirmed = true;
+            self.stays.insert(stay.ticket, stay);
+        }
+        let sandboxes: BTreeSet<Ticket> = self.stays.values().map(Stay::sandbox).collect();
+        for sandbox in sandboxes {
+            match watch(&self.node, &self.socket(sandbox), sandbox) {
+                Some(warden) => drop(self.wardens.insert(sandbox, warden)),
+                // Their homes may still wait for them.
+                None => self.on_gone(sandbox),
             }
         }
     }
@@ -137,6 +170,9 @@ impl Guests {
     pub(super) fn handle_ask(&mut self, peer: &PeerConfig, ask: Ask) -> Answer {
         let ticket = match &ask {
             Ask::Host { .. } => return self.admit(peer, ask),
+            Ask::Branch { parent, ticket, root, cipher } => {
+                return self.admit_child(peer, *parent, *ticket, root, *cipher);
+            }
             Ask::Ring(ticket)
             | Ask::Slice(ticket)
             | Ask::Stop(ticket)
@@ -144,11 +180,10 @@ impl Guests {
             | Ask::Where(ticket) => *ticket,
             Ask::Ended { ticket, .. } => *ticket,
         };
-        let Some((stay, warden)) = self.stays.get(&ticket).filter(|(s, _)| s.peer == peer.name)
-        else {
+        let Some(stay) = self.stays.get(&ticket).filter(|stay| stay.peer == peer.name) else {
             return Answer::Unknown;
         };
-        let told = match (&ask, warden) {
+        let told = match (&ask, self.wardens.get(&stay.sandbox())) {
             (Ask::Where(_), _) => {
                 // Done: it is here, or about to be, and its pid is not known.
                 return stay
@@ -156,10 +191,10 @@ impl Guests {
                     .map_or(Answer::Done, |remote_pid| Answer::Running { remote_pid });
             }
             (_, None) => return Answer::Unknown,
-            (Ask::Ring(_), Some(warden)) => warden.ring(),
-            (Ask::Slice(_), Some(warden)) => warden.slice(),
-            (Ask::Stop(_), Some(warden)) => warden.stop(),
-            (Ask::Continue(_), Some(warden)) => warden.resume(),
+            (Ask::Ring(_), Some(warden)) => warden.ring(ticket.0),
+            (Ask::Slice(_), Some(warden)) => warden.slice(ticket.0),
+            (Ask::Stop(_), Some(warden)) => warden.stop(ticket.0),
+            (Ask::Continue(_), Some(warden)) => warden.resume(ticket.0),
             _ => return Answer::Unknown,
         };
         told.map_or(Answer::Unknown, |()| Answer::Done)
@@ -168,10 +203,6 @@ impl Guests {
     fn admit(&mut self, peer: &PeerConfig, ask: Ask) -> Answer {
         let Ask::Host { ticket, root, cipher, pid, uid, name, components, xsave_size } = ask else {
             return Answer::Unknown;
-        };
-        let refuse = |code: &str, sentence: &str| Answer::Refused {
-            code: code.to_owned(),
-            sentence: sentence.to_owned(),
         };
         if work::as_pid(pid).is_none() {
             return refuse("pid", "it names no process");
@@ -182,6 +213,53 @@ impl Guests {
         if (local.components, local.size) != (components, xsave_size) {
             return refuse("processor", "its processor saves another vector state");
         }
+        let stay = Stay {
+            ticket,
+            peer: peer.name.clone(),
+            pid,
+            uid,
+            guest_uid: self.guest_uid(&peer.name, uid),
+            name,
+            remote_pid: None,
+            sandbox: None,
+            is_unconfirmed: false,
+        };
+        self.expect(peer, stay, &root, cipher, None)
+    }
+
+    /// A child of a process that is here may come.
+    fn admit_child(
+        &mut self,
+        peer: &PeerConfig,
+        parent: Ticket,
+        ticket: Ticket,
+        root: &Root,
+        cipher: u8,
+    ) -> Answer {
+        let Some(stay) = self.stays.get(&parent).filter(|stay| stay.peer == peer.name) else {
+            return Answer::Unknown;
+        };
+        let sandbox = stay.sandbox();
+        if self.stays.values().filter(|stay| stay.sandbox() == sandbox).count() >= MAX_REMOTES {
+            return refuse("limit", "as many processes as may be are in that sandbox");
+        }
+        let Some(Ok(warden)) = self.wardens.get(&sandbox).map(Warden::try_clone) else {
+            return refuse("busy", "its warden is not heard");
+        };
+        let stay =
+            Stay { ticket, remote_pid: None, sandbox: Some(sandbox), pid: 0, ..stay.clone() };
+        self.expect(peer, stay, root, cipher, Some((warden, parent)))
+    }
+
+    /// Expects the link of a stay.
+    fn expect(
+        &mut self,
+        peer: &PeerConfig,
+        stay: Stay,
+        root: &Root,
+        cipher: u8,
+        parent: Option<(Warden, Ticket)>,
+    ) -> Answer {
         let cipher = match cipher {
             0 => Cipher::Aes128Gcm,
             1 => Cipher::ChaCha20Poly1305,
@@ -189,7 +267,7 @@ impl Guests {
             2 => return refuse("plain", "it takes no link in the clear (plain_links)"),
             _ => return refuse("cipher", "it does not know the cipher"),
         };
-        let guest_uid = self.guest_uid(&peer.name, uid);
+        let ticket = stay.ticket;
         let mut admitted = lock(&self.admitted);
         admitted.retain(|_, one| one.until > Instant::now());
         if admitted.len() >= MAX_ADMITTED || self.stays.contains_key(&ticket) {
@@ -197,10 +275,9 @@ impl Guests {
         }
         let keys = link_keys(&Key::new(root.0), &ticket.0);
         let secret = LinkSecret { cipher, seal: keys.remote_to_home, open: keys.home_to_remote };
-        let stay =
-            Stay { ticket, peer: peer.name.clone(), pid, uid, guest_uid, name, remote_pid: None };
-        self.stays.insert(ticket, (stay.clone(), None));
-        admitted.insert(ticket, Admitted { stay, secret, until: Instant::now() + ADMISSION });
+        self.stays.insert(ticket, stay.clone());
+        let until = Instant::now() + ADMISSION;
+        admitted.insert(ticket, Admitted { stay, secret, parent, until });
         Answer::Ready
     }
 
@@ -210,7 +287,7 @@ impl Guests {
         if conet_netsys::userns::has_one_id().unwrap_or(false) {
             return rustix::process::geteuid().as_raw();
         }
-        let stays = || self.stays.values().map(|(stay, _)| stay);
+        let stays = || self.stays.values();
         if let Some(same) = stays().find(|stay| stay.peer == peer && stay.uid == uid) {
             return same.guest_uid;
         }
@@ -219,30 +296,83 @@ impl Guests {
     }
 
     pub(super) fn on_runs(&mut self, ticket: Ticket, remote_pid: u32) {
-        let warden = watch(&self.node, &self.socket(ticket), ticket);
-        let file = self.file(ticket);
-        if warden.is_none() {
+        let Some(warden) = watch(&self.node, &self.socket(ticket), ticket) else {
             // It has ended already; its home may not have noticed.
             return self.on_ended(ticket, None);
+        };
+        self.wardens.insert(ticket, warden);
+        self.is_here(ticket, remote_pid);
+    }
+
+    /// A remote runs, under this process id.
+    fn is_here(&mut self, ticket: Ticket, remote_pid: u32) {
+        let file = self.file(ticket);
+        let Some(stay) = self.stays.get_mut(&ticket) else { return };
+        if stay.remote_pid == Some(remote_pid) {
+            return;
         }
-        let Some((stay, slot)) = self.stays.get_mut(&ticket) else { return };
         stay.remote_pid = Some(remote_pid);
-        *slot = warden;
         if let Err(error) = store::save(&file, stay) {
             tracing::error!(%error, "a restarted daemon will not find this process");
         }
         tracing::info!(peer = stay.peer, pid = stay.pid, remote_pid, name = stay.name, "hosting");
     }
 
-    pub(super) fn on_ended(&mut self, ticket: Ticket, status: Option<u32>) {
-        let Some((stay, _)) = self.stays.remove(&ticket) else { return };
-        for path in [self.file(ticket), self.socket(ticket)] {
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(%error, file = %path.display(), "cannot remove");
+    /// What the warden of a sandbox says; nothing, when it is gone.
+    pub(super) fn on_warden(&mut self, sandbox: Ticket, said: Option<WardenEvent>) {
+        match said {
+            Some(WardenEvent::Here { ticket, pid }) => {
+                let ticket = Ticket(ticket);
+                if let Some(stay) = self.stays.get_mut(&ticket) {
+                    stay.is_unconfirmed = false;
+                } else if let Some(warden) = self.wardens.get(&sandbox)
+                    && let Err(error) = warden.kill(ticket.0)
+                {
+                    // Nobody could stop it, or ring for it.
+                    tracing::warn!(%error, %ticket, "a process that is not known stays");
+                }
+                if let Some(pid) = pid {
+                    self.is_here(ticket, pid);
+                }
             }
+            Some(WardenEvent::Ended { ticket, status }) => {
+                self.on_ended(Ticket(ticket), Some(status));
+            }
+            Some(WardenEvent::All) => {
+                let missing = |stay: &&Stay| stay.sandbox() == sandbox && stay.is_unconfirmed;
+                for ticket in self.tickets(missing) {
+                    self.on_ended(ticket, None);
+                }
+            }
+            None => self.on_gone(sandbox),
         }
+    }
+
+    fn tickets(&self, which: impl Fn(&&Stay) -> bool) -> Vec<Ticket> {
+        self.stays.values().filter(which).map(|stay| stay.ticket).collect()
+    }
+
+    /// A warden is gone, and with it all of its sandbox.
+    fn on_gone(&mut self, sandbox: Ticket) {
+        self.wardens.remove(&sandbox);
+        for ticket in self.tickets(|stay| stay.sandbox() == sandbox) {
+            self.on_ended(ticket, None);
+        }
+        remove(&self.socket(sandbox));
+    }
+
+    pub(super) fn on_ended(&mut self, ticket: Ticket, status: Option<u32>) {
+        let stay = self.stays.remove(&ticket);
+        // The socket first: a daemon that comes after a crash knows it by the file. Its
+        // warden ends with the last of a sandbox.
+        if let Some(sandbox) = stay.as_ref().map(Stay::sandbox)
+            && !self.stays.values().any(|other| other.sandbox() == sandbox)
+        {
+            remove(&self.socket(sandbox));
+        }
+        // Also where it is not known any more: its link may have come as its sandbox went.
+        remove(&self.file(ticket));
+        let Some(stay) = stay else { return };
         tracing::info!(peer = stay.peer, pid = stay.pid, ?status, "hosted process ended");
         work::ask(self.node.clone(), stay.peer, Ask::Ended { ticket, status }, |_| None);
     }
@@ -259,20 +389,19 @@ impl Guests {
     }
 }
 
-/// Connects to a stay's warden and follows it on a thread; none where it is gone.
-fn watch(node: &NodeHandle<Event>, socket: &Path, ticket: Ticket) -> Option<Warden> {
+/// Connects to a sandbox's warden and follows it on a thread; none where it is gone.
+fn watch(node: &NodeHandle<Event>, socket: &Path, sandbox: Ticket) -> Option<Warden> {
     let mut warden = Warden::connect(socket).ok()?;
     let ours = warden.try_clone().ok()?;
     let node = node.clone();
     work::thread("conet-warden", move || {
-        let status = loop {
-            match warden.event() {
-                Ok(Some(WardenEvent::Here(_))) => {}
-                Ok(Some(WardenEvent::Ended(status))) => break Some(status),
-                Ok(None) | Err(_) => break None,
+        loop {
+            let said = warden.event().unwrap_or_default();
+            node.post(Event::Warden { sandbox, said });
+            if said.is_none() {
+                return;
             }
-        };
-        node.post(Event::GuestEnded { ticket, status });
+        }
     });
     Some(ours)
 }
@@ -319,7 +448,7 @@ fn begin(
         stream.set_read_timeout(Some(TICKET_LIMIT)).and_then(|()| stream.read_exact(&mut ticket));
     let ticket = Ticket(ticket);
     let guest = read.ok().and_then(|()| lock(admitted).remove(&ticket));
-    let Some(Admitted { stay, secret, .. }) = guest else {
+    let Some(Admitted { stay, secret, parent, .. }) = guest else {
         tracing::debug!("a link brought no ticket of ours");
         return;
     };
@@ -327,14 +456,22 @@ fn begin(
         tracing::warn!(%error, "a link will not notice that its other end is gone");
     }
     let socket = directory.join(format!("{ticket}.sock"));
-    let ended = || node.post(Event::GuestEnded { ticket, status: None });
-    let Ok(pid) = i32::try_from(stay.pid) else { return ended() };
+    let failed = || node.post(Event::GuestFailed { ticket });
+    let Ok(pid) = i32::try_from(stay.pid) else { return failed() };
     // Before it runs: a daemon that comes after a crash must know of it.
     if let Err(error) = store::save(&directory.join(format!("{ticket}.json")), &stay) {
         tracing::error!(%error, "a restarted daemon will not find this process");
     }
+    if let Some((warden, parent)) = parent {
+        if let Err(error) = warden.branch(parent.0, ticket.0, stream, &secret) {
+            tracing::error!(%error, peer = stay.peer, "cannot host a child");
+            failed();
+        }
+        return;
+    }
     let hosting = Hosting {
         pid,
+        ticket: ticket.0,
         secret: &secret,
         uid: stay.guest_uid,
         clock_skew: node.config().node.clock_offset.nanoseconds,
@@ -346,7 +483,7 @@ fn begin(
         Ok(hosted) => node.post(Event::GuestRuns { ticket, remote_pid: hosted.remote_pid }),
         Err(error) => {
             tracing::error!(%error, peer = stay.peer, pid = stay.pid, "cannot host");
-            ended();
+            failed();
         }
     }
 }

@@ -52,6 +52,9 @@ pub(super) struct Record {
     #[serde(default)]
     pub(super) waited: Duration,
     pub(super) reason: Option<Reason>,
+    /// It was made away, and nobody has asked for it since: one of many.
+    #[serde(default)]
+    is_born_away: bool,
     /// Its name, as last seen.
     #[serde(default)]
     command: String,
@@ -121,8 +124,33 @@ impl Program {
             memory: None,
             waited: Duration::ZERO,
             reason: None,
+            is_born_away: false,
             command: String::new(),
         })
+    }
+
+    /// One that was not known, and may have been away without this daemon: made there
+    /// when an earlier one had just ended.
+    pub(super) fn found(process: ProcessRef, uid: u32) -> Self {
+        let deputy = work::as_pid(process.pid).and_then(|pid| mover::status(pid).ok());
+        Self { has_region: deputy.is_some(), ..Self::new(process, uid) }
+    }
+
+    /// A child that was made away.
+    pub(super) fn born(process: ProcessRef, uid: u32, stay: (String, Ticket)) -> Self {
+        let mut program = Self::new(process, uid);
+        program.record.place = Place::Away;
+        program.record.stay = Some(stay);
+        program.record.is_born_away = true;
+        program.has_region = true;
+        program.told_stopped = Some(false);
+        // Its remote's pid is asked for soon; most children have ended by then.
+        program
+    }
+
+    /// Whether it is listed once it has ended.
+    pub(super) const fn is_worth_telling(&self) -> bool {
+        self.record.hops > 0 || self.record.reason.is_some()
     }
 
     fn from_record(record: Record) -> Self {
@@ -257,7 +285,8 @@ impl Program {
         let Ok(seen) = view(pid) else { return false };
         self.look_at_stay(seen.is_stopped, errands);
         let waiting = seen.handled_pending & !status.blocked;
-        if status.phase == phase::SERVING && waiting != 0 && !seen.is_stopped {
+        if status.phase == phase::SERVING && status.shares == 0 && waiting != 0 && !seen.is_stopped
+        {
             let signal = waiting.trailing_zeros() + 1;
             let sentence = describe_return(reason::SIGNAL, u64::from(signal));
             let why = Reason { code: "signal".to_owned(), sentence, passing: true };
@@ -355,6 +384,14 @@ impl Program {
 
     /// It is home without having been asked; without a status, as another program.
     fn came_home(&mut self, status: Option<&Status>) -> bool {
+        if status.is_none() && self.record.is_born_away {
+            // As most children do.
+            self.record.calls += std::mem::take(&mut self.calls_now);
+            self.record.is_born_away = false;
+            self.is_home();
+            self.has_region = true;
+            return true;
+        }
         let record = &mut self.record;
         record.hops += 1;
         // What becomes another program has not been sent home for want of anything.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use conet_deputy_link::family::DeputyEnd;
 use conet_deputy_link::locks::{Lock, Policy};
 use conet_deputy_link::mover::{self, Method, MoveError, Moved, Returned, Round, Wish};
 use conet_deputy_link::{LinkSecret, life, processor};
@@ -17,7 +18,7 @@ use conet_wire::moving::{Answer, Ask, Root, Ticket};
 use rustix::process::Pid;
 
 use super::home::Record;
-use super::{Event, direct};
+use super::{Event, direct, family};
 use crate::config::{Config, PeerConfig};
 use crate::control::Responder;
 use crate::daemon::NodeHandle;
@@ -103,7 +104,7 @@ pub(super) fn memory_out(moved: &Moved) -> MemoryMoved {
 pub(super) fn memory_home(pages: u64, sliced: u64, is_delta: bool) -> MemoryMoved {
     MemoryMoved {
         method: if is_delta { MoveMethod::Changes } else { MoveMethod::All },
-        why: (!is_delta).then(|| "the other node's kernel cannot tell what was changed".to_owned()),
+        why: (!is_delta).then(|| "it is not known what was changed there".to_owned()),
         rounds: Vec::new(),
         pages: pages + sliced,
         held_pages: pages,
@@ -113,16 +114,30 @@ pub(super) fn memory_home(pages: u64, sliced: u64, is_delta: bool) -> MemoryMove
 
 /// A name for a stay that nobody has used.
 pub(super) fn new_ticket() -> Ticket {
-    let mut bytes = [0; 16];
-    fill_random(&mut bytes);
-    Ticket(bytes)
+    Ticket(random())
+}
+
+/// A secret for a link.
+pub(super) fn new_root() -> [u8; 32] {
+    random()
+}
+
+/// A cipher's number in [`Ask`].
+pub(super) const fn cipher_number(cipher: Cipher) -> u8 {
+    match cipher {
+        Cipher::Aes128Gcm => 0,
+        Cipher::ChaCha20Poly1305 => 1,
+        Cipher::Plain => 2,
+    }
 }
 
 /// # Panics
 /// Where the kernel has no randomness, which it never lacks after boot.
-fn fill_random(bytes: &mut [u8]) {
-    let filled = getrandom::fill(bytes);
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let filled = getrandom::fill(&mut bytes);
     assert!(filled.is_ok(), "getrandom(2) failed");
+    bytes
 }
 
 /// Runs `body` on a named thread. Where the machine has no thread left, what the
@@ -315,6 +330,8 @@ pub(super) struct Passage {
     pub(super) secret: LinkSecret,
     pub(super) policy: Policy,
     pub(super) how: mover::How,
+    /// For the deputy, to reach this daemon by.
+    pub(super) line: DeputyEnd,
 }
 
 fn move_out(
@@ -323,8 +340,8 @@ fn move_out(
     to: &str,
     answer: Option<&Responder>,
 ) -> Result<Out, Failure> {
-    let Passage { pid, stream, secret, policy, how } = prepare(node, job, to, answer)?;
-    let moved = mover::move_out(pid, stream, secret, policy, how)
+    let Passage { pid, stream, secret, policy, how, line } = prepare(node, job, to, answer)?;
+    let moved = mover::move_out(pid, stream, secret, policy, how, &line)
         .map_err(|error| failure(job.pid, &error))?;
     Ok(arrived(node, job, to, moved))
 }
@@ -347,10 +364,10 @@ pub(super) fn prepare(
     };
     let pid = as_pid(job.pid).ok_or_else(|| failure(job.pid, &MoveError::Gone))?;
     tell_progress(answer, "prepare", format!("asking {to}"));
-    let mut root = [0; 32];
-    fill_random(&mut root);
+    let root = new_root();
     ask_to_host(node, job, to, Root(root))?;
-    let stream = connect(address, job.ticket, config.node.link_timeout).map_err(|error| {
+    let stream = connect(address, job.ticket, config.node.link_timeout, CONNECT_LIMIT);
+    let stream = stream.map_err(|error| {
         Failure::new(
             "link",
             format!("no link to {to} at {address}: {error}"),
@@ -370,17 +387,20 @@ pub(super) fn prepare(
     };
     let policy =
         Policy { is_deputy: job.policy.is_deputy || job.record.stay.is_some(), ..job.policy };
-    Ok(Passage { pid, stream, secret, policy, how })
+    let line = family::attend(node, (to.to_owned(), job.ticket)).map_err(|error| {
+        Failure::new("failed", format!("process {} did not move: {error}", job.pid), "try again")
+    })?;
+    Ok(Passage { pid, stream, secret, policy, how, line })
 }
 
 /// It is at the other node.
 pub(super) fn arrived(node: &NodeHandle<Event>, job: &Job, to: &str, moved: Moved) -> Out {
-    let remote_pid = where_is(node, to, job.ticket);
+    let remote_pid = where_is(node, to, job);
     Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved }
 }
 
 /// What protects the links of processes that go to `peer`.
-fn cipher_for(peer: &PeerConfig) -> Cipher {
+pub(super) fn cipher_for(peer: &PeerConfig) -> Cipher {
     if peer.grants.plain_links { Cipher::Plain } else { Cipher::preferred() }
 }
 
@@ -391,11 +411,7 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     let ask = Ask::Host {
         ticket: job.ticket,
         root,
-        cipher: match cipher_for(peer_that_hosts(node.config(), to)?) {
-            Cipher::Aes128Gcm => 0,
-            Cipher::ChaCha20Poly1305 => 1,
-            Cipher::Plain => 2,
-        },
+        cipher: cipher_number(cipher_for(peer_that_hosts(node.config(), to)?)),
         pid: job.pid,
         uid: job.record.uid,
         name: job.name.clone(),
@@ -418,18 +434,25 @@ fn ask_to_host(node: &NodeHandle<Event>, job: &Job, to: &str, root: Root) -> Res
     }
 }
 
-fn connect(address: SocketAddr, ticket: Ticket, patience: Duration) -> io::Result<TcpStream> {
-    let mut stream = life::connect(address, CONNECT_LIMIT)?;
+/// A link that names its stay; `patience` is how long it may be silent later.
+pub(super) fn connect(
+    address: SocketAddr,
+    ticket: Ticket,
+    patience: Duration,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let mut stream = life::connect(address, limit)?;
     life::keep_alive(&stream, patience)?;
     io::Write::write_all(&mut stream, &ticket.0)?;
     Ok(stream)
 }
 
-/// The remote's pid; the hosting node learns it a moment before the process runs.
-fn where_is(node: &NodeHandle<Event>, peer: &str, ticket: Ticket) -> Option<u32> {
+/// The remote's pid; the hosting node learns it a moment before the process runs. None
+/// where it is over already, as for a shell that goes home for a signal.
+fn where_is(node: &NodeHandle<Event>, peer: &str, job: &Job) -> Option<u32> {
     let begin = Instant::now();
-    while begin.elapsed() < WHERE_LIMIT {
-        match node.ask_peer(peer, Ask::Where(ticket).to_bytes(), ASK_LIMIT) {
+    while begin.elapsed() < WHERE_LIMIT && is_away(job.pid) {
+        match node.ask_peer(peer, Ask::Where(job.ticket).to_bytes(), ASK_LIMIT) {
             Ok(reply) => match Answer::parse(&reply) {
                 Ok(Answer::Running { remote_pid }) => return Some(remote_pid),
                 Ok(Answer::Unknown | Answer::Done) => thread::sleep(Duration::from_millis(5)),

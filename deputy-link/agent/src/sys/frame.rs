@@ -6,7 +6,7 @@
 
 use super::call::{Action, AltStack, alt_stack, set_action};
 use super::memory::{fault_exit, slice, slice_mut};
-use super::statics::{ALT_STACK, FRAME, STACK_LEN};
+use super::statics::{FRAME, alt_stack as stack_of};
 use conet_wire::image::{MAX_XSAVE, Registers};
 use core::arch::{asm, naked_asm};
 
@@ -64,6 +64,18 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Where this frame lies.
+    pub(crate) fn addr(&self) -> u64 {
+        core::ptr::from_ref(self) as u64
+    }
+
+    /// The frame at `addr`: the parent's, who waits in the kernel.
+    pub(crate) fn at<'a>(addr: u64) -> &'a Self {
+        // SAFETY: callers name a frame that its owner has given out and does not
+        // leave meanwhile.
+        unsafe { &*(addr as *const Self) }
+    }
+
     /// Arguments of the system call that trapped.
     pub(crate) const fn args(&self) -> [u64; 6] {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
@@ -192,14 +204,9 @@ pub(super) extern "C" fn restorer() {
     naked_asm!("mov eax, 15", "syscall")
 }
 
-/// The stack on which handlers run.
-pub(crate) fn handler_stack() -> AltStack {
-    AltStack { addr: ALT_STACK.addr(), flags: 0, padding: 0, len: STACK_LEN as u64 }
-}
-
 /// Makes the agent the handler of its signals on the remote side.
 pub(crate) fn take_signals() {
-    alt_stack(Some(&handler_stack()));
+    alt_stack(Some(&stack_of(0)));
     let faults = 1 << (SIGSEGV - 1) | 1 << (SIGBUS - 1);
     let install = |signal: u32, handler: u64, mask: u64| {
         // The one after which the program goes on where it was.

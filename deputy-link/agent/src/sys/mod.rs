@@ -5,19 +5,23 @@
 
 mod call;
 mod divert;
+mod divide;
 mod entry;
 mod frame;
 mod memory;
+mod message;
 mod statics;
 mod vdso;
 
 pub(crate) use call::*;
 pub(crate) use divert::divert;
+pub(crate) use divide::*;
 pub(crate) use entry::{finish_pending, gate};
-pub(crate) use frame::{Context, handler_stack, resume, take_signals};
+pub(crate) use frame::{Context, resume, take_signals};
 pub(crate) use memory::{Program, slice, slice_mut};
-pub(crate) use statics::{buffers, lists, state};
+pub(crate) use message::*;
+pub(crate) use statics::{MAX_DEPTH, State, alt_stack as handler_stack, buffers, lists, state};
 pub(crate) use vdso::{
-    Inside, finish_return, has_returned, inside, local_clock, monotonic, offset, patch,
-    restore_return, stop_at_return, undo, use_local_vdso, use_offsets,
+    Inside, finish_return, forget_return, has_returned, inside, local_clock, monotonic, offset,
+    patch, restore_return, stop_at_return, undo, use_local_vdso, use_offsets,
 };

@@ -1,5 +1,7 @@
 //! The role's one state and its buffers, as plain statics: there is no heap here.
 
+use super::call::AltStack;
+use crate::branch::Child;
 use crate::link::Link;
 use crate::trap::Remote;
 use conet_wire::image::{Area, MAX_AREAS};
@@ -31,12 +33,19 @@ impl<T> Static<T> {
 }
 
 pub(super) static HOST_STACK: Static<[u8; STACK_LEN]> = Static::new([0; STACK_LEN]);
-/// Where handlers run.
-pub(super) static ALT_STACK: Static<[u8; STACK_LEN]> = Static::new([0; STACK_LEN]);
+/// Most `vfork`s within each other; a remote's depth counts from 0.
+pub(crate) const MAX_DEPTH: usize = 3;
+
+/// Where handlers run, by the remote's depth: those that share memory must not share
+/// a stack.
+static ALT_STACKS: [Static<[u8; STACK_LEN]>; MAX_DEPTH + 1] =
+    [const { Static::new([0; STACK_LEN]) }; MAX_DEPTH + 1];
 /// The frame with which the program is entered.
 pub(super) static FRAME: Static<[u8; 8192]> = Static::new([0; 8192]);
 
-static RECORDS: [Static<[u8; RECORD]>; 4] = [const { Static::new([0; RECORD]) }; 4];
+/// Pairs of buffers: two for a deputy, one for each depth of a remote.
+static RECORDS: [Static<[u8; RECORD]>; 2 * (MAX_DEPTH + 1)] =
+    [const { Static::new([0; RECORD]) }; 2 * (MAX_DEPTH + 1)];
 
 /// What a role keeps.
 pub(crate) struct State {
@@ -44,6 +53,8 @@ pub(crate) struct State {
     pub(crate) link: Link,
     /// The remote side's own.
     pub(crate) remote: Remote,
+    /// A child that shares this memory, until it has begun.
+    pub(crate) child: Option<Child>,
 }
 
 /// Lists of areas; apart from [`State`], because they begin as zeros, which take no
@@ -53,7 +64,8 @@ pub(crate) struct Lists {
     pub(crate) areas: [Area; MAX_AREAS],
     /// How many of them are valid.
     pub(crate) area_count: usize,
-    /// What is leaving: apart from `areas`, which tell where home has files.
+    /// What is leaving: apart from `areas`, which tell where home has files, also to
+    /// a parent whose memory the leaving child has shared.
     pub(crate) leaving: [Area; MAX_AREAS],
     /// What is mapped already (deputy), or must not travel (remote).
     pub(crate) present: [Area; MAX_AREAS],
@@ -70,7 +82,8 @@ pub(crate) struct Lists {
 
 const NONE: Area = Area { start: 0, end: 0, prot: 0, flags: 0 };
 
-static STATE: Static<State> = Static::new(State { link: Link::none(), remote: Remote::new() });
+static STATE: Static<State> =
+    Static::new(State { link: Link::none(), remote: Remote::new(), child: None });
 static LISTS: Static<Lists> = Static::new(Lists {
     areas: [NONE; MAX_AREAS],
     area_count: 0,
@@ -95,9 +108,15 @@ pub(crate) fn state() -> &'static mut State {
     unsafe { &mut *STATE.0.get() }
 }
 
-/// The receive and send buffers of `set` 0 or 1.
+/// Where handlers of a remote of this depth run.
+pub(crate) fn alt_stack(depth: usize) -> AltStack {
+    let addr = ALT_STACKS[depth.min(MAX_DEPTH)].addr();
+    AltStack { addr, flags: 0, padding: 0, len: STACK_LEN as u64 }
+}
+
+/// The receive and send buffers of `set`, 0 to [`MAX_DEPTH`].
 pub(crate) fn buffers(set: u32) -> (&'static mut [u8; RECORD], &'static mut [u8; RECORD]) {
-    let first = if set == 0 { 0 } else { 2 };
+    let first = 2 * (set as usize).min(MAX_DEPTH);
     // SAFETY: a link takes one set at a time and lets go of it when it takes the other.
     unsafe { (&mut *RECORDS[first].0.get(), &mut *RECORDS[first + 1].0.get()) }
 }

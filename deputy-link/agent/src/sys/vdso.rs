@@ -230,6 +230,11 @@ pub(crate) fn restore_return() {
     }
 }
 
+/// Forgets a replaced return address: it was another's, who has ended since.
+pub(crate) fn forget_return() {
+    RETURN_TO.store(0, Ordering::Relaxed);
+}
+
 /// Lets a function whose work is done return; false if there is no such stack.
 pub(crate) fn finish_return(context: &mut Context) -> bool {
     let mut word = [0; 8];
