@@ -221,8 +221,16 @@ for i in range(150):
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     drop(listener.accept().unwrap());
     let ask = |wish| drop(away.ask(wish));
-    let relayed =
-        conet_deputy_link::mover::move_on(as_pid(pid), stream, secret, POLICY, How::Precopy, ask);
+    let (_line, line) = conet_deputy_link::family::Line::new().unwrap();
+    let relayed = conet_deputy_link::mover::move_on(
+        as_pid(pid),
+        stream,
+        secret,
+        POLICY,
+        How::Precopy,
+        &line,
+        ask,
+    );
     assert!(matches!(relayed.moved, Err(MoveError::Channel(_))), "{relayed:?}");
     assert!(relayed.returned.is_none());
     wait_until("serving", || {

@@ -75,7 +75,8 @@ pub fn move_on(
 ) -> Relayed {
     let begin = Instant::now();
     let mut relayed = Relayed { returned: None, moved: Err(MoveError::Late), is_direct: false };
-    let moved = relay(pid, stream, secret, policy, how, line, &mut ask, &mut relayed);
+    let begun = Out::begin(pid, stream, secret, policy, line);
+    let moved = begun.and_then(|out| relay(out, how, &mut ask, &mut relayed));
     if moved.is_err() {
         let_go(pid);
     }
@@ -84,16 +85,12 @@ pub fn move_on(
 }
 
 fn relay(
-    pid: Pid,
-    stream: TcpStream,
-    secret: LinkSecret,
-    policy: Policy,
+    mut out: Out<'_>,
     how: How,
-    line: &DeputyEnd,
     ask: &mut impl FnMut(Wish),
     relayed: &mut Relayed,
 ) -> Result<Moved, MoveError> {
-    let mut out = Out::begin(pid, stream, secret, policy, line)?;
+    let pid = out.pid;
     out.is_away = true;
     let (tracker, method) = ahead(&mut out, how, ask)?;
     out.is_away = false;
