@@ -52,21 +52,23 @@ sys.exit(5)";
     assert_eq!(said.text(), "first\nsecond True\n");
 }
 
-/// Prints its name and its parent's until it may end.
+/// Prints its name and its parent's until it may end. Each line is one write, also where
+/// Python is told not to buffer (PYTHONUNBUFFERED), as parent and child write at once.
 const TALK: &str = "
 import os, sys, time
 go, end = sys.argv[1:3]
-print('up', flush=True)
+def say(*words): os.write(1, (' '.join(map(str, words)) + '\\n').encode())
+say('up')
 while not os.path.exists(go): time.sleep(0.01)
 first = os.getpid()
 pid = os.fork()
 if pid == 0:
     for i in range(1000000):
         if os.path.exists(end): os._exit(7)
-        print('child', os.getpid(), os.getppid() == first, flush=True); time.sleep(0.02)
-print('made', pid, flush=True)
+        say('child', os.getpid(), os.getppid() == first); time.sleep(0.02)
+say('made', pid)
 got, status = os.waitpid(pid, 0)
-print('waited', got == pid, status, flush=True)
+say('waited', got == pid, status)
 sys.exit(5)";
 
 /// Starts [`TALK`], moves it, and has it make its child: program, pids, what it says.
