@@ -8,6 +8,7 @@ use common::*;
 use conet_deputy_link::mover::{How, MoveError};
 use conet_testkit::random::Random;
 use std::io::Write;
+use std::process::Output;
 use std::thread;
 use std::time::Duration;
 
@@ -35,7 +36,21 @@ struct Journey {
 fn travel(program: &str, args: &[&str], seed: u64, moves: u64, hows: [How; 2]) -> Journey {
     let expected = unmoved(program, args);
     let child = start(program, args);
-    let pid = child.id();
+    let journey = wander(child.id(), seed, moves, hows);
+    check_same(&child.finish(), &expected, &journey);
+    journey
+}
+
+fn check_same(got: &Output, expected: &Output, journey: &Journey) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, want) = (text(&got.stdout), text(&expected.stdout));
+    let first = out.lines().zip(want.lines()).find(|(out, want)| out != want);
+    assert_eq!(first, None, "{journey:?}");
+    assert_eq!((out.len(), got.status), (want.len(), expected.status), "{journey:?}");
+    println!("{journey:?}");
+}
+
+fn wander(pid: u32, seed: u64, moves: u64, hows: [How; 2]) -> Journey {
     let mut nodes = [Node::new(), Node::new()];
     for (node, how) in nodes.iter_mut().zip(hows) {
         node.how = how;
@@ -77,13 +92,6 @@ fn travel(program: &str, args: &[&str], seed: u64, moves: u64, hows: [How; 2]) -
         }
         thread::sleep(Duration::from_millis(random.below(40)));
     }
-    let output = child.finish();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (got, want) = (text(&output.stdout), text(&expected.stdout));
-    let first = got.lines().zip(want.lines()).find(|(got, want)| got != want);
-    assert_eq!(first, None, "{journey:?}");
-    assert_eq!((got.len(), output.status), (want.len(), expected.status), "{journey:?}");
-    println!("{journey:?}");
     journey
 }
 
@@ -114,13 +122,15 @@ fn memory_is_the_same_after_direct_moves() {
 }
 
 /// Writes, checks, takes and gives back memory at random; what it prints depends on the
-/// seed alone.
-const PAGES: &str = "import random, sys
+/// seed and on the number of steps alone, which it prints at last.
+const PAGES: &str = "import os, random, sys
 draw = random.Random(int(sys.argv[1]))
 page, count = 4096, int(sys.argv[2])
 memory, marks = bytearray(page * count), [0] * count
 extra = []
-for step in range(int(sys.argv[3])):
+step = 0
+while step < int(sys.argv[3]):
+    step += 1
     for _ in range(20):
         i = draw.randrange(count)
         at = i * page
@@ -138,18 +148,29 @@ for step in range(int(sys.argv[3])):
             sys.exit(1)
     if step % 100 == 0:
         print(step, sum(marks), flush=True)
+        if os.path.exists(sys.argv[4]): break
 if any(memory[i * page:(i + 1) * page] != bytes([marks[i]]) * page for i in range(count)):
     print('the end differs')
-print(sum(marks), [len(one) for one in extra])";
+print(sum(marks), [len(one) for one in extra])
+print(step)";
 
 #[test]
-fn a_program_is_the_same_after_a_hundred_direct_moves() {
+fn a_program_is_the_same_after_many_direct_moves() {
     conet_testkit::privileged!();
     let seed = seed();
     let text = seed.to_string();
-    let args = ["-c", PAGES, &text, "8192", "9000"];
-    let journey = travel(&python(), &args, seed, 150, [How::Precopy; 2]);
-    assert!(journey.direct >= 10, "{journey:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let stop = directory.path().join("stop");
+    let run = |steps| ["-c", PAGES, &text, "8192", steps, stop.to_str().unwrap()];
+    let child = start(&python(), &run("1000000"));
+    let journey = wander(child.id(), seed, 80, [How::Precopy; 2]);
+    std::fs::write(&stop, b"").unwrap();
+    let output = child.finish();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let steps = told.lines().last().unwrap();
+    std::fs::remove_file(&stop).unwrap();
+    check_same(&output, &unmoved(&python(), &run(steps)), &journey);
+    assert!(journey.direct >= 30, "{journey:?}");
 }
 
 /// What a program waits for it goes on waiting for, and the same time.
