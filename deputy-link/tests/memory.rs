@@ -322,6 +322,23 @@ for i in range(25): time.sleep(0.02); print(i, hashlib.md5(data).hexdigest(), fl
     }
 }
 
+/// In `execve`, memory that is new has no stack for a moment.
+#[test]
+fn a_program_in_the_midst_of_execve_has_not_ended() {
+    let script = "[ $0 = 0 ] || exec sh -c \"$1\" $(($0 - 1)) \"$1\"";
+    let mut child = start("sh", &["-c", script, "1500", script]);
+    let mut looks = 0;
+    while child.try_wait().unwrap().is_none() {
+        if let Ok(found) = conet_deputy_link::locks::locks(as_pid(child.id()), POLICY)
+            && child.try_wait().unwrap().is_none()
+        {
+            assert!(!found.contains(&conet_deputy_link::locks::Lock::NotRunning), "look {looks}");
+        }
+        looks += 1;
+    }
+    println!("{looks} looks");
+}
+
 #[test]
 fn a_program_that_ends_while_it_is_copied_has_ended() {
     conet_testkit::privileged!();
