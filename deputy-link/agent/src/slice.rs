@@ -37,8 +37,12 @@ pub(crate) fn send() -> Result<(), Broken> {
     capture::send_areas(count)?;
     // What is new home maps as zeros; from now on it is known here, and all of it is
     // still to be sent.
-    tracking::register();
     let lists = sys::lists();
+    if !tracking::register_new(&lists.leaving[..count]) {
+        // All of it goes home then, whatever it is.
+        state.remote.tracks = false;
+        return state.link.send_value(kind::END, 0, &End { areas: count as u64, pages: 0 });
+    }
     lists.base[..count].copy_from_slice(&lists.leaving[..count]);
     lists.base_count = count;
     let mut out = Outgoing::new();

@@ -19,7 +19,7 @@
 //! Sources: man 2 seccomp, linux/seccomp.h, linux/bpf_common.h.
 
 use crate::boot::family::remote_fd;
-use crate::scan::{PAGEMAP_SCAN, UFFDIO_REGISTER};
+use crate::scan::{PAGEMAP_SCAN, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT};
 use conet_wire::family::clone;
 use conet_wire::image::REGION;
 use linux_raw_sys::general as nr;
@@ -335,16 +335,18 @@ impl Program {
     }
 
     /// `ioctl(pagemap, PAGEMAP_SCAN, …)`: what has changed of the program's own memory;
-    /// `ioctl(userfault, UFFDIO_REGISTER, …)`: to learn it of what is new.
+    /// `ioctl(userfault, UFFDIO_REGISTER or UFFDIO_WRITEPROTECT, …)`: to learn it of what is
+    /// new.
     fn tracking(&mut self, fds: AgentDescriptors) {
-        self.push(JEQ, 0, 9, nr::__NR_ioctl);
+        self.push(JEQ, 0, 10, nr::__NR_ioctl);
         self.load(arg_low(0));
         self.push(JEQ, 0, 2, fds.pagemap);
         self.load(arg_low(1));
-        self.push(JEQ, 3, 4, PAGEMAP_SCAN);
-        self.push(JEQ, 0, 3, fds.userfault);
+        self.push(JEQ, 4, 5, PAGEMAP_SCAN);
+        self.push(JEQ, 0, 4, fds.userfault);
         self.load(arg_low(1));
-        self.push(JEQ, 0, 1, UFFDIO_REGISTER);
+        self.push(JEQ, 1, 0, UFFDIO_REGISTER);
+        self.push(JEQ, 0, 1, UFFDIO_WRITEPROTECT);
         self.ret(ALLOW);
         self.ret(KILL);
     }
@@ -384,7 +386,7 @@ mod tests {
         link: 3,
         maps: 4,
         pagemap: 5,
-        userfault: 0,
+        userfault: 8,
         warden: 6,
         proc: 7,
         names: NAMES,
@@ -578,11 +580,14 @@ mod tests {
         assert_eq!(call(nr::__NR_ioctl, AGENT, [0, scan, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_ioctl, PROGRAM, [5, scan, 0, 0, 0, 0]), TRAP);
         let register = u64::from(UFFDIO_REGISTER);
-        assert_eq!(call(nr::__NR_ioctl, AGENT, [6, register, 0, 0, 0, 0]), ALLOW);
-        assert_eq!(call(nr::__NR_ioctl, AGENT, [6, register + 1, 0, 0, 0, 0]), KILL);
-        assert_eq!(call(nr::__NR_ioctl, AGENT, [6, scan, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, register, 0, 0, 0, 0]), ALLOW);
+        let protect = u64::from(UFFDIO_WRITEPROTECT);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, protect, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_ioctl, PROGRAM, [8, protect, 0, 0, 0, 0]), TRAP);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, register + 1, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, scan, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_ioctl, AGENT, [5, register, 0, 0, 0, 0]), KILL);
-        assert_eq!(call(nr::__NR_ioctl, PROGRAM, [6, register, 0, 0, 0, 0]), TRAP);
+        assert_eq!(call(nr::__NR_ioctl, PROGRAM, [8, register, 0, 0, 0, 0]), TRAP);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x32, u64::MAX, 0]), ALLOW);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x02, 3, 0]), KILL);
     }
