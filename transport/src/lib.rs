@@ -95,6 +95,11 @@
 )]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "hub")]
+extern crate alloc;
+#[cfg(all(test, not(feature = "std")))]
+extern crate std;
+
 #[cfg(feature = "std")]
 pub mod endpoint;
 pub mod session;
