@@ -220,6 +220,11 @@ impl Client {
         self.active
     }
 
+    /// Bytes set aside for payloads that arrive in part.
+    pub(crate) const fn set_aside(&self) -> usize {
+        self.grants.used()
+    }
+
     /// Slots that exist.
     pub(crate) const fn slots_in_use(&self) -> usize {
         self.slots.len()

@@ -42,7 +42,6 @@ impl Grants {
     }
 
     /// Bytes that are set aside.
-    #[cfg(test)]
     pub(crate) const fn used(&self) -> usize {
         self.used
     }

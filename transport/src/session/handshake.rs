@@ -29,8 +29,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use conet_wire::session::handshake::{
     FEATURE_AES, FEATURE_LANES, FEATURE_MOVE, FEATURE_PLAIN, FEATURE_RESUMED, FEATURE_SUPERSEDED,
-    INITIATION, INITIATION_CLEAR, INITIATION_SECRET, Initiation, InitiationSecret, RESPONSE,
-    RESPONSE_SECRET, RESUMPTION, RESUMPTION_SECRET, Response, ResponseSecret, ResumptionSecret,
+    INITIATION, INITIATION_CLEAR, INITIATION_SECRET, Initiation, InitiationSecret, NOISE_2,
+    RESPONSE, RESPONSE_SECRET, RESUMED_SECRET, RESUMPTION, RESUMPTION_SECRET, Response,
+    ResponseSecret, ResumptionSecret,
 };
 use core::fmt;
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
@@ -140,6 +141,8 @@ pub struct Established {
     pub features: u32,
     /// For moves to come.
     pub(crate) root: Root,
+    /// The responder's epoch and life, in answer to a resumption.
+    pub(crate) responder: Option<(u64, u64)>,
 }
 
 /// The features that this build has on any machine.
@@ -239,13 +242,20 @@ impl Initiator {
     /// it was and may still finish. [`HandshakeError::Malformed`] if the peer
     /// chose what was not offered.
     pub fn finish(&mut self, response: &Response<'_>) -> Result<Established, HandshakeError> {
-        let mut payload = [0; RESPONSE_SECRET];
-        match self.noise.read_message(response.noise, &mut payload) {
-            Ok(RESPONSE_SECRET) => {}
-            Ok(_) => return Err(HandshakeError::Malformed),
-            Err(_) => return Err(HandshakeError::Forged),
+        let is_long = response.noise.len() > NOISE_2;
+        if is_long != self.resume.is_some() {
+            return Err(HandshakeError::Forged);
         }
-        let secret = ResponseSecret::parse(&payload);
+        let mut payload = [0; RESUMED_SECRET];
+        self.noise
+            .read_message(response.noise, &mut payload)
+            .map_err(|_| HandshakeError::Forged)?;
+        let (front, back) =
+            payload.split_first_chunk::<RESPONSE_SECRET>().ok_or(HandshakeError::Malformed)?;
+        let secret = ResponseSecret::parse(front);
+        let responder = back.first_chunk().zip(back.last_chunk()).filter(|_| is_long);
+        let responder =
+            responder.map(|(epoch, life)| (u64::from_le_bytes(*epoch), u64::from_le_bytes(*life)));
         let mut allowed = self.offered | FEATURE_SUPERSEDED;
         if self.resume.is_some() {
             allowed |= FEATURE_RESUMED;
@@ -266,6 +276,7 @@ impl Initiator {
             remote_session: secret.session,
             remote_incarnation: secret.incarnation,
             features: secret.chosen,
+            responder,
         })
     }
 }
@@ -364,43 +375,52 @@ impl Received {
         incarnation: u64,
         supported: u32,
     ) -> Result<(Established, [u8; RESPONSE]), HandshakeError> {
-        self.answer(session, incarnation, supported, None)
+        let (established, packet) = self.answer(session, incarnation, supported, None, (0, 0))?;
+        let packet = packet.first_chunk().copied().ok_or(HandshakeError::Malformed)?;
+        Ok((established, packet))
     }
 
-    /// Answers it, and resumes a session where `resume` says so.
+    /// Answers it, and resumes a session where `resume` says so. `ours` is our own epoch
+    /// and life, told to who resumes.
     pub(crate) fn answer(
         self,
         session: u32,
         incarnation: u64,
         supported: u32,
         resume: Option<&Root>,
-    ) -> Result<(Established, [u8; RESPONSE]), HandshakeError> {
+        ours: (u64, u64),
+    ) -> Result<(Established, Vec<u8>), HandshakeError> {
         let mut chosen = self.offered & supported & (FEATURE_AES | FEATURE_PLAIN | FEATURES);
         if resume.is_some() {
             chosen |= FEATURE_RESUMED;
         }
-        self.respond(session, incarnation, chosen, resume)
+        self.respond(ResponseSecret { incarnation, session, chosen }, resume, ours)
     }
 
     /// Tells it that its session is another's by now.
-    pub(crate) fn refuse(self) -> Result<[u8; RESPONSE], HandshakeError> {
-        self.respond(0, 0, FEATURE_SUPERSEDED, None).map(|(_, packet)| packet)
+    pub(crate) fn refuse(self) -> Result<Vec<u8>, HandshakeError> {
+        let chosen = FEATURE_SUPERSEDED;
+        let secret = ResponseSecret { incarnation: 0, session: 0, chosen };
+        self.respond(secret, None, (0, 0)).map(|(_, packet)| packet)
     }
 
     fn respond(
         mut self,
-        session: u32,
-        incarnation: u64,
-        chosen: u32,
+        response: ResponseSecret,
         resume: Option<&Root>,
-    ) -> Result<(Established, [u8; RESPONSE]), HandshakeError> {
+        ours: (u64, u64),
+    ) -> Result<(Established, Vec<u8>), HandshakeError> {
         let ResumptionSecret { common, epoch, life, .. } = self.secret;
-        let clear = Response::emit_clear(common.session);
-        let mut packet = [0; RESPONSE];
-        let (front, message) = packet.split_at_mut(clear.len());
-        front.copy_from_slice(&clear);
-        let secret = ResponseSecret { incarnation, session, chosen };
-        self.noise.write_message(&secret.emit(), message).map_err(HandshakeError::Step)?;
+        let mut secret = response.emit().to_vec();
+        if self.resumes {
+            secret.extend_from_slice(&ours.0.to_le_bytes());
+            secret.extend_from_slice(&ours.1.to_le_bytes());
+        }
+        let mut packet = Response::emit_clear(common.session).to_vec();
+        let front = packet.len();
+        packet.resize(RESPONSE - RESPONSE_SECRET + secret.len(), 0);
+        let message = packet.get_mut(front..).unwrap_or_default();
+        self.noise.write_message(&secret, message).map_err(HandshakeError::Step)?;
         let mut keys = split(&mut self.noise);
         if let Some(root) = resume {
             keys = Resume { epoch, life, root: root.duplicate() }.mix(keys);
@@ -410,10 +430,11 @@ impl Received {
             root: Root::of_handshake(&first, &second),
             sealing: second,
             opening: first,
-            cipher: cipher_of(chosen),
+            cipher: cipher_of(response.chosen),
             remote_session: common.session,
             remote_incarnation: common.incarnation,
-            features: chosen,
+            features: response.chosen,
+            responder: None,
         };
         Ok((established, packet))
     }

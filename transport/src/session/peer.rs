@@ -71,8 +71,10 @@ struct Keys {
     features: u32,
     /// Where the handshake has shown the peer to be.
     proved: Option<SocketAddr>,
-    /// The peer's epoch and life, where it began.
-    remote_life: Option<(u64, u64)>,
+    /// The peer's epoch and life, where the handshake told them.
+    remote_life: Option<Life>,
+    /// The peer was told our epoch and life.
+    announces: bool,
     /// Slots of before do not count, though the incarnation is the same.
     anew: bool,
     root: u64,
@@ -91,6 +93,7 @@ impl Keys {
             features: from.features,
             proved: None,
             remote_life: None,
+            announces: false,
             anew: false,
             root: from.root.id,
         }

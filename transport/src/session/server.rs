@@ -189,6 +189,11 @@ impl Server {
         self.parked
     }
 
+    /// Bytes set aside for payloads that arrive in part.
+    pub(crate) const fn set_aside(&self) -> usize {
+        self.grants.used()
+    }
+
     /// Slots that exist.
     pub(crate) const fn slots_in_use(&self) -> usize {
         self.slots.len()

@@ -7,6 +7,8 @@
 //!   sealed     incarnation u64 │ session u32 │ chosen u32
 //! resumption   as an initiation, of kind RESUMPTION
 //!   sealed     counter u64 │ incarnation u64 │ session u32 │ zero u32 │ epoch u64 │ life u64 │ root u64
+//! its response as any other
+//!   sealed     incarnation u64 │ session u32 │ chosen u32 │ epoch u64 │ life u64
 //! cookie       header, number = digest of the initiation │ cookie 16
 //! ```
 //!
@@ -48,6 +50,10 @@ pub const COOKIE_PACKET: usize = HEADER + COOKIE;
 pub const RESUMPTION_SECRET: usize = INITIATION_SECRET + 24;
 /// Noise IK message 1 of a resumption.
 pub const NOISE_1_RESUMPTION: usize = 32 + 32 + TAG + RESUMPTION_SECRET + TAG;
+/// Sealed bytes of the response to a resumption, without tag.
+pub const RESUMED_SECRET: usize = RESPONSE_SECRET + 16;
+/// Bytes of the response to a resumption.
+pub const RESUMED: usize = RESPONSE + 16;
 /// Bytes of a resumption packet without cookie.
 pub const RESUMPTION: usize = INITIATION_CLEAR + NOISE_1_RESUMPTION;
 /// Clear bytes in front of Noise message 1.
@@ -193,8 +199,8 @@ impl CookiePacket {
 pub struct Response<'a> {
     /// The initiator's session index.
     pub session: u32,
-    /// Noise message 2.
-    pub noise: &'a [u8; NOISE_2],
+    /// Noise message 2: [`NOISE_2`] bytes, or 16 more in answer to a resumption.
+    pub noise: &'a [u8],
 }
 
 impl<'a> Response<'a> {
@@ -206,7 +212,8 @@ impl<'a> Response<'a> {
     pub fn parse(packet: &'a [u8]) -> Result<Self, HandshakeLayoutError> {
         let wrong = HandshakeLayoutError::Length(packet.len());
         let header = Header::parse(packet).map_err(|_| HandshakeLayoutError::Header)?;
-        let noise = packet.get(HEADER..).and_then(|noise| noise.try_into().ok()).ok_or(wrong)?;
+        let noise = packet.get(HEADER..).filter(|_| [RESPONSE, RESUMED].contains(&packet.len()));
+        let noise = noise.ok_or(wrong)?;
         if header.kind != PacketKind::Response || header.flags != 0 || header.number != 0 {
             return Err(HandshakeLayoutError::Header);
         }
@@ -376,6 +383,9 @@ mod tests {
         for length in 0..good.len() {
             assert!(Response::parse(&good[..length]).is_err());
         }
+        let long = [&good[..], &[5; 16]].concat();
+        assert_eq!((Response::parse(&long).is_ok(), long.len()), (true, RESUMED));
+        assert!(Response::parse(&long[..RESUMED - 1]).is_err());
         good[8] = 1;
         assert_eq!(Response::parse(&good), Err(HandshakeLayoutError::Header));
     }
@@ -427,7 +437,7 @@ mod tests {
             prop_assert!(initiation.is_err() || bytes.len() >= INITIATION);
             let cookie = CookiePacket::parse(&bytes);
             prop_assert!(cookie.is_none_or(|cookie| cookie.emit()[..] == bytes[..]));
-            prop_assert!(Response::parse(&bytes).is_err() || bytes.len() == RESPONSE);
+            prop_assert!(Response::parse(&bytes).is_err() || [RESPONSE, RESUMED].contains(&bytes.len()));
         }
     }
 }

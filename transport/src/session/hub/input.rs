@@ -116,15 +116,16 @@ impl Hub {
             Admission::Ignore => {}
             Admission::Superseded => {
                 if let (Ok(packet), true) = (received.refuse(), self.asides.len() < MOST_ASIDES) {
-                    self.asides.push_back((from, packet.to_vec()));
+                    self.asides.push_back((from, packet));
                 }
             }
             Admission::Answer(root) => {
                 if let Some(index) = self.indices.insert(at, &mut *self.entropy) {
                     let incarnation = peer.incarnation;
-                    match received.answer(index, incarnation, self.features, root.as_ref()) {
+                    let (root, ours) = (root.as_ref(), peer.life());
+                    match received.answer(index, incarnation, self.features, root, ours) {
                         Ok((keys, packet)) => {
-                            peer.on_answered(now, from, index, &keys, &secret, &packet);
+                            peer.on_answered(now, from, index, &keys, &secret, packet);
                         }
                         Err(_) => self.indices.remove(index),
                     }

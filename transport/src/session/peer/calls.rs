@@ -24,6 +24,7 @@ impl Peer {
             calls_in_flight: self.client.in_flight(),
             parked: self.server.parked(),
             slots: (self.client.slots_in_use(), self.server.slots_in_use()),
+            set_aside: (self.client.set_aside(), self.server.set_aside()),
             epochs: (self.ours.epoch, self.theirs.epoch),
             counters,
         }

@@ -11,7 +11,7 @@
 //! image, no nonce is used again. The peer follows the first life of the highest epoch and
 //! turns the others away.
 
-use super::{KeptRoot, Life, Peer};
+use super::{KeptRoot, Life, MOST_ROOTS, Peer};
 use crate::session::client::Client;
 use crate::session::handshake::PublicKey;
 use crate::session::image::{ImageError, Reader, Writer};
@@ -58,7 +58,12 @@ impl Peer {
         out.u64(self.theirs.epoch);
         out.u64(self.theirs.life);
         out.option(self.newest_counter);
-        out.fixed(root.expose().expose());
+        // The peer may know of a handshake more than we, or of one less.
+        out.u64(root.id);
+        out.count(self.roots.len());
+        for kept in &self.roots {
+            out.fixed(kept.root.expose().expose());
+        }
         let address = self.address.map(|address| Moved { epoch: 0, address }.emit());
         out.bytes(address.as_ref().map_or(&[], |address| &address[..]));
         self.client.freeze(now, &mut out);
@@ -94,9 +99,14 @@ impl Peer {
         peer.ours = Life { epoch, life };
         peer.theirs = Life { epoch: from.u64()?, life: from.u64()? };
         peer.newest_counter = from.option()?;
-        let root = Root::new(Key::new(from.fixed()?));
-        peer.root = Some(root.id);
-        peer.roots.push_back(KeptRoot { root, pinned: true });
+        peer.root = Some(from.u64()?);
+        for _ in 0..from.count(Key::LEN)?.min(MOST_ROOTS) {
+            let root = Root::new(Key::new(from.fixed()?));
+            peer.roots.push_back(KeptRoot { root, pinned: true });
+        }
+        if peer.current_root().is_none() {
+            return Err(ImageError::Malformed);
+        }
         let address = from.bytes()?;
         if !address.is_empty() {
             let address: &[u8; MOVED_SECRET] =

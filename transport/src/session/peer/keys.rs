@@ -5,9 +5,10 @@ use crate::session::flow::{Arrivals, Fates, Tracked};
 use crate::session::handshake::{Established, Initiator, Resume};
 use crate::session::key::Root;
 use crate::time::Instant;
+use alloc::vec::Vec;
 use conet_wire::session::frame::Direction;
 use conet_wire::session::handshake::{
-    COOKIE, FEATURE_MOVE, FEATURE_RESUMED, FEATURE_SUPERSEDED, RESPONSE, Response, ResumptionSecret,
+    COOKIE, FEATURE_RESUMED, FEATURE_SUPERSEDED, Response, ResumptionSecret,
 };
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -23,10 +24,18 @@ pub(crate) enum Admission {
     Answer(Option<Root>),
 }
 
+/// Least time between two initiations of ours that others' make us send.
+const CROSSING: Duration = Duration::from_millis(20);
+
 impl Peer {
     /// Whether it is time for an initiation, and to where.
     pub(crate) fn wants_to_ask(&self, now: Instant) -> bool {
         self.address.is_some() && self.ask_at.is_some_and(|at| at <= now)
+    }
+
+    /// Our epoch and life.
+    pub(crate) const fn life(&self) -> (u64, u64) {
+        (self.ours.epoch, self.ours.life)
     }
 
     /// What a session that was moved asks with.
@@ -98,7 +107,19 @@ impl Peer {
             return Admission::Superseded;
         }
         self.newest_counter = Some(secret.common.counter);
-        if self.asking.is_some() && !smaller {
+        if self.unannounced && life.epoch == 0 {
+            // It does not know that we have moved: before it does, nobody must be us.
+            if self.address != Some(from) {
+                self.set_address(now, from);
+            }
+            if self.asking.as_ref().is_none_or(|asking| now.since(asking.since) > CROSSING) {
+                self.ask_at = Some(now);
+            }
+            return Admission::Ignore;
+        }
+        // Who has moved and is not known to wins: ours says less.
+        let is_news = life.epoch > self.theirs.epoch && !self.unannounced;
+        if self.asking.is_some() && !smaller && !is_news {
             // Both began at once and ours wins; but now we know where it is.
             self.counters.stale_initiations += 1;
             if self.address != Some(from) {
@@ -108,7 +129,7 @@ impl Peer {
                 }
             }
             // Ours was sent before the peer was there to hear it; now it is.
-            let crossing = self.limits.handshake_retry / 4;
+            let crossing = (self.limits.handshake_retry / 4).max(CROSSING);
             if self.asking.as_ref().is_some_and(|asking| now.since(asking.since) > crossing) {
                 self.ask_at = Some(now);
                 self.ask_pause = self.limits.handshake_retry;
@@ -132,12 +153,13 @@ impl Peer {
         index: u32,
         established: &Established,
         secret: &ResumptionSecret,
-        packet: &[u8; RESPONSE],
+        packet: Vec<u8>,
     ) {
         let life = Life { epoch: secret.epoch, life: secret.life };
         let keys = Keys {
             proved: Some(from),
-            remote_life: Some((life.epoch, life.life)),
+            remote_life: Some(life),
+            announces: life.epoch > 0,
             // It moved and we have forgotten what it moved with: begin anew.
             anew: life.epoch > 0 && established.features & FEATURE_RESUMED == 0,
             ..Keys::new(now, index, false, established)
@@ -150,7 +172,7 @@ impl Peer {
             // The initiator confirms soon; if it was a recording, nobody does.
             self.put_off_asking(now);
         }
-        self.handshake_out.push_back((from, packet.to_vec()));
+        self.handshake_out.push_back((from, packet));
     }
 
     pub(super) fn keep_root(&mut self, root: Root) {
@@ -182,6 +204,15 @@ impl Peer {
             self.go_down(now, DownReason::Superseded);
             return;
         }
+        let responder = established.responder.map(|(epoch, life)| Life { epoch, life });
+        if self.remote_incarnation == Some(established.remote_incarnation)
+            && responder.is_some_and(|life| life != self.theirs && life.epoch <= self.theirs.epoch)
+        {
+            // Who answers there is an earlier life of the peer.
+            self.retired.push(index);
+            self.counters.superseded += 1;
+            return;
+        }
         // Keys that we answered for earlier lose: both ends end up with these.
         self.retired.extend(self.next.take().map(|keys| keys.local_index));
         self.keep_root(established.root.duplicate());
@@ -191,9 +222,10 @@ impl Peer {
             // is on the path could have chosen.
             proved: Some(to),
             anew: is_moved && established.features & FEATURE_RESUMED == 0,
+            remote_life: responder,
+            announces: is_moved,
             ..Keys::new(now, index, true, &established)
         };
-        self.unannounced = false;
         self.switch(now, keys);
         self.rtt.on_upper_bound(now.since(since));
         // The responder waits for a packet under the new keys.
@@ -210,14 +242,14 @@ impl Peer {
         let incarnation = keys.remote_incarnation;
         let was_up = self.current.is_some();
         let same = self.remote_incarnation == Some(incarnation) && !keys.anew;
-        let (began_here, proved, remote_life) = (keys.began_here, keys.proved, keys.remote_life);
+        let (began_here, proved, life) = (keys.began_here, keys.proved, keys.remote_life);
+        self.unannounced &= !keys.announces;
         let last = self.root.replace(keys.root);
         for kept in &mut self.roots {
             kept.pinned = [self.root, last].contains(&Some(kept.root.id));
         }
         let old = self.current.replace(keys);
         self.retired.extend(self.previous.take().map(|keys| keys.local_index));
-        let life = remote_life.map(|(epoch, life)| Life { epoch, life });
         let moved = same && life.is_some_and(|life| life != self.theirs);
         if let Some(life) = life {
             self.theirs = life;
@@ -251,10 +283,6 @@ impl Peer {
         }
         if !was_up || !same {
             self.events.push_back(PeerEvent::Up);
-        }
-        if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_MOVE)) {
-            // It asked first, and does not know that we have moved as well.
-            self.ask_at = Some(now);
         }
         self.assign(now);
     }

@@ -75,6 +75,8 @@ pub struct PeerStatus {
     pub parked: usize,
     /// Slots in memory: for calls of ours, and of the peer's.
     pub slots: (usize, usize),
+    /// Bytes set aside for payloads that arrive in part: of replies, and of calls.
+    pub set_aside: (usize, usize),
     /// How often this end, and the other, has moved.
     pub epochs: (u64, u64),
     /// What was counted.
