@@ -73,7 +73,7 @@ struct Keys {
     proved: Option<SocketAddr>,
     /// The peer's epoch and life, where the handshake told them.
     remote_life: Option<Life>,
-    /// The peer was told our epoch and life.
+    /// The handshake told the peer our epoch and life.
     announces: bool,
     /// Slots of before do not count, though the incarnation is the same.
     anew: bool,
@@ -145,6 +145,8 @@ pub(crate) struct Peer {
     limits: Limits,
     address: Option<SocketAddr>,
     candidate: Option<Candidate>,
+    /// Where the peer may be found, by what its old node says.
+    hint: Option<SocketAddr>,
     current: Option<Keys>,
     next: Option<Keys>,
     previous: Option<Keys>,
@@ -199,6 +201,7 @@ impl Peer {
             limits,
             address,
             candidate: None,
+            hint: None,
             current: None,
             next: None,
             previous: None,
@@ -308,6 +311,10 @@ impl Peer {
         }
         let which = if is(&self.current) { Which::Current } else { Which::Previous };
         self.heard = now;
+        if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
+            // It uses keys of a handshake that told our life.
+            self.unannounced = which != Which::Current;
+        }
         if which == Which::Current && newest && self.address != Some(from) {
             self.on_elsewhere(now, from, packet.len(), tokens);
         }
@@ -427,7 +434,7 @@ impl Peer {
         if !self.handshake_out.is_empty() || self.has_something_to_say() {
             return Some(now);
         }
-        let ask = self.ask_at.filter(|_| self.address.is_some());
+        let ask = self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some());
         let calls = self.client.deadline();
         let Some(current) = &self.current else {
             return earliest([ask, calls]);

@@ -164,21 +164,18 @@ impl Active {
             Body::Whole(bytes) => (bytes.len(), &bytes[..]),
             Body::Pieces(body) => (body.bytes().len(), &[][..]),
         };
+        if let Some(reply) = self.reply.as_ref().filter(|_| lanes) {
+            // The server is at it: all it can want is leave to send more.
+            let (direction, upto) = (Direction::Reply, granted(reply));
+            return packet.push(&Frame::Grant { slot, sequence, direction, upto });
+        }
         let head = SlotHead { slot, sequence, total: u32::try_from(length).unwrap_or(u32::MAX) };
         let plain = !lanes || (self.marks.lane == Lane::Calls && self.marks.after.is_none());
-        let call = if plain {
+        packet.push(&if plain {
             Frame::Call { head, data }
         } else {
             Frame::Marked { head, marks: self.marks, data }
-        };
-        let grant = self.reply.as_ref().filter(|_| lanes).map(|reply| Frame::Grant {
-            slot,
-            sequence,
-            direction: Direction::Reply,
-            upto: granted(reply),
-        });
-        let room = call.wire_len() + grant.as_ref().map_or(0, Frame::wire_len);
-        room <= packet.room() && packet.push(&call) && grant.is_none_or(|grant| packet.push(&grant))
+        })
     }
 }
 

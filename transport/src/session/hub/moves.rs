@@ -210,8 +210,8 @@ impl Hub {
     pub(super) fn on_moved(&mut self, now: Instant, at: usize, packet: &mut [u8]) {
         let Some(Some(peer)) = self.peers.get_mut(at) else { return };
         let opened = peer.roots().find_map(|root| open(root, packet));
-        if let Some(Moved { epoch, address }) = opened {
-            peer.on_moved(now, epoch, address);
+        if let Some(Moved { address, .. }) = opened {
+            peer.on_moved(now, address);
         }
     }
 }

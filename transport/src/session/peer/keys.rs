@@ -30,7 +30,8 @@ const CROSSING: Duration = Duration::from_millis(20);
 impl Peer {
     /// Whether it is time for an initiation, and to where.
     pub(crate) fn wants_to_ask(&self, now: Instant) -> bool {
-        self.address.is_some() && self.ask_at.is_some_and(|at| at <= now)
+        let somewhere = self.address.is_some() || self.hint.is_some();
+        somewhere && self.ask_at.is_some_and(|at| at <= now)
     }
 
     /// Our epoch and life.
@@ -53,7 +54,8 @@ impl Peer {
         packet: &[u8],
         digest: u64,
     ) {
-        let Some(to) = self.address else { return };
+        // A hint is good for one attempt.
+        let Some(to) = self.hint.take().or(self.address) else { return };
         let packet = packet.to_vec();
         self.handshake_out.push_back((to, packet.clone()));
         let asking = Asking { initiator, index, since: now, to, packet, digest };
@@ -242,8 +244,7 @@ impl Peer {
         let incarnation = keys.remote_incarnation;
         let was_up = self.current.is_some();
         let same = self.remote_incarnation == Some(incarnation) && !keys.anew;
-        let (began_here, proved, life) = (keys.began_here, keys.proved, keys.remote_life);
-        self.unannounced &= !keys.announces;
+        let (proved, life) = (keys.proved, keys.remote_life);
         let last = self.root.replace(keys.root);
         for kept in &mut self.roots {
             kept.pinned = [self.root, last].contains(&Some(kept.root.id));
@@ -269,8 +270,9 @@ impl Peer {
             self.server.on_peer_restart(incarnation);
             self.remote_incarnation = Some(incarnation);
         }
-        if let Some(address) = proved.filter(|_| !began_here || self.address.is_none()) {
+        if let Some(address) = proved {
             self.candidate = None;
+            self.counters.moves += u64::from(self.address.is_some_and(|old| old != address));
             self.address = Some(address);
         }
         // Packet numbers begin anew: nothing in flight can be acknowledged now.
@@ -325,17 +327,18 @@ impl Peer {
         self.ask_at = self.address.map(|_| now + wait);
     }
 
-    /// The peer's old node says where it has gone.
-    pub(crate) fn on_moved(&mut self, now: Instant, epoch: u64, address: SocketAddr) {
-        if self.superseded || epoch <= self.theirs.epoch || self.address == Some(address) {
+    /// The peer's old node says where it has gone. It may be a recording, so one attempt
+    /// is made there, and only its answer moves the peer.
+    pub(crate) fn on_moved(&mut self, now: Instant, address: SocketAddr) {
+        let is_soon = |asking: &Asking| now.since(asking.since) < CROSSING;
+        if self.superseded
+            || self.address == Some(address)
+            || self.asking.as_ref().is_some_and(|asking| is_soon(asking) && asking.to == address)
+        {
             return;
         }
-        self.candidate = None;
-        self.address = Some(address);
-        self.counters.moves += 1;
-        // Only a handshake shows that it is there.
+        self.hint = Some(address);
         self.ask_at = Some(now);
-        self.ask_pause = self.limits.handshake_retry;
     }
 
     /// Secrets under which a MOVED may come.
