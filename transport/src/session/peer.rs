@@ -130,6 +130,9 @@ pub(crate) struct Life {
 /// Secrets of handshakes that are kept for moves.
 const MOST_ROOTS: usize = 8;
 
+/// Ended incarnations that are remembered.
+const MOST_ENDED: usize = 32;
+
 /// A secret of a handshake.
 #[derive(Debug)]
 struct KeptRoot {
@@ -158,6 +161,8 @@ pub(crate) struct Peer {
     /// Ours in this session; a moved one brings its own.
     pub(crate) incarnation: u64,
     remote_incarnation: Option<u64>,
+    /// Incarnations that another one has followed.
+    ended: VecDeque<u64>,
     ours: Life,
     theirs: Life,
     /// Thawed, and the peer does not know yet.
@@ -212,6 +217,7 @@ impl Peer {
             newest_counter: None,
             incarnation,
             remote_incarnation: None,
+            ended: VecDeque::new(),
             ours: Life::default(),
             theirs: Life::default(),
             unannounced: false,

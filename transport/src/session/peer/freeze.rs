@@ -58,6 +58,10 @@ impl Peer {
         out.u64(self.theirs.epoch);
         out.u64(self.theirs.life);
         out.option(self.newest_counter);
+        out.count(self.ended.len());
+        for ended in &self.ended {
+            out.u64(*ended);
+        }
         // The peer may know of a handshake more than we, or of one less.
         out.u64(root.id);
         out.count(self.roots.len());
@@ -99,6 +103,9 @@ impl Peer {
         peer.ours = Life { epoch, life };
         peer.theirs = Life { epoch: from.u64()?, life: from.u64()? };
         peer.newest_counter = from.option()?;
+        for _ in 0..from.count(8)? {
+            peer.ended.push_back(from.u64()?);
+        }
         peer.root = Some(from.u64()?);
         for _ in 0..from.count(Key::LEN)?.min(MOST_ROOTS) {
             let root = Root::new(Key::new(from.fixed()?));

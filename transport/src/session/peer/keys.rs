@@ -1,6 +1,6 @@
 //! How a peer's keys come, are confirmed, are replaced and go.
 
-use super::{Asking, DownReason, KeptRoot, Keys, Life, MOST_ROOTS, Peer, PeerEvent};
+use super::{Asking, DownReason, KeptRoot, Keys, Life, MOST_ENDED, MOST_ROOTS, Peer, PeerEvent};
 use crate::session::flow::{Arrivals, Fates, Tracked};
 use crate::session::handshake::{Established, Initiator, Resume};
 use crate::session::key::Root;
@@ -100,9 +100,9 @@ impl Peer {
             return Admission::Ignore;
         }
         let life = Life { epoch: secret.epoch, life: secret.life };
-        if self.remote_incarnation == Some(secret.common.incarnation)
-            && life != self.theirs
-            && life.epoch <= self.theirs.epoch
+        let is_same = self.remote_incarnation == Some(secret.common.incarnation);
+        if self.ended.contains(&secret.common.incarnation)
+            || (is_same && life != self.theirs && life.epoch <= self.theirs.epoch)
         {
             // Its number must not count: the clock of a stale life may be ahead.
             self.counters.superseded += 1;
@@ -119,9 +119,12 @@ impl Peer {
             }
             return Admission::Ignore;
         }
-        // Who has moved and is not known to wins: ours says less.
-        let is_news = life.epoch > self.theirs.epoch && !self.unannounced;
-        if self.asking.is_some() && !smaller && !is_news {
+        // A resumption says more than an initiation; of two alike the keys decide.
+        let ours_wins = match (self.ours.epoch > 0, life.epoch > 0) {
+            (ours, theirs) if ours == theirs => !smaller,
+            (ours, _) => ours,
+        };
+        if self.asking.is_some() && ours_wins {
             // Both began at once and ours wins; but now we know where it is.
             self.counters.stale_initiations += 1;
             if self.address != Some(from) {
@@ -141,7 +144,9 @@ impl Peer {
         if let Some(asking) = self.asking.take() {
             self.retired.push(asking.index);
         }
-        let kept = self.roots.iter_mut().find(|kept| life.epoch > 0 && kept.root.id == secret.root);
+        // Of another incarnation no slot is left to go on with.
+        let is_ours = |kept: &&mut KeptRoot| is_same && kept.root.id == secret.root;
+        let kept = self.roots.iter_mut().filter(|_| life.epoch > 0).find(is_ours);
         Admission::Answer(kept.map(|kept| {
             kept.pinned = true;
             kept.root.duplicate()
@@ -264,8 +269,15 @@ impl Peer {
             self.retired.extend(old.map(|keys| keys.local_index));
         }
         if !same {
-            if self.remote_incarnation.is_some() {
+            if let Some(old) = self.remote_incarnation {
                 self.client.on_peer_restart();
+                if old != incarnation {
+                    // It has ended for good, whoever thaws an image of it.
+                    while self.ended.len() >= MOST_ENDED {
+                        self.ended.pop_front();
+                    }
+                    self.ended.push_back(old);
+                }
             }
             self.server.on_peer_restart(incarnation);
             self.remote_incarnation = Some(incarnation);
