@@ -101,6 +101,8 @@ extern crate alloc;
 extern crate std;
 
 #[cfg(feature = "std")]
+pub mod direct;
+#[cfg(feature = "std")]
 pub mod endpoint;
 pub mod session;
 #[cfg(feature = "std")]

@@ -269,6 +269,9 @@ impl Peer {
             self.retired.extend(old.map(|keys| keys.local_index));
         }
         if !same {
+            // Slots begin anew: nobody goes on with what was shared before.
+            let root = self.root;
+            self.roots.retain(|kept| Some(kept.root.id) == root);
             if let Some(old) = self.remote_incarnation {
                 self.client.on_peer_restart();
                 if old != incarnation {
