@@ -163,7 +163,9 @@ impl Client {
             _ => return,
         };
         let pause = if pause < PROBE { PROBE } else { back_off_parked(pause) };
-        self.ask_at(number, now + pause.min(PARKED_PROBE), pause);
+        // Those that wait long are asked for together.
+        let at = (now + pause.min(PARKED_PROBE)).rounded_up(PROBE / 4);
+        self.ask_at(number, at, pause);
     }
 
     /// More of a call's payload may be sent.
