@@ -14,7 +14,7 @@
 //! for up to [`SPIN`] before the thread sleeps. Where the peer needs the same processor
 //! that only keeps it from answering: each spin that brought nothing halves the next, to
 //! none, and each sleep that was short enough to have been spun through counts towards
-//! trying again.
+//! trying again, the more the oftener that was in vain.
 //!
 //! Invariants: what [`Direct::turn`] does is bounded by one batch of datagrams; a socket
 //! error is the caller's to see, a datagram that cannot go is as good as lost.
@@ -33,6 +33,9 @@ use std::time::Duration;
 const SPIN: Duration = Duration::from_micros(20);
 /// Short sleeps in a row after which spinning is tried again.
 const PATIENCE: u32 = 64;
+/// The same where that was tried in vain again and again: on one processor every sleep is
+/// short, and every spin lost.
+const MOST_PATIENCE: u32 = 16 * 1024;
 /// Datagrams taken in one turn.
 const BATCH: usize = 64;
 /// Longest UDP datagram over IPv4.
@@ -63,6 +66,7 @@ pub struct Direct {
     wait: Wait,
     spin: Duration,
     short_sleeps: u32,
+    patience: u32,
 }
 
 impl Direct {
@@ -82,6 +86,7 @@ impl Direct {
             wait,
             spin: SPIN,
             short_sleeps: 0,
+            patience: PATIENCE,
         })
     }
 
@@ -120,18 +125,19 @@ impl Direct {
     /// Those of `send(2)` that concern the socket and not one datagram.
     pub fn flush(&mut self) -> io::Result<()> {
         let now = self.now();
+        self.flush_at(now)
+    }
+
+    fn flush_at(&mut self, now: Instant) -> io::Result<()> {
         while let Some(to) = self.hub.poll_transmit(now, &mut self.out) {
             let sent = if self.connected == Some(to) {
                 rustix::net::send(&self.socket, &self.out, SendFlags::empty())
             } else {
                 rustix::net::sendto(&self.socket, &self.out, SendFlags::empty(), &to)
             };
-            match sent {
-                Err(error @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) => {
-                    return Err(error.into());
-                }
-                // Refused, unreachable, no buffers: to the session it is lost.
-                Ok(_) | Err(_) => {}
+            // Refused, unreachable, no buffers: to the session it is lost.
+            if let Err(error @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) = sent {
+                return Err(error.into());
             }
         }
         Ok(())
@@ -144,19 +150,21 @@ impl Direct {
     ///
     /// Those of the socket.
     pub fn turn(&mut self, wait: Duration) -> io::Result<()> {
-        self.flush()?;
-        if !self.receive()? && !wait.is_zero() {
-            self.wait_for(wait)?;
+        let mut now = self.now();
+        self.flush_at(now)?;
+        if wait.is_zero() {
+            self.receive(&mut now)?;
+        } else {
+            now = self.wait_for(now, wait)?;
         }
-        let now = self.now();
         if self.hub.poll_timeout(now).is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
         }
-        self.flush()
+        self.flush_at(now)
     }
 
-    /// Takes up to [`BATCH`] datagrams; says whether there was one.
-    fn receive(&mut self) -> io::Result<bool> {
+    /// Takes up to [`BATCH`] datagrams; says whether there was one, and sets `now` if so.
+    fn receive(&mut self, now: &mut Instant) -> io::Result<bool> {
         for n in 0..BATCH {
             let received = match self.connected {
                 Some(from) => {
@@ -180,9 +188,11 @@ impl Direct {
                 // Of an earlier datagram that nobody took.
                 Err(_) => continue,
             };
-            let now = self.now();
+            if n == 0 {
+                *now = self.now();
+            }
             if let Some(bytes) = self.incoming.get_mut(..length) {
-                self.hub.handle_datagram(now, from, bytes);
+                self.hub.handle_datagram(*now, from, bytes);
             }
             if length < 1000 && n == 0 {
                 // A small one seldom comes with others: answer it before looking again.
@@ -192,48 +202,59 @@ impl Direct {
         Ok(true)
     }
 
-    /// Waits until a datagram is there, the hub's deadline or `most` has passed.
-    fn wait_for(&mut self, most: Duration) -> io::Result<()> {
-        let begun = self.now();
+    /// Waits until datagrams have been taken, the hub's deadline or `most` has passed;
+    /// gives the time.
+    fn wait_for(&mut self, begun: Instant, most: Duration) -> io::Result<Instant> {
         let most = self.hub.poll_timeout(begun).map_or(most, |at| at.since(begun).min(most));
+        let mut now = begun;
         let spin = match self.wait {
             Wait::Spin => most,
             Wait::Block => Duration::ZERO,
             Wait::Adaptive => self.spin.min(most),
         };
-        if !spin.is_zero() {
-            while self.now().since(begun) < spin {
-                if self.receive()? {
-                    self.spin = (self.spin * 2).min(SPIN);
-                    return Ok(());
+        if most.is_zero() || !spin.is_zero() {
+            loop {
+                if self.receive(&mut now)? {
+                    if !self.spin.is_zero() {
+                        self.spin = (self.spin * 2).min(SPIN);
+                        self.patience = PATIENCE;
+                    }
+                    return Ok(now);
+                }
+                now = self.now();
+                if now.since(begun) >= spin {
+                    break;
                 }
                 core::hint::spin_loop();
             }
             self.spin /= 2;
             if self.spin < Duration::from_micros(2) {
                 self.spin = Duration::ZERO;
+                self.patience = (self.patience * 2).min(MOST_PATIENCE);
             }
         }
-        let slept = self.now();
+        let slept = now;
         let left = most.saturating_sub(slept.since(begun));
         if left.is_zero() {
-            return Ok(());
+            return Ok(now);
         }
         let timeout = Timespec::try_from(left).ok();
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) | Err(Errno::INTR) => return Ok(()),
+            Ok(0) | Err(Errno::INTR) => return Ok(self.now()),
             Ok(_) => {}
             Err(error) => return Err(error.into()),
         }
+        if !self.receive(&mut now)? {
+            now = self.now();
+        }
         // Short enough for spinning, had the other processor been at it.
-        let short = self.now().since(slept) < SPIN * 2;
-        self.receive()?;
+        let short = now.since(slept) < SPIN * 2;
         self.short_sleeps = if short { self.short_sleeps + 1 } else { 0 };
-        if self.short_sleeps >= PATIENCE && self.spin.is_zero() {
+        if self.short_sleeps >= self.patience && self.spin.is_zero() {
             self.short_sleeps = 0;
             self.spin = SPIN;
         }
-        Ok(())
+        Ok(now)
     }
 }
