@@ -31,12 +31,12 @@
 //! |---|---|---|
 //! | [`session::slots`], [`session::replay`] | nothing | agents, daemons |
 //! | `session::protect` (feature `ring`) | an AEAD | agents, daemons |
-//! | `session::Hub` (feature `std`) | an allocator, time and bytes from outside | the driver, tests, fuzzing |
-//! | `endpoint`, `stream` (feature `std`) | sockets, a thread | daemons |
+//! | `session::Hub` (feature `hub`) | an allocator, time and bytes from outside | the drivers, tests, fuzzing |
+//! | `endpoint`, `direct`, `stream` (feature `std`) | sockets; for `endpoint` a thread | daemons |
 //!
 //! *Sans-IO.* The hub gets datagrams, the time and randomness, and gives
-//! datagrams, events and deadlines. That is why three hundred bad links can be
-//! simulated in seconds, why the same seed gives the same trace, and why a fuzzer
+//! datagrams, events and deadlines. That is why thousands of bad links can be
+//! simulated in a minute, why the same seed gives the same trace, and why a fuzzer
 //! can be a peer.
 //!
 //! *Blocking calls at the top.* The daemon's threads call
@@ -95,6 +95,13 @@
 )]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "hub")]
+extern crate alloc;
+#[cfg(all(test, not(feature = "std")))]
+extern crate std;
+
+#[cfg(feature = "std")]
+pub mod direct;
 #[cfg(feature = "std")]
 pub mod endpoint;
 pub mod session;

@@ -2,43 +2,63 @@
 //!
 //! [`protect`], [`replay`] and [`slots`] are the part that allocates nothing and
 //! needs no standard library: agents inside moved processes use it. [`Hub`] and
-//! [`handshake`] are built on it for daemons. All of it is sans-IO: bytes, time
-//! and randomness come in, packets, events and deadlines go out.
+//! [`handshake`] are built on it for daemons; they want an allocator, and once a session
+//! has been in use for a while its calls allocate nothing. All of it is sans-IO: bytes,
+//! time and randomness come in, packets, events and deadlines go out.
 
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod client;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod flow;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
+mod gate;
+#[cfg(feature = "hub")]
+mod grants;
+#[cfg(feature = "hub")]
 pub mod handshake;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod hub;
+#[cfg(feature = "hub")]
+mod image;
 #[cfg(feature = "ring")]
 mod key;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod limits;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod packet;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
+mod path;
+#[cfg(feature = "hub")]
 mod payload;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod peer;
+#[cfg(feature = "hub")]
+mod pool;
 #[cfg(feature = "ring")]
 pub mod protect;
 pub mod replay;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod rtt;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 mod server;
 pub mod slots;
+#[cfg(feature = "hub")]
+mod timers;
 
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 pub use client::{CallError, CallId, NotTaken};
-#[cfg(feature = "std")]
-pub use hub::{CallRefused, Event, Hub, HubConfig, ReplyFailed, Strays, UnknownPeer};
-#[cfg(feature = "std")]
-pub use limits::Limits;
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
+pub use conet_wire::session::frame::Lane;
+#[cfg(feature = "hub")]
+pub use hub::{
+    CallRefused, Event, FreezeError, Frozen, Hub, HubConfig, ReplyFailed, Strays, Thawed,
+    UnknownPeer,
+};
+#[cfg(feature = "hub")]
+pub use image::ImageError;
+#[cfg(feature = "hub")]
+pub use limits::{Limits, MOST_IN_ROW};
+#[cfg(feature = "hub")]
 pub use peer::{Counters, DownReason, PeerStatus};
-#[cfg(feature = "std")]
+#[cfg(feature = "hub")]
 pub use server::{IncomingId, ReplyError};

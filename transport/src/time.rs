@@ -30,6 +30,13 @@ impl Instant {
         Duration::from_nanos(self.nanos)
     }
 
+    /// This, or the next moment that is a multiple of `step` after the start.
+    #[must_use]
+    pub fn rounded_up(self, step: Duration) -> Self {
+        let step = nanos(step).max(1);
+        Self { nanos: self.nanos.div_ceil(step).saturating_mul(step) }
+    }
+
     /// Time from `earlier` to this, zero if that lies ahead.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
@@ -68,6 +75,9 @@ mod tests {
         assert_eq!(Instant::START - Duration::from_secs(1), Instant::START);
         assert_eq!(Instant::START.since(late), Duration::ZERO);
         let second = Duration::from_secs(1);
+        let early = Instant::START + second / 3;
+        assert_eq!(early.rounded_up(second), Instant::START + second);
+        assert_eq!((Instant::START + second).rounded_up(second), Instant::START + second);
         assert_eq!((Instant::START + second).since_start(), second);
         assert_eq!(Instant::from_start(second).since(Instant::START), second);
     }

@@ -80,7 +80,7 @@ fn errors_say_whether_a_call_may_have_run() {
     let (client, server) = pair();
     let nobody = client.endpoint.call(key(9).public(), vec![], LONG);
     assert!(matches!(nobody, Err(CallFailed::Refused(CallRefused::Peer(_)))));
-    let long = client.endpoint.call(key(2).public(), vec![0; 1024 * 1024 + 1], LONG);
+    let long = client.endpoint.call(key(2).public(), vec![0; 16 * 1024 * 1024 + 1], LONG);
     assert!(matches!(long, Err(CallFailed::Refused(CallRefused::NotTaken(_)))));
     let slow = client.endpoint.begin(key(2).public(), vec![1], Duration::from_millis(300));
     let ticket = loop {

@@ -22,6 +22,7 @@
 
 pub mod frame;
 pub mod handshake;
+pub mod moved;
 
 /// Bytes of a packet header.
 pub const HEADER: usize = 16;
@@ -51,6 +52,13 @@ pub enum PacketKind {
     Response,
     /// Frames under a session's keys.
     Data,
+    /// Answer to an initiation in a time of many: say it again, with this.
+    Cookie,
+    /// Answer of a node from which a session has gone: where it is now.
+    Moved,
+    /// First message of the handshake of a session that was moved; its session index
+    /// is zero.
+    Resumption,
 }
 
 impl PacketKind {
@@ -59,6 +67,9 @@ impl PacketKind {
             1 => Some(Self::Initiation),
             2 => Some(Self::Response),
             3 => Some(Self::Data),
+            4 => Some(Self::Cookie),
+            5 => Some(Self::Moved),
+            6 => Some(Self::Resumption),
             _ => None,
         }
     }
@@ -68,6 +79,9 @@ impl PacketKind {
             Self::Initiation => 1,
             Self::Response => 2,
             Self::Data => 3,
+            Self::Cookie => 4,
+            Self::Moved => 5,
+            Self::Resumption => 6,
         }
     }
 }
@@ -218,7 +232,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn header_round_trip(kind in 1u8..=3, flags: u8, session: u32, number: u64) {
+        fn header_round_trip(kind in 1u8..=6, flags: u8, session: u32, number: u64) {
             let kind = PacketKind::from_byte(kind).expect("known");
             let header = Header { kind, flags, session, number };
             prop_assert_eq!(Header::parse(&header.emit()), Ok(header));

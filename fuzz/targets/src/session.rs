@@ -13,7 +13,7 @@
 //! Bytes behind the last whole step are one more datagram.
 
 use conet_transport::session::handshake::{
-    Entropy, EntropyFailed, Established, Initiator, PrivateKey,
+    Entropy, EntropyFailed, Established, FEATURES, Initiator, PrivateKey,
 };
 use conet_transport::session::protect::{Label, Sealer};
 use conet_transport::session::{Event, Hub, HubConfig, IncomingId, Limits};
@@ -25,7 +25,7 @@ use conet_wire::session::{
 };
 use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Feeds the steps to a hub with a standing session.
 ///
@@ -63,7 +63,12 @@ fn layouts(data: &[u8]) {
         assert_eq!(emit_record_prefix(length), Some(*prefix));
     }
     if let Ok(initiation) = Initiation::parse(data) {
-        assert_eq!(Initiation::emit_clear(initiation.offered), *initiation.clear);
+        let clear = if initiation.resumes {
+            Initiation::emit_clear_resumption(initiation.offered)
+        } else {
+            Initiation::emit_clear(initiation.offered)
+        };
+        assert_eq!(clear, *initiation.clear);
     }
     if let Ok(response) = Response::parse(data) {
         assert!(data.starts_with(&Response::emit_clear(response.session)));
@@ -113,8 +118,8 @@ impl Rig {
                 assembling: 32 * 1024,
                 ..Limits::default()
             },
-            started: SystemTime::UNIX_EPOCH,
-            features: 0,
+            started: Duration::ZERO,
+            features: FEATURES,
             entropy: Box::new(Counting(9)),
             ..HubConfig::new(server)
         };
@@ -123,7 +128,7 @@ impl Rig {
         hub.add_peer(now, client_key, None);
         let secret = InitiationSecret { counter: 1, incarnation: 2, session: 3 };
         let (mut initiator, mut packet) =
-            Initiator::start(&client, &server_key, 0, secret, &mut entropy).ok()?;
+            Initiator::start(&client, &server_key, FEATURES, secret, &mut entropy).ok()?;
         let peer_address = SocketAddr::from(([192, 0, 2, 2], 1));
         hub.handle_datagram(now, peer_address, &mut packet);
         let mut out = Vec::new();

@@ -192,7 +192,7 @@ impl Driver {
             let event = match event {
                 Event::Up(peer) => EndpointEvent::PeerUp(peer),
                 Event::Down(peer, reason) => EndpointEvent::PeerDown(peer, reason),
-                Event::Call { peer, id, payload } => {
+                Event::Call { peer, id, payload, .. } => {
                     EndpointEvent::Call { ticket: Ticket { peer, id }, payload }
                 }
                 Event::Cancelled { peer, id } => EndpointEvent::Cancelled(Ticket { peer, id }),

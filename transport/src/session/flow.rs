@@ -7,15 +7,21 @@
 //! calls are repeated by the client instead, and their reply is the
 //! acknowledgement.
 //!
+//! A congestion mark (RFC 3168) shrinks the window as a loss does, once per round trip,
+//! but by less (RFC 8511 §3: 0.8). It stops growing while the latest round trip is so
+//! much longer than the shortest one that a queue must be standing.
+//!
 //! Invariants: every tracked packet ends as acknowledged or lost, once; bytes in
 //! flight are the sum of the packets that have not ended; memory is bounded by
 //! the window's cap.
 
 use super::rtt::Rtt;
 use crate::time::Instant;
-use conet_wire::session::frame::{Ack, Direction};
-use std::collections::VecDeque;
-use std::ops::Range;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use conet_wire::session::frame::{Direction, SEEN_WORDS, Seen};
+use core::ops::Range;
+use core::time::Duration;
 
 /// Later packets acknowledged before an earlier one counts as lost.
 const PACKET_THRESHOLD: u64 = 3;
@@ -26,6 +32,10 @@ const LEAST_PACKETS: usize = 4;
 /// Cap, packets: below the 256 numbers that one ACK can tell about, and within
 /// Linux's default receive buffer twice over.
 const MOST_PACKETS: usize = 128;
+/// The same where the peer sends SEEN, which tells about 1,024 numbers.
+const MOST_PACKETS_WIDE: usize = 768;
+/// Queueing delay that is no reason to stop growing: a scheduler's tick costs as much.
+const QUEUE_TARGET: Duration = Duration::from_millis(2);
 
 /// What a tracked packet carries.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,12 +56,8 @@ struct Sent {
     what: Tracked,
 }
 
-/// Tracked packets that ended.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) acked: Vec<Tracked>,
-    pub(crate) lost: Vec<Tracked>,
-}
+/// Tracked packets that ended, and whether each arrived.
+pub(crate) type Fates = Vec<(Tracked, bool)>;
 
 /// The sending side of tracked packets.
 #[derive(Debug)]
@@ -68,6 +74,10 @@ pub(crate) struct Flow {
     recovery_order: u64,
     probes: u32,
     probe_from: Instant,
+    most: usize,
+    /// Congestion marks that the peer has counted.
+    marked: u32,
+    shortest: Option<Duration>,
 }
 
 impl Flow {
@@ -84,12 +94,20 @@ impl Flow {
             recovery_order: 0,
             probes: 0,
             probe_from: Instant::START,
+            most: MOST_PACKETS,
+            marked: 0,
+            shortest: None,
         }
+    }
+
+    /// The peer acknowledges by SEEN.
+    pub(crate) const fn widen(&mut self) {
+        self.most = MOST_PACKETS_WIDE;
     }
 
     /// Whether the window has room for one more packet.
     pub(crate) fn may_send(&self) -> bool {
-        self.in_flight + self.packet <= self.window && self.sent.len() < MOST_PACKETS
+        self.in_flight + self.packet <= self.window && self.sent.len() < self.most
     }
 
     pub(crate) fn on_sent(&mut self, now: Instant, number: u64, bytes: usize, what: Tracked) {
@@ -101,62 +119,79 @@ impl Flow {
         self.in_flight += bytes;
     }
 
-    pub(crate) fn on_ack(&mut self, now: Instant, ack: &Ack, rtt: &mut Rtt) -> Outcome {
-        let mut outcome = Outcome::default();
-        let mut kept = VecDeque::with_capacity(self.sent.len());
+    pub(crate) fn on_ack(&mut self, now: Instant, ack: &Seen, rtt: &mut Rtt, fates: &mut Fates) {
         let mut grown = 0;
-        for sent in self.sent.drain(..) {
+        let (acked_order, in_flight) = (&mut self.acked_order, &mut self.in_flight);
+        let shortest = &mut self.shortest;
+        self.sent.retain(|sent| {
             if !ack.covers(sent.number) {
-                kept.push_back(sent);
-                continue;
+                return true;
             }
             if sent.number == ack.largest {
-                let delay = core::time::Duration::from_micros(ack.delay_us.into());
+                let delay = Duration::from_micros(ack.delay_us.into());
                 let whole = now.since(sent.at);
-                rtt.on_sample(whole.saturating_sub(delay.min(whole / 2)));
+                let sample = whole.saturating_sub(delay.min(whole / 2));
+                rtt.on_sample(sample);
+                *shortest = Some(shortest.map_or(sample, |shortest| shortest.min(sample)));
             }
-            self.acked_order = self.acked_order.max(sent.order + 1);
-            self.in_flight -= sent.bytes;
+            *acked_order = (*acked_order).max(sent.order + 1);
+            *in_flight -= sent.bytes;
             grown += sent.bytes;
-            outcome.acked.push(sent.what);
-        }
-        self.sent = kept;
-        if !outcome.acked.is_empty() {
-            self.grow(grown);
+            fates.push((sent.what.clone(), true));
+            false
+        });
+        if grown > 0 {
+            let new_marks = ack.marked.wrapping_sub(self.marked);
+            // A count that went back belongs to an older frame.
+            if new_marks != 0 && new_marks < u32::MAX / 2 {
+                self.marked = ack.marked;
+                self.shrink(self.acked_order.saturating_sub(1), 4, 5);
+            } else if !self.is_queueing(rtt) {
+                self.grow(grown);
+            }
             self.probes = 0;
             self.probe_from = now;
-            self.find_losses(now, rtt, &mut outcome.lost);
+            self.find_losses(now, rtt, fates);
         }
-        outcome
+    }
+
+    fn is_queueing(&self, rtt: &Rtt) -> bool {
+        self.shortest.is_some_and(|shortest| rtt.latest() > shortest * 2 + QUEUE_TARGET)
     }
 
     fn grow(&mut self, bytes: usize) {
         self.window +=
             if self.window < self.threshold { bytes } else { self.packet * bytes / self.window };
-        self.window = self.window.min(self.packet * MOST_PACKETS);
+        self.window = self.window.min(self.packet * self.most);
     }
 
-    fn find_losses(&mut self, now: Instant, rtt: &Rtt, lost: &mut Vec<Tracked>) {
+    /// Makes the window smaller for an event at `order`, unless that belongs to a
+    /// reduction that has happened.
+    fn shrink(&mut self, order: u64, numerator: usize, denominator: usize) {
+        if order >= self.recovery_order {
+            self.recovery_order = self.next_order;
+            self.threshold =
+                (self.window * numerator / denominator).max(self.packet * LEAST_PACKETS);
+            self.window = self.threshold;
+        }
+    }
+
+    fn find_losses(&mut self, now: Instant, rtt: &Rtt, fates: &mut Fates) {
         let delay = rtt.loss_delay();
-        let acked_order = self.acked_order;
+        let (acked_order, in_flight) = (self.acked_order, &mut self.in_flight);
         let mut newest = None;
-        let mut kept = VecDeque::with_capacity(self.sent.len());
-        for sent in self.sent.drain(..) {
+        self.sent.retain(|sent| {
             let late = sent.order < acked_order
                 && (sent.order + PACKET_THRESHOLD < acked_order || now.since(sent.at) >= delay);
             if late {
-                self.in_flight -= sent.bytes;
+                *in_flight -= sent.bytes;
                 newest = Some(sent.order);
-                lost.push(sent.what);
-            } else {
-                kept.push_back(sent);
+                fates.push((sent.what.clone(), false));
             }
-        }
-        self.sent = kept;
-        if newest.is_some_and(|order| order >= self.recovery_order) {
-            self.recovery_order = self.next_order;
-            self.threshold = (self.window / 2).max(self.packet * LEAST_PACKETS);
-            self.window = self.threshold;
+            !late
+        });
+        if let Some(order) = newest {
+            self.shrink(order, 1, 2);
         }
     }
 
@@ -171,16 +206,16 @@ impl Flow {
 
     /// Gives up packets that are late, or the oldest two where nothing was heard for
     /// a probe timeout.
-    pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: &Rtt) -> Vec<Tracked> {
-        let mut lost = Vec::new();
+    pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: &Rtt, fates: &mut Fates) {
         if self.deadline(rtt).is_none_or(|deadline| deadline > now) {
-            return lost;
+            return;
         }
-        self.find_losses(now, rtt, &mut lost);
-        if lost.is_empty() {
+        let before = fates.len();
+        self.find_losses(now, rtt, fates);
+        if fates.len() == before {
             for sent in self.sent.drain(..self.sent.len().min(2)) {
                 self.in_flight -= sent.bytes;
-                lost.push(sent.what);
+                fates.push((sent.what, false));
             }
             self.probes += 1;
             self.probe_from = now;
@@ -189,21 +224,21 @@ impl Flow {
                 self.window = self.packet * LEAST_PACKETS;
             }
         }
-        lost
     }
 
     /// Forgets what was learned about the path, and everything in flight, which is
     /// given back as lost.
-    pub(crate) fn restart(&mut self) -> Vec<Tracked> {
-        let fresh = Self::new(self.packet);
-        core::mem::replace(self, fresh).sent.into_iter().map(|sent| sent.what).collect()
+    pub(crate) fn restart(&mut self, fates: &mut Fates) {
+        fates.extend(self.sent.drain(..).map(|sent| (sent.what, false)));
+        let sent = core::mem::take(&mut self.sent);
+        *self = Self { sent, most: self.most, ..Self::new(self.packet) };
     }
 }
 
 /// The receiving side: which tracked packets have arrived.
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
-    ack: Ack,
+    ack: Seen,
     any: bool,
     due: bool,
     at: Instant,
@@ -211,15 +246,13 @@ pub(crate) struct Arrivals {
 
 impl Arrivals {
     /// Tracked packet `number` arrived and was taken.
-    pub(crate) fn on_tracked(&mut self, now: Instant, number: u64) {
+    pub(crate) fn on_tracked(&mut self, now: Instant, number: u64, marked: bool) {
         self.due = true;
+        self.ack.marked = self.ack.marked.wrapping_add(marked.into());
         if !self.any {
-            *self = Self {
-                ack: Ack { largest: number, ..Ack::default() },
-                any: true,
-                due: true,
-                at: now,
-            };
+            self.ack.largest = number;
+            self.any = true;
+            self.at = now;
         } else if let Some(ahead) = number.checked_sub(self.ack.largest).filter(|&n| n > 0) {
             self.ack.bitmap = shift(self.ack.bitmap, ahead);
             self.set(ahead - 1);
@@ -242,16 +275,16 @@ impl Arrivals {
     }
 
     /// The acknowledgement to send; none is due afterwards.
-    pub(crate) fn take(&mut self, now: Instant) -> Ack {
+    pub(crate) fn take(&mut self, now: Instant) -> Seen {
         self.due = false;
         let delay = now.since(self.at).as_micros();
-        Ack { delay_us: u32::try_from(delay).unwrap_or(u32::MAX), ..self.ack }
+        Seen { delay_us: u32::try_from(delay).unwrap_or(u32::MAX), ..self.ack }
     }
 }
 
-/// The 256-bit number `bitmap`, shifted left by `by`.
-fn shift(bitmap: [u64; 4], by: u64) -> [u64; 4] {
-    let mut shifted = [0; 4];
+/// The number `bitmap`, shifted left by `by`.
+fn shift(bitmap: [u64; SEEN_WORDS], by: u64) -> [u64; SEEN_WORDS] {
+    let mut shifted = [0; SEEN_WORDS];
     let Ok(by) = usize::try_from(by) else { return shifted };
     let (words, bits) = (by / 64, by % 64);
     for (at, word) in shifted.iter_mut().enumerate() {

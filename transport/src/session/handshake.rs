@@ -11,6 +11,11 @@
 //! keys, and at 3 packets per session its AEAD's 1.9 µs do not count. The keys
 //! go to the packet protection, where they do.
 //!
+//! A session that was moved makes the same handshake with a longer first message: its
+//! keys are those of the handshake mixed with the secret of before the move, the epoch
+//! and a number that chance gave to this life. So both ends have proved that they are the
+//! session's, and two thaws of one image have nothing in common but the image.
+//!
 //! Not here: retries, which keys are allowed, replayed initiations (the counter
 //! in [`InitiationSecret`] is for that), who uses the keys when.
 //!
@@ -18,10 +23,15 @@
 //! message 2; version, features and session indices are part of the transcript. A
 //! forged response leaves the [`Initiator`] as it was.
 
+use super::key::Root;
 use super::protect::{Cipher, Key};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
 use conet_wire::session::handshake::{
-    FEATURE_AES, INITIATION, INITIATION_CLEAR, INITIATION_SECRET, Initiation, InitiationSecret,
-    RESPONSE, RESPONSE_SECRET, Response, ResponseSecret,
+    FEATURE_AES, FEATURE_LANES, FEATURE_MOVE, FEATURE_PLAIN, FEATURE_RESUMED, FEATURE_SUPERSEDED,
+    INITIATION, INITIATION_CLEAR, INITIATION_SECRET, Initiation, InitiationSecret, NOISE_2,
+    RESPONSE, RESPONSE_SECRET, RESUMED_SECRET, RESUMPTION, RESUMPTION_SECRET, Response,
+    ResponseSecret, ResumptionSecret,
 };
 use core::fmt;
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
@@ -127,25 +137,59 @@ pub struct Established {
     pub remote_session: u32,
     /// The peer's incarnation.
     pub remote_incarnation: u64,
+    /// The features in use.
+    pub features: u32,
+    /// For moves to come.
+    pub(crate) root: Root,
+    /// The responder's epoch and life, in answer to a resumption.
+    pub(crate) responder: Option<(u64, u64)>,
 }
 
+/// The features that this build has on any machine.
+pub const FEATURES: u32 = FEATURE_LANES | FEATURE_MOVE;
+
 /// The features that this machine offers.
+#[cfg(feature = "std")]
 #[must_use]
 pub fn local_features() -> u32 {
     match Cipher::preferred() {
-        Cipher::Aes128Gcm => FEATURE_AES,
-        Cipher::ChaCha20Poly1305 | Cipher::Plain => 0,
+        Cipher::Aes128Gcm => FEATURE_AES | FEATURES,
+        Cipher::ChaCha20Poly1305 | Cipher::Plain => FEATURES,
     }
 }
 
+/// Both ends must want packets in clear; it is part of the transcript like the rest.
 const fn cipher_of(features: u32) -> Cipher {
-    if features & FEATURE_AES != 0 { Cipher::Aes128Gcm } else { Cipher::ChaCha20Poly1305 }
+    if features & FEATURE_PLAIN != 0 {
+        Cipher::Plain
+    } else if features & FEATURE_AES != 0 {
+        Cipher::Aes128Gcm
+    } else {
+        Cipher::ChaCha20Poly1305
+    }
+}
+
+/// What a session that was moved resumes with.
+#[derive(Debug)]
+pub(crate) struct Resume {
+    pub(crate) epoch: u64,
+    pub(crate) life: u64,
+    pub(crate) root: Root,
+}
+
+impl Resume {
+    /// The keys of a moved session: the handshake's, the initiator's first.
+    fn mix(&self, (first, second): (Key, Key)) -> (Key, Key) {
+        let Self { epoch, life, root } = self;
+        (root.mix(&first, *epoch, *life), root.mix(&second, *epoch, *life))
+    }
 }
 
 /// The end that speaks first, waiting for the response.
 pub struct Initiator {
     noise: Box<snow::HandshakeState>,
     offered: u32,
+    resume: Option<Resume>,
 }
 
 impl fmt::Debug for Initiator {
@@ -168,18 +212,26 @@ impl Initiator {
         entropy: &mut dyn Entropy,
     ) -> Result<(Self, [u8; INITIATION]), HandshakeError> {
         let clear = Initiation::emit_clear(offered);
-        let prologue = prologue(&clear);
-        let mut noise = builder(entropy)?
-            .local_private_key(local.0.expose())
-            .and_then(|builder| builder.remote_public_key(&remote.0))
-            .and_then(|builder| builder.prologue(&prologue))
-            .and_then(snow::Builder::build_initiator)
-            .map_err(HandshakeError::Step)?;
         let mut packet = [0; INITIATION];
-        let (front, message) = packet.split_at_mut(INITIATION_CLEAR);
-        front.copy_from_slice(&clear);
-        noise.write_message(&secret.emit(), message).map_err(HandshakeError::Step)?;
-        Ok((Self { noise: Box::new(noise), offered }, packet))
+        let noise = write_first(local, remote, &clear, &secret.emit(), entropy, &mut packet)?;
+        Ok((Self { noise, offered, resume: None }, packet))
+    }
+
+    /// Writes the resumption packet of a session that was moved.
+    pub(crate) fn resume(
+        local: &PrivateKey,
+        remote: &PublicKey,
+        offered: u32,
+        common: InitiationSecret,
+        resume: Resume,
+        entropy: &mut dyn Entropy,
+    ) -> Result<(Self, [u8; RESUMPTION]), HandshakeError> {
+        let clear = Initiation::emit_clear_resumption(offered);
+        let Resume { epoch, life, root } = &resume;
+        let secret = ResumptionSecret { common, epoch: *epoch, life: *life, root: root.id };
+        let mut packet = [0; RESUMPTION];
+        let noise = write_first(local, remote, &clear, &secret.emit(), entropy, &mut packet)?;
+        Ok((Self { noise, offered, resume: Some(resume) }, packet))
     }
 
     /// Reads the response.
@@ -190,23 +242,41 @@ impl Initiator {
     /// it was and may still finish. [`HandshakeError::Malformed`] if the peer
     /// chose what was not offered.
     pub fn finish(&mut self, response: &Response<'_>) -> Result<Established, HandshakeError> {
-        let mut payload = [0; RESPONSE_SECRET];
-        match self.noise.read_message(response.noise, &mut payload) {
-            Ok(RESPONSE_SECRET) => {}
-            Ok(_) => return Err(HandshakeError::Malformed),
-            Err(_) => return Err(HandshakeError::Forged),
+        let is_long = response.noise.len() > NOISE_2;
+        if is_long != self.resume.is_some() {
+            return Err(HandshakeError::Forged);
         }
-        let secret = ResponseSecret::parse(&payload);
-        if secret.chosen & !self.offered != 0 {
+        let mut payload = [0; RESUMED_SECRET];
+        self.noise
+            .read_message(response.noise, &mut payload)
+            .map_err(|_| HandshakeError::Forged)?;
+        let (front, back) =
+            payload.split_first_chunk::<RESPONSE_SECRET>().ok_or(HandshakeError::Malformed)?;
+        let secret = ResponseSecret::parse(front);
+        let responder = back.first_chunk().zip(back.last_chunk()).filter(|_| is_long);
+        let responder =
+            responder.map(|(epoch, life)| (u64::from_le_bytes(*epoch), u64::from_le_bytes(*life)));
+        let mut allowed = self.offered | FEATURE_SUPERSEDED;
+        if self.resume.is_some() {
+            allowed |= FEATURE_RESUMED;
+        }
+        if secret.chosen & !allowed != 0 {
             return Err(HandshakeError::Malformed);
         }
-        let (first, second) = split(&mut self.noise);
+        let mut keys = split(&mut self.noise);
+        if let Some(resume) = self.resume.take_if(|_| secret.chosen & FEATURE_RESUMED != 0) {
+            keys = resume.mix(keys);
+        }
+        let (first, second) = keys;
         Ok(Established {
+            root: Root::of_handshake(&first, &second),
             sealing: first,
             opening: second,
             cipher: cipher_of(secret.chosen),
             remote_session: secret.session,
             remote_incarnation: secret.incarnation,
+            features: secret.chosen,
+            responder,
         })
     }
 }
@@ -216,7 +286,8 @@ pub struct Received {
     noise: Box<snow::HandshakeState>,
     offered: u32,
     remote: PublicKey,
-    secret: InitiationSecret,
+    secret: ResumptionSecret,
+    resumes: bool,
 }
 
 impl fmt::Debug for Received {
@@ -245,16 +316,24 @@ impl Received {
             .and_then(|builder| builder.prologue(&prologue))
             .and_then(snow::Builder::build_responder)
             .map_err(HandshakeError::Step)?;
-        let mut payload = [0; INITIATION_SECRET];
-        match noise.read_message(initiation.noise, &mut payload) {
-            Ok(INITIATION_SECRET) => {}
-            Ok(_) => return Err(HandshakeError::Malformed),
-            Err(_) => return Err(HandshakeError::Forged),
-        }
-        let secret = InitiationSecret::parse(&payload).ok_or(HandshakeError::Malformed)?;
+        let mut payload = [0; RESUMPTION_SECRET];
+        let length = noise
+            .read_message(initiation.noise, &mut payload)
+            .map_err(|_| HandshakeError::Forged)?;
+        let resumes = initiation.resumes;
+        let secret = match (resumes, length) {
+            (true, RESUMPTION_SECRET) => ResumptionSecret::parse(&payload),
+            (false, INITIATION_SECRET) => {
+                let common = payload.first_chunk().and_then(InitiationSecret::parse);
+                common.map(|common| ResumptionSecret { common, epoch: 0, life: 0, root: 0 })
+            }
+            _ => None,
+        };
+        let secret = secret.ok_or(HandshakeError::Malformed)?;
         let remote = noise.get_remote_static().and_then(|key| key.try_into().ok());
         let remote = PublicKey(remote.ok_or(HandshakeError::Malformed)?);
-        Ok(Self { noise: Box::new(noise), offered: initiation.offered, remote, secret })
+        let offered = initiation.offered;
+        Ok(Self { noise: Box::new(noise), offered, remote, secret, resumes })
     }
 
     /// Who sent it.
@@ -266,7 +345,19 @@ impl Received {
     /// What it said under seal.
     #[must_use]
     pub const fn secret(&self) -> InitiationSecret {
+        self.secret.common
+    }
+
+    /// What a session that was moved said; epoch, life and root are zero in others.
+    #[must_use]
+    pub const fn resumption(&self) -> ResumptionSecret {
         self.secret
+    }
+
+    /// Whether it is the first message of a session that was moved.
+    #[must_use]
+    pub const fn resumes(&self) -> bool {
+        self.resumes
     }
 
     /// Answers it. `session` is the index by which we want to be addressed,
@@ -279,32 +370,100 @@ impl Received {
     ///
     /// [`HandshakeError::Step`].
     pub fn accept(
-        mut self,
+        self,
         session: u32,
         incarnation: u64,
         supported: u32,
     ) -> Result<(Established, [u8; RESPONSE]), HandshakeError> {
-        let chosen = self.offered & supported & FEATURE_AES;
-        let clear = Response::emit_clear(self.secret.session);
-        let mut packet = [0; RESPONSE];
-        let (front, message) = packet.split_at_mut(clear.len());
-        front.copy_from_slice(&clear);
-        let secret = ResponseSecret { incarnation, session, chosen };
-        self.noise.write_message(&secret.emit(), message).map_err(HandshakeError::Step)?;
-        let (first, second) = split(&mut self.noise);
+        let (established, packet) = self.answer(session, incarnation, supported, None, (0, 0))?;
+        let packet = packet.first_chunk().copied().ok_or(HandshakeError::Malformed)?;
+        Ok((established, packet))
+    }
+
+    /// Answers it, and resumes a session where `resume` says so. `ours` is our own epoch
+    /// and life, told to who resumes.
+    pub(crate) fn answer(
+        self,
+        session: u32,
+        incarnation: u64,
+        supported: u32,
+        resume: Option<&Root>,
+        ours: (u64, u64),
+    ) -> Result<(Established, Vec<u8>), HandshakeError> {
+        let mut chosen = self.offered & supported & (FEATURE_AES | FEATURE_PLAIN | FEATURES);
+        if resume.is_some() {
+            chosen |= FEATURE_RESUMED;
+        }
+        self.respond(ResponseSecret { incarnation, session, chosen }, resume, ours)
+    }
+
+    /// Tells it that its session is another's by now.
+    pub(crate) fn refuse(self) -> Result<Vec<u8>, HandshakeError> {
+        let chosen = FEATURE_SUPERSEDED;
+        let secret = ResponseSecret { incarnation: 0, session: 0, chosen };
+        self.respond(secret, None, (0, 0)).map(|(_, packet)| packet)
+    }
+
+    fn respond(
+        mut self,
+        response: ResponseSecret,
+        resume: Option<&Root>,
+        ours: (u64, u64),
+    ) -> Result<(Established, Vec<u8>), HandshakeError> {
+        let ResumptionSecret { common, epoch, life, .. } = self.secret;
+        let mut secret = response.emit().to_vec();
+        if self.resumes {
+            secret.extend_from_slice(&ours.0.to_le_bytes());
+            secret.extend_from_slice(&ours.1.to_le_bytes());
+        }
+        let mut packet = Response::emit_clear(common.session).to_vec();
+        let front = packet.len();
+        packet.resize(RESPONSE - RESPONSE_SECRET + secret.len(), 0);
+        let message = packet.get_mut(front..).unwrap_or_default();
+        self.noise.write_message(&secret, message).map_err(HandshakeError::Step)?;
+        let mut keys = split(&mut self.noise);
+        if let Some(root) = resume {
+            keys = Resume { epoch, life, root: root.duplicate() }.mix(keys);
+        }
+        let (first, second) = keys;
         let established = Established {
+            root: Root::of_handshake(&first, &second),
             sealing: second,
             opening: first,
-            cipher: cipher_of(chosen),
-            remote_session: self.secret.session,
-            remote_incarnation: self.secret.incarnation,
+            cipher: cipher_of(response.chosen),
+            remote_session: common.session,
+            remote_incarnation: common.incarnation,
+            features: response.chosen,
+            responder: None,
         };
         Ok((established, packet))
     }
 }
 
+/// Writes Noise message 1 behind the clear bytes.
+fn write_first(
+    local: &PrivateKey,
+    remote: &PublicKey,
+    clear: &[u8; INITIATION_CLEAR],
+    secret: &[u8],
+    entropy: &mut dyn Entropy,
+    packet: &mut [u8],
+) -> Result<Box<snow::HandshakeState>, HandshakeError> {
+    let prologue = prologue(clear);
+    let mut noise = builder(entropy)?
+        .local_private_key(local.0.expose())
+        .and_then(|builder| builder.remote_public_key(&remote.0))
+        .and_then(|builder| builder.prologue(&prologue))
+        .and_then(snow::Builder::build_initiator)
+        .map_err(HandshakeError::Step)?;
+    let (front, message) = packet.split_at_mut(INITIATION_CLEAR);
+    front.copy_from_slice(clear);
+    noise.write_message(secret, message).map_err(HandshakeError::Step)?;
+    Ok(Box::new(noise))
+}
+
 fn prologue(clear: &[u8; INITIATION_CLEAR]) -> Vec<u8> {
-    [PROLOGUE, clear].concat()
+    [PROLOGUE, &clear[..]].concat()
 }
 
 fn split(noise: &mut snow::HandshakeState) -> (Key, Key) {

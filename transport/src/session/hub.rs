@@ -13,25 +13,36 @@
 //! that it proves. Only peers that were added exist; whatever comes from others is
 //! counted and forgotten, and leaves no state behind.
 //!
+//! Payloads are buffers that change hands. Who takes them by [`Hub::buffer`] and gives
+//! them back by [`Hub::recycle`] makes calls that allocate nothing.
+//!
 //! Invariants: no datagram panics; memory is bounded by peers × [`Limits`]; nothing
 //! is sent to an address but to a configured one or one that an authenticated
-//! packet came from.
+//! packet came from, and cookies to those that initiations came from.
 
 use super::client::{CallError, CallId, NotTaken};
-use super::handshake::{
-    Entropy, HandshakeError, Initiator, PrivateKey, PublicKey, Received, local_features,
-};
+use super::gate::Gate;
+use super::handshake::{Entropy, HandshakeError, PrivateKey, PublicKey};
 use super::limits::Limits;
+use super::path::Tokens;
 use super::peer::{DownReason, Peer, PeerEvent, PeerStatus};
 use super::server::{IncomingId, ReplyError};
 use crate::time::Instant;
-use conet_wire::session::frame::Status;
-use conet_wire::session::handshake::{Initiation, InitiationSecret, Response};
-use conet_wire::session::{Header, PacketKind};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use conet_wire::session::frame::{Lane, Status};
 use core::fmt;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
-use std::time::SystemTime;
+use core::net::SocketAddr;
+use core::time::Duration;
+use moves::Tomb;
+use table::Table;
+
+mod input;
+mod moves;
+mod table;
+
+pub use moves::{FreezeError, Frozen, Thawed};
 
 /// What a hub starts with.
 pub struct HubConfig {
@@ -39,10 +50,12 @@ pub struct HubConfig {
     pub private_key: PrivateKey,
     /// Bounds, the same for every peer.
     pub limits: Limits,
-    /// Wall-clock time of [`Instant::START`]. Peers refuse initiations that are not
-    /// newer than the last, so it must not go back between two starts.
-    pub started: SystemTime,
-    /// Features to offer; [`local_features`] unless a test wants less.
+    /// Wall-clock time of [`Instant::START`], since the UNIX epoch. Peers refuse
+    /// initiations that are not newer than the last, so it must not go back between two
+    /// starts.
+    pub started: Duration,
+    /// Features to offer; [`local_features`](super::handshake::local_features) unless a
+    /// test wants less, or both owners want packets in clear.
     pub features: u32,
     /// Where randomness comes from.
     pub entropy: Box<dyn Entropy>,
@@ -54,15 +67,17 @@ impl fmt::Debug for HubConfig {
     }
 }
 
+#[cfg(feature = "std")]
 impl HubConfig {
-    /// With the default limits and the system's randomness.
+    /// With the default limits, the system's clock and randomness.
     #[must_use]
     pub fn new(private_key: PrivateKey) -> Self {
+        let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             private_key,
             limits: Limits::default(),
-            started: SystemTime::now(),
-            features: local_features(),
+            started: started.unwrap_or_default(),
+            features: super::handshake::local_features(),
             entropy: Box::new(super::handshake::SystemEntropy::default()),
         }
     }
@@ -81,8 +96,12 @@ pub enum Event {
         peer: PublicKey,
         /// To answer with.
         id: IncomingId,
+        /// How urgent it is; its reply is as urgent.
+        lane: Lane,
         /// What it says.
         payload: Vec<u8>,
+        /// In a row: the result of the call before it.
+        argument: Option<Vec<u8>>,
     },
     /// The peer no longer waits for this call, which must still be answered.
     Cancelled {
@@ -119,6 +138,8 @@ pub struct Strays {
     pub forged: u64,
     /// Initiations by keys that were not added.
     pub unknown_key: u64,
+    /// Initiations that were asked for a cookie, or dropped, in a time of many.
+    pub turned_away: u64,
 }
 
 /// All peers of one node.
@@ -130,9 +151,15 @@ pub struct Hub {
     incarnation: u64,
     newest_counter: u64,
     entropy: Box<dyn Entropy>,
-    peers: BTreeMap<PublicKey, Peer>,
-    indices: HashMap<u32, PublicKey>,
-    ready: VecDeque<PublicKey>,
+    tokens: Tokens,
+    gate: Gate,
+    peers: Vec<Option<Peer>>,
+    keys: BTreeMap<PublicKey, usize>,
+    indices: Table,
+    tombs: Vec<Tomb>,
+    /// Cookies and MOVED packets.
+    asides: VecDeque<(SocketAddr, Vec<u8>)>,
+    ready: VecDeque<usize>,
     events: VecDeque<Event>,
     strays: Strays,
 }
@@ -141,7 +168,7 @@ impl fmt::Debug for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hub")
             .field("public_key", &self.public_key)
-            .field("peers", &self.peers.len())
+            .field("peers", &self.keys.len())
             .field("strays", &self.strays)
             .finish_non_exhaustive()
     }
@@ -157,17 +184,23 @@ impl Hub {
         let HubConfig { private_key, limits, started, features, mut entropy } = config;
         let mut incarnation = [0; 8];
         entropy.fill(&mut incarnation)?;
-        let since_epoch = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut secret = [0; 32];
+        entropy.fill(&mut secret)?;
         Ok(Self {
             public_key: private_key.public(),
             private_key,
             limits: limits.clamped(),
             features,
             incarnation: u64::from_le_bytes(incarnation),
-            newest_counter: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX / 2),
+            newest_counter: u64::try_from(started.as_nanos()).unwrap_or(u64::MAX / 2),
+            tokens: Tokens::new(&secret),
+            gate: Gate::new(&mut *entropy)?,
             entropy,
-            peers: BTreeMap::new(),
-            indices: HashMap::new(),
+            peers: Vec::new(),
+            keys: BTreeMap::new(),
+            indices: Table::default(),
+            tombs: Vec::new(),
+            asides: VecDeque::new(),
             ready: VecDeque::new(),
             events: VecDeque::new(),
             strays: Strays::default(),
@@ -189,17 +222,29 @@ impl Hub {
     /// Allows a peer. With an address it is connected to and kept connected; without
     /// one it is waited for. Adding it again changes only its address.
     pub fn add_peer(&mut self, now: Instant, key: PublicKey, address: Option<SocketAddr>) {
-        match self.peers.get_mut(&key) {
-            Some(peer) => {
-                if let Some(address) = address {
-                    peer.set_address(now, address);
-                }
+        if let Some(&at) = self.keys.get(&key) {
+            if let (Some(Some(peer)), Some(address)) = (self.peers.get_mut(at), address) {
+                peer.set_address(now, address);
             }
-            None => {
-                self.peers.insert(key, Peer::new(now, key, address, self.limits));
-            }
+            self.touch(at);
+        } else {
+            self.bury_none(&key);
+            self.insert(Peer::new(now, key, address, self.limits, self.incarnation));
         }
-        self.touch(key);
+    }
+
+    fn insert(&mut self, peer: Peer) {
+        let key = peer.key();
+        let free = self.peers.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.peers.len());
+        if at == self.peers.len() {
+            self.peers.push(None);
+        }
+        if let Some(place) = self.peers.get_mut(at) {
+            *place = Some(peer);
+        }
+        self.keys.insert(key, at);
+        self.touch(at);
     }
 
     /// Forgets a peer. Its calls end without an event.
@@ -208,20 +253,27 @@ impl Hub {
     ///
     /// [`UnknownPeer`].
     pub fn remove_peer(&mut self, key: &PublicKey) -> Result<(), UnknownPeer> {
-        let peer = self.peers.remove(key).ok_or(UnknownPeer)?;
+        self.take_peer(key).map(drop)
+    }
+
+    fn take_peer(&mut self, key: &PublicKey) -> Result<Peer, UnknownPeer> {
+        let at = self.keys.remove(key).ok_or(UnknownPeer)?;
+        let peer = self.peers.get_mut(at).and_then(Option::take).ok_or(UnknownPeer)?;
+        self.ready.retain(|&ready| ready != at);
         for index in peer.indices().chain(peer.retired.iter().copied()) {
-            self.indices.remove(&index);
+            self.indices.remove(index);
         }
-        Ok(())
+        Ok(peer)
     }
 
     /// Snapshots of all peers, by key.
     pub fn status(&self, now: Instant) -> impl Iterator<Item = PeerStatus> {
-        self.peers.values().map(move |peer| peer.status(now))
+        let peers = self.keys.values().filter_map(|&at| self.peers.get(at)?.as_ref());
+        peers.map(move |peer| peer.status(now))
     }
 
-    /// Calls a peer. The outcome comes as [`Event::Ended`], at `deadline` at the
-    /// latest; a call to a peer that is not up waits for it.
+    /// Calls a peer on [`Lane::Calls`]. The outcome comes as [`Event::Ended`], at
+    /// `deadline` at the latest; a call to a peer that is not up waits for it.
     ///
     /// # Errors
     ///
@@ -233,9 +285,49 @@ impl Hub {
         payload: Vec<u8>,
         deadline: Option<Instant>,
     ) -> Result<CallId, CallRefused> {
-        let id = self.peer(peer)?.call(now, payload, deadline)?;
-        self.touch(*peer);
+        self.call_on(now, peer, Lane::Calls, payload, deadline)
+    }
+
+    /// As [`call`](Self::call), on a lane.
+    ///
+    /// # Errors
+    ///
+    /// [`CallRefused`].
+    pub fn call_on(
+        &mut self,
+        now: Instant,
+        peer: &PublicKey,
+        lane: Lane,
+        payload: Vec<u8>,
+        deadline: Option<Instant>,
+    ) -> Result<CallId, CallRefused> {
+        let (at, peer) = self.peer(peer)?;
+        let id = peer.call(now, lane, payload, deadline)?;
+        self.touch(at);
         Ok(id)
+    }
+
+    /// Calls a peer in a row: each call has the result of the one before as an argument,
+    /// and all go at once. With `true` a call runs also when the one before it was
+    /// answered by [`Hub::reply_and_stop`]; otherwise it and those behind it end as
+    /// [`CallError::Aborted`]. A result is an argument only while it fits a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`CallRefused`]; then none of the row was taken.
+    pub fn call_row(
+        &mut self,
+        now: Instant,
+        peer: &PublicKey,
+        lane: Lane,
+        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)> + Clone,
+        deadline: Option<Instant>,
+        ids: &mut Vec<CallId>,
+    ) -> Result<(), CallRefused> {
+        let (at, peer) = self.peer(peer)?;
+        peer.call_row(now, lane, row, deadline, ids)?;
+        self.touch(at);
+        Ok(())
     }
 
     /// Gives a call up; it ends at once, and the peer is told.
@@ -249,8 +341,9 @@ impl Hub {
         peer: &PublicKey,
         call: CallId,
     ) -> Result<(), UnknownPeer> {
-        self.peer(peer)?.cancel(now, call);
-        self.touch(*peer);
+        let (at, peer) = self.peer(peer)?;
+        peer.cancel(now, call);
+        self.touch(at);
         Ok(())
     }
 
@@ -265,9 +358,22 @@ impl Hub {
         id: IncomingId,
         payload: Vec<u8>,
     ) -> Result<(), ReplyFailed> {
-        self.peer(peer)?.reply(id, Status::Done, payload)?;
-        self.touch(*peer);
-        Ok(())
+        self.answer(peer, id, Status::Done, payload)
+    }
+
+    /// Answers a call that did not go well: to its caller this is a reply as any other,
+    /// but calls of its row that want a good one do not run.
+    ///
+    /// # Errors
+    ///
+    /// As [`reply`](Self::reply).
+    pub fn reply_and_stop(
+        &mut self,
+        peer: &PublicKey,
+        id: IncomingId,
+        payload: Vec<u8>,
+    ) -> Result<(), ReplyFailed> {
+        self.answer(peer, id, Status::Stopped, payload)
     }
 
     /// Answers a call that was not run and will not be.
@@ -276,133 +382,97 @@ impl Hub {
     ///
     /// [`ReplyFailed`].
     pub fn refuse(&mut self, peer: &PublicKey, id: IncomingId) -> Result<(), ReplyFailed> {
-        self.peer(peer)?.reply(id, Status::Refused, Vec::new())?;
-        self.touch(*peer);
+        self.answer(peer, id, Status::Refused, Vec::new())
+    }
+
+    /// Answers a call of which nobody knows any more whether it ran: after a thaw whose
+    /// image was older than the process. It ends as [`CallError::Unknown`].
+    ///
+    /// # Errors
+    ///
+    /// [`ReplyFailed`].
+    pub fn disown(&mut self, peer: &PublicKey, id: IncomingId) -> Result<(), ReplyFailed> {
+        self.answer(peer, id, Status::Lost, Vec::new())
+    }
+
+    fn answer(
+        &mut self,
+        peer: &PublicKey,
+        id: IncomingId,
+        status: Status,
+        payload: Vec<u8>,
+    ) -> Result<(), ReplyFailed> {
+        let (at, peer) = self.peer(peer)?;
+        peer.reply(id, status, payload)?;
+        self.touch(at);
         Ok(())
     }
 
-    fn peer(&mut self, key: &PublicKey) -> Result<&mut Peer, UnknownPeer> {
-        self.peers.get_mut(key).ok_or(UnknownPeer)
-    }
-
-    /// Takes a datagram that came from `from`; overwrites it.
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
-        let Ok(header) = Header::parse(datagram) else {
-            self.strays.malformed += 1;
-            return;
-        };
-        if header.kind == PacketKind::Initiation {
-            self.on_initiation(now, from, datagram);
-            return;
-        }
-        let Some(key) = self.indices.get(&header.session).copied() else {
-            self.strays.unknown_index += 1;
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        if header.kind == PacketKind::Data {
-            peer.on_data(now, from, header.session, datagram);
-        } else if let Ok(response) = Response::parse(datagram) {
-            peer.on_response(now, from, &response);
-        } else {
-            self.strays.malformed += 1;
-            return;
-        }
-        self.touch(key);
-    }
-
-    fn on_initiation(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
-        let Ok(initiation) = Initiation::parse(datagram) else {
-            self.strays.malformed += 1;
-            return;
-        };
-        let Ok(received) = Received::open(&self.private_key, &initiation, &mut *self.entropy)
-        else {
-            self.strays.forged += 1;
-            return;
-        };
-        let key = received.remote();
-        let smaller = self.public_key < key;
-        let counter = received.secret().counter;
-        let Some(peer) = self.peers.get_mut(&key) else {
-            self.strays.unknown_key += 1;
-            return;
-        };
-        if peer.admits(now, from, counter, smaller)
-            && let Some(index) = fresh_index(&self.indices, &mut *self.entropy)
-            && let Ok((established, packet)) =
-                received.accept(index, self.incarnation, self.features)
-        {
-            self.indices.insert(index, key);
-            peer.on_answered(now, from, index, &established, &packet);
-        }
-        self.touch(key);
-    }
-
-    /// Does what time has made due.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let due = |(key, peer): (&PublicKey, &Peer)| {
-            peer.deadline(now).is_some_and(|deadline| deadline <= now).then_some(*key)
-        };
-        let due: Vec<PublicKey> = self.peers.iter().filter_map(due).collect();
-        for key in due {
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.handle_timeout(now);
-                if peer.wants_to_ask(now) {
-                    self.ask(now, key);
-                }
-            }
-            self.touch(key);
+    /// An empty buffer with room for `length` bytes, one that was used before if there
+    /// is one.
+    pub fn buffer(&mut self, peer: &PublicKey, length: usize) -> Vec<u8> {
+        match self.peer(peer) {
+            Ok((_, peer)) => peer.buffer(length),
+            Err(UnknownPeer) => Vec::with_capacity(length),
         }
     }
 
-    fn ask(&mut self, now: Instant, key: PublicKey) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        self.newest_counter += 1;
-        let Some(index) = fresh_index(&self.indices, &mut *self.entropy) else {
-            peer.put_off_asking(now);
-            return;
-        };
-        let counter = self
-            .newest_counter
-            .saturating_add(u64::try_from(now.since_start().as_nanos()).unwrap_or(u64::MAX / 2));
-        let secret = InitiationSecret { counter, incarnation: self.incarnation, session: index };
-        let started =
-            Initiator::start(&self.private_key, &key, self.features, secret, &mut *self.entropy);
-        match started {
-            Ok((initiator, packet)) => {
-                self.indices.insert(index, key);
-                peer.on_asked(now, index, initiator, &packet);
-            }
-            Err(_) => peer.put_off_asking(now),
+    /// Takes a payload back that nobody needs.
+    pub fn recycle(&mut self, peer: &PublicKey, buffer: Vec<u8>) {
+        if let Ok((_, peer)) = self.peer(peer) {
+            peer.recycle(buffer);
         }
+    }
+
+    fn peer(&mut self, key: &PublicKey) -> Result<(usize, &mut Peer), UnknownPeer> {
+        let at = *self.keys.get(key).ok_or(UnknownPeer)?;
+        let peer = self.peers.get_mut(at).and_then(Option::as_mut).ok_or(UnknownPeer)?;
+        Ok((at, peer))
     }
 
     /// Gathers what an input changed at one peer.
-    fn touch(&mut self, key: PublicKey) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+    fn touch(&mut self, at: usize) {
+        let Some(Some(peer)) = self.peers.get_mut(at) else { return };
         for index in peer.retired.drain(..) {
-            self.indices.remove(&index);
+            self.indices.remove(index);
         }
-        let events = peer.events.drain(..).map(|event| match event {
-            PeerEvent::Up => Event::Up(key),
-            PeerEvent::Down(reason) => Event::Down(key, reason),
-            PeerEvent::Call(id, payload) => Event::Call { peer: key, id, payload },
-            PeerEvent::Cancelled(id) => Event::Cancelled { peer: key, id },
-            PeerEvent::Ended(call, result) => Event::Ended { peer: key, call, result },
-        });
-        self.events.extend(events);
-        if !self.ready.contains(&key) {
-            self.ready.push_back(key);
+        let key = peer.key();
+        while let Some(event) = peer.poll_event() {
+            self.events.push_back(match event {
+                PeerEvent::Up => Event::Up(key),
+                PeerEvent::Down(reason) => Event::Down(key, reason),
+                PeerEvent::Call(run) => Event::Call {
+                    peer: key,
+                    id: run.id,
+                    lane: run.lane,
+                    payload: run.payload,
+                    argument: run.argument,
+                },
+                PeerEvent::Cancelled(id) => Event::Cancelled { peer: key, id },
+                PeerEvent::Ended(call, result) => Event::Ended { peer: key, call, result },
+            });
+        }
+        if !peer.is_ready {
+            peer.is_ready = true;
+            self.ready.push_back(at);
         }
     }
 
     /// Writes the next datagram to send into `buf`, and says where it goes.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
-        while let Some(key) = self.ready.front().copied() {
-            let to = self.peers.get_mut(&key).and_then(|peer| peer.poll_transmit(now, buf));
-            if to.is_some() {
-                return to;
+        if let Some((to, packet)) = self.asides.pop_front() {
+            buf.clear();
+            buf.extend_from_slice(&packet);
+            return Some(to);
+        }
+        while let Some(&at) = self.ready.front() {
+            let peer = self.peers.get_mut(at).and_then(Option::as_mut);
+            if let Some(peer) = peer {
+                let to = peer.poll_transmit(now, buf);
+                if to.is_some() {
+                    return to;
+                }
+                peer.is_ready = false;
             }
             self.ready.pop_front();
         }
@@ -417,15 +487,19 @@ impl Hub {
     /// When to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        self.peers.values().filter_map(|peer| peer.deadline(now)).min()
+        if !self.asides.is_empty() {
+            return Some(now);
+        }
+        self.peers.iter().flatten().filter_map(|peer| peer.deadline(now)).min()
     }
 
     /// Writes the farewell of the next peer that is up into `buf`; the session is
     /// forgotten there at once instead of after [`Limits::dead_after`]. Call until
     /// `None`, then drop the hub.
     pub fn poll_farewell(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
-        while let Some((_, mut peer)) = self.peers.pop_first() {
-            let to = peer.close(now, buf);
+        while let Some((key, _)) = self.keys.first_key_value() {
+            let key = *key;
+            let to = self.take_peer(&key).ok()?.close(now, buf);
             if to.is_some() {
                 return to;
             }
@@ -454,17 +528,4 @@ pub enum ReplyFailed {
     /// The answer is too long, or nobody waits.
     #[error(transparent)]
     Reply(#[from] ReplyError),
-}
-
-/// An index that no session has, hard to guess.
-fn fresh_index(taken: &HashMap<u32, PublicKey>, entropy: &mut dyn Entropy) -> Option<u32> {
-    let mut bytes = [0; 4];
-    for _ in 0..16 {
-        entropy.fill(&mut bytes).ok()?;
-        let index = u32::from_le_bytes(bytes);
-        if index != 0 && !taken.contains_key(&index) {
-            return Some(index);
-        }
-    }
-    None
 }

@@ -71,6 +71,61 @@ pub fn link_keys(root: &Key, context: &[u8]) -> LinkKeys {
     }
 }
 
+/// A secret that both ends of a session share and no packet is sealed under, from which
+/// the keys of a moved session and of MOVED packets derive.
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// Names it; no secret.
+    pub(crate) id: u64,
+    key: Key,
+}
+
+impl Root {
+    /// From both keys that a handshake yielded, the initiator's first.
+    pub(crate) fn of_handshake(first: &Key, second: &Key) -> Self {
+        let mut both = [0; 2 * Key::LEN];
+        let (front, back) = both.split_at_mut(Key::LEN);
+        front.copy_from_slice(&first.0);
+        back.copy_from_slice(&second.0);
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"conet root v1").extract(&both);
+        both.zeroize();
+        Self::new(expand(&prk, b"root", b""))
+    }
+
+    /// Continues one that was exported.
+    pub(crate) fn new(key: Key) -> Self {
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"conet root v1").extract(&key.0);
+        let id = expand(&prk, b"id", b"");
+        let id = id.0.first_chunk().map_or(0, |id| u64::from_le_bytes(*id));
+        Self { id, key }
+    }
+
+    pub(crate) const fn duplicate(&self) -> Self {
+        Self { id: self.id, key: self.key.duplicate() }
+    }
+
+    pub(crate) const fn expose(&self) -> &Key {
+        &self.key
+    }
+
+    /// The key of one direction after a move: of the handshake's fresh key, this secret,
+    /// the epoch, and the number that chance gave to this life. Two lives of one image
+    /// never share a key, whatever the image says.
+    pub(crate) fn mix(&self, fresh: &Key, epoch: u64, life: u64) -> Key {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, &self.key.0);
+        let mut context = [0; 16];
+        context[..8].copy_from_slice(&epoch.to_le_bytes());
+        context[8..].copy_from_slice(&life.to_le_bytes());
+        expand(&salt.extract(&fresh.0), b"resumed", &context)
+    }
+
+    /// The key of MOVED packets.
+    pub(crate) fn moved_key(&self) -> Key {
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"conet root v1").extract(&self.key.0);
+        expand(&prk, b"moved", b"")
+    }
+}
+
 struct KeyLength;
 
 impl hkdf::KeyType for KeyLength {
@@ -125,6 +180,26 @@ mod tests {
     /// Computed with Python's hmac, apart from ring.
     const GOLDEN_HOME: [u8; 8] = [36, 93, 109, 57, 207, 59, 62, 247];
     const GOLDEN_REMOTE: [u8; 8] = [119, 242, 99, 40, 72, 114, 233, 212];
+
+    #[test]
+    fn lives_epochs_and_roots_have_keys_of_their_own() {
+        let root = Root::of_handshake(&Key::new([1; 32]), &Key::new([2; 32]));
+        let other = Root::of_handshake(&Key::new([2; 32]), &Key::new([1; 32]));
+        let fresh = Key::new([3; 32]);
+        assert_ne!(root.id, other.id);
+        let mixed = root.mix(&fresh, 1, 1);
+        assert_eq!(mixed.expose(), root.duplicate().mix(&fresh, 1, 1).expose());
+        for other in [
+            root.mix(&fresh, 2, 1),
+            root.mix(&fresh, 1, 2),
+            root.mix(&Key::new([4; 32]), 1, 1),
+            other.mix(&fresh, 1, 1),
+            root.moved_key(),
+        ] {
+            assert_ne!(mixed.expose(), other.expose());
+        }
+        assert_eq!(Root::new(root.expose().duplicate()).id, root.id);
+    }
 
     #[test]
     fn debug_shows_no_secret() {

@@ -2,20 +2,24 @@
 
 use core::time::Duration;
 
+/// Most calls of one row: each takes the result of the one before.
+pub const MOST_IN_ROW: usize = 8;
+
 /// Bounds of one session; both ends need not agree, but a peer that allows less
 /// refuses what goes beyond.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// Longest datagram, bytes of UDP payload; at least [`Limits::LEAST_DATAGRAM`].
     pub datagram: usize,
-    /// Calls in flight per direction, 1..=65,536.
+    /// Calls in flight per direction, [`MOST_IN_ROW`]`..=`65,536. There are 64 at first;
+    /// more are granted while calls take long, so these bound the patient ones.
     pub slots: usize,
     /// Calls that wait for a slot.
     pub queued: usize,
-    /// Longest payload of a call or reply, bytes; below 4 GiB.
+    /// Longest payload of a call or reply, bytes; at most 1 GiB.
     pub payload: usize,
-    /// Bytes of calls that have arrived in part, per peer. Pieces beyond are dropped
-    /// and come again.
+    /// Bytes of payloads that have arrived in part, per peer, calls and replies each; at
+    /// least twice [`Limits::payload`]. What goes beyond is not granted yet.
     pub assembling: usize,
     /// Silence after which a peer is asked whether it is there.
     pub keepalive: Duration,
@@ -38,9 +42,9 @@ impl Limits {
     pub fn clamped(self) -> Self {
         Self {
             datagram: self.datagram.clamp(Self::LEAST_DATAGRAM, 65_507),
-            slots: self.slots.clamp(1, 1 << 16),
-            payload: self.payload.min(u32::MAX as usize),
-            assembling: self.assembling.max(self.payload),
+            slots: self.slots.clamp(MOST_IN_ROW, 1 << 16),
+            payload: self.payload.min(1 << 30),
+            assembling: self.assembling.max(self.payload.min(1 << 30) * 2),
             ..self
         }
     }
@@ -51,10 +55,10 @@ impl Default for Limits {
         Self {
             // Ethernet's 1500 less IPv6, UDP and room for one layer of encapsulation.
             datagram: 1400,
-            slots: 64,
+            slots: 16 * 1024,
             queued: 1024,
-            payload: 1024 * 1024,
-            assembling: 8 * 1024 * 1024,
+            payload: 16 * 1024 * 1024,
+            assembling: 64 * 1024 * 1024,
             keepalive: Duration::from_secs(1),
             dead_after: Duration::from_secs(5),
             rekey_after: Duration::from_secs(120),

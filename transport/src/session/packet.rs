@@ -1,6 +1,7 @@
 //! One outgoing packet while frames are put into it.
 
 use super::flow::Tracked;
+use alloc::vec::Vec;
 use conet_wire::session::frame::Frame;
 use conet_wire::session::{HEADER, TAG};
 
@@ -16,7 +17,7 @@ pub(crate) struct Packet<'b> {
 impl<'b> Packet<'b> {
     /// An empty packet of `size` bytes at most, header and tag included.
     pub(crate) fn new(buf: &'b mut Vec<u8>, size: usize) -> Self {
-        buf.clear();
+        // What is left of an earlier packet is overwritten, or cut off when this is sealed.
         buf.resize(size, 0);
         Self { buf, at: HEADER, tracked: None }
     }

@@ -4,15 +4,26 @@
 //! last, so that one bit per unit says everything: 2 KiB for 1 MiB, however
 //! cleverly a peer cuts its pieces.
 //!
+//! A sender may send the first [`UNASKED`] bytes at once and the rest when the receiver
+//! has granted it (as in Homa: Montazeri et al., SIGCOMM 2018, §3.3). The receiver grants
+//! a payload when it has memory for it, the shortest first.
+//!
 //! Invariants: an [`Assembly`] is complete when every byte was written, and each
 //! byte keeps its first value; an [`Outgoing`] never gives out an acknowledged
 //! unit again.
 
-use std::collections::VecDeque;
-use std::ops::Range;
+use super::image::{ImageError, Reader, Writer};
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Granularity of pieces, bytes; part of the protocol.
 pub(crate) const UNIT: usize = 64;
+
+/// Bytes of a payload that may be sent before the receiver has granted them: about what
+/// a 10 Gbit/s link carries in a round trip of a LAN.
+pub(crate) const UNASKED: usize = 64 * 1024;
 
 /// Which units of a payload are marked.
 #[derive(Debug)]
@@ -44,6 +55,30 @@ impl Units {
     }
 }
 
+impl Units {
+    fn freeze(&self, out: &mut Writer) {
+        out.words(&self.words);
+    }
+
+    fn thaw(bytes: usize, from: &mut Reader<'_>) -> Result<Self, ImageError> {
+        let words = from.words()?;
+        let units = bytes.div_ceil(UNIT);
+        let beyond =
+            words.last().is_some_and(|last| !units.is_multiple_of(64) && last >> (units % 64) != 0);
+        let marked: usize = words.iter().map(|word| word.count_ones() as usize).sum();
+        if words.len() != units.div_ceil(64) || beyond {
+            return Err(ImageError::Malformed);
+        }
+        Ok(Self { words, missing: units - marked })
+    }
+
+    /// Bytes of the marked units of a payload.
+    fn marked_bytes(&self, bytes: usize) -> usize {
+        let marked = (0..bytes.div_ceil(UNIT)).filter(|&unit| self.is_marked(unit));
+        marked.map(|unit| UNIT.min(bytes - unit * UNIT)).sum()
+    }
+}
+
 /// A piece lies outside its payload or off the units; the peer's fault.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct BadPiece;
@@ -52,28 +87,53 @@ pub(crate) struct BadPiece;
 #[derive(Debug)]
 pub(crate) struct Assembly {
     bytes: Vec<u8>,
+    total: usize,
     have: Units,
+    /// Bytes that may come; the caller has set memory aside for so many.
+    granted: usize,
+    received: usize,
 }
 
 impl Assembly {
-    /// For `total` bytes; the caller has checked its budget.
-    pub(crate) fn new(total: usize) -> Self {
-        Self { bytes: vec![0; total], have: Units::new(total) }
+    /// For `total` bytes, the first `granted` of which may come; the caller has checked
+    /// its budget for these.
+    pub(crate) fn new(total: usize, granted: usize) -> Self {
+        let granted = granted.min(total);
+        Self { bytes: Vec::new(), total, have: Units::new(total), granted, received: 0 }
     }
 
-    pub(crate) fn total(&self) -> usize {
-        self.bytes.len()
+    pub(crate) const fn total(&self) -> usize {
+        self.total
+    }
+
+    pub(crate) const fn granted(&self) -> usize {
+        self.granted
+    }
+
+    pub(crate) const fn grant(&mut self) {
+        self.granted = self.total;
     }
 
     /// Writes a piece where nothing was written yet.
     pub(crate) fn insert(&mut self, offset: usize, piece: &[u8]) -> Result<(), BadPiece> {
         let end = offset.checked_add(piece.len()).ok_or(BadPiece)?;
-        let aligned = offset.is_multiple_of(UNIT)
-            && (piece.len().is_multiple_of(UNIT) || end == self.bytes.len());
-        let target = self.bytes.get_mut(offset..end).filter(|_| aligned).ok_or(BadPiece)?;
+        let aligned =
+            offset.is_multiple_of(UNIT) && (piece.len().is_multiple_of(UNIT) || end == self.total);
+        if !aligned || end > self.granted {
+            return Err(BadPiece);
+        }
+        if self.bytes.len() < end {
+            if self.bytes.capacity() < end {
+                // In one step, once the rest is granted.
+                self.bytes.reserve_exact(self.granted - self.bytes.len());
+            }
+            self.bytes.resize(end, 0);
+        }
+        let target = self.bytes.get_mut(offset..end).ok_or(BadPiece)?;
         for (n, (to, from)) in target.chunks_mut(UNIT).zip(piece.chunks(UNIT)).enumerate() {
             if self.have.mark(offset / UNIT + n) {
                 to.copy_from_slice(from);
+                self.received += to.len();
             }
         }
         Ok(())
@@ -81,6 +141,29 @@ impl Assembly {
 
     pub(crate) const fn is_complete(&self) -> bool {
         self.have.missing == 0
+    }
+
+    pub(crate) fn freeze(&self, out: &mut Writer) {
+        out.count(self.total);
+        out.count(self.granted);
+        self.have.freeze(out);
+        out.bytes(&self.bytes);
+    }
+
+    pub(crate) fn thaw(from: &mut Reader<'_>) -> Result<Self, ImageError> {
+        let (total, granted) = (from.u32()? as usize, from.u32()? as usize);
+        let have = Units::thaw(total, from)?;
+        let bytes = from.bytes()?.to_vec();
+        let received = have.marked_bytes(total);
+        let good = granted <= total
+            && bytes.len() <= granted
+            && have.missing > 0
+            && (bytes.len().div_ceil(UNIT)..total.div_ceil(UNIT)).all(|unit| !have.is_marked(unit));
+        if good {
+            Ok(Self { bytes, total, have, granted, received })
+        } else {
+            Err(ImageError::Malformed)
+        }
     }
 
     /// The payload, whole or not.
@@ -97,12 +180,15 @@ pub(crate) struct Outgoing {
     /// Where unsent bytes begin; a multiple of [`UNIT`], or the end.
     next: usize,
     lost: VecDeque<Range<usize>>,
+    granted: usize,
+    acked_bytes: usize,
 }
 
 impl Outgoing {
-    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+    /// `granted` bytes may be sent now.
+    pub(crate) fn new(bytes: Vec<u8>, granted: usize) -> Self {
         let acked = Units::new(bytes.len());
-        Self { bytes, acked, next: 0, lost: VecDeque::new() }
+        Self { bytes, acked, next: 0, lost: VecDeque::new(), granted, acked_bytes: 0 }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -113,9 +199,48 @@ impl Outgoing {
         self.bytes
     }
 
+    pub(crate) fn freeze(&self, out: &mut Writer) {
+        out.bytes(&self.bytes);
+        self.acked.freeze(out);
+        out.u64(self.granted as u64);
+    }
+
+    /// As it was, but that nothing is on its way.
+    pub(crate) fn thaw(from: &mut Reader<'_>) -> Result<Self, ImageError> {
+        let bytes = from.bytes()?.to_vec();
+        let acked = Units::thaw(bytes.len(), from)?;
+        let granted = usize::try_from(from.u64()?).map_err(|_| ImageError::Malformed)?;
+        let acked_bytes = acked.marked_bytes(bytes.len());
+        Ok(Self { bytes, acked, next: 0, lost: VecDeque::new(), granted, acked_bytes })
+    }
+
+    /// More may be sent; says whether that was new.
+    pub(crate) fn on_grant(&mut self, upto: usize) -> bool {
+        let more = upto > self.granted;
+        self.granted = self.granted.max(upto);
+        more
+    }
+
     /// Whether a piece waits to be sent, for the first time or again.
     pub(crate) fn has_piece(&self) -> bool {
-        !self.lost.is_empty() || self.next < self.bytes.len()
+        !self.lost.is_empty() || self.next < self.end()
+    }
+
+    /// Whether all that may be sent has arrived, and there is more.
+    pub(crate) const fn waits_for_grant(&self) -> bool {
+        self.acked.missing > 0
+            && self.granted < self.bytes.len()
+            && self.acked_bytes >= self.granted - self.granted % UNIT
+    }
+
+    fn end(&self) -> usize {
+        let granted = self.granted.min(self.bytes.len());
+        if granted == self.bytes.len() { granted } else { granted - granted % UNIT }
+    }
+
+    /// Bytes that have not arrived.
+    pub(crate) const fn remaining(&self) -> usize {
+        self.bytes.len() - self.acked_bytes
     }
 
     pub(crate) const fn is_acked(&self) -> bool {
@@ -136,8 +261,9 @@ impl Outgoing {
                 return Some(piece);
             }
         }
-        let piece = self.unacked(self.next..self.bytes.len(), room);
-        self.next = piece.as_ref().map_or(self.bytes.len(), |piece| piece.end);
+        let end = self.end();
+        let piece = self.unacked(self.next.min(end)..end, room);
+        self.next = self.next.max(piece.as_ref().map_or(end, |piece| piece.end));
         piece
     }
 
@@ -153,7 +279,10 @@ impl Outgoing {
 
     pub(crate) fn on_acked(&mut self, piece: Range<usize>) {
         for unit in piece.start / UNIT..piece.end.div_ceil(UNIT) {
-            self.acked.mark(unit);
+            if self.acked.mark(unit) {
+                let start = unit * UNIT;
+                self.acked_bytes += UNIT.min(self.bytes.len() - start);
+            }
         }
     }
 
@@ -169,7 +298,7 @@ mod tests {
 
     #[test]
     fn pieces_off_the_units_or_behind_the_end_are_refused() {
-        let mut assembly = Assembly::new(200);
+        let mut assembly = Assembly::new(200, 200);
         for (offset, length, good) in [
             (1, 64, false),
             (64, 63, false),
@@ -190,15 +319,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_granted_is_not_taken_and_takes_no_memory() {
+        let mut assembly = Assembly::new(1 << 30, 128);
+        assert!(assembly.insert(0, &[1; 128]).is_ok());
+        assert_eq!(assembly.insert(128, &[1; 64]), Err(BadPiece));
+        assert!(assembly.bytes.capacity() <= 256);
+        assembly.grant();
+        assert_eq!(assembly.granted(), assembly.total());
+    }
+
+    #[test]
     fn an_empty_payload_is_complete_at_once() {
-        assert!(Assembly::new(0).is_complete());
-        assert!(Outgoing::new(Vec::new()).is_acked());
-        assert!(!Outgoing::new(Vec::new()).has_piece());
+        assert!(Assembly::new(0, 0).is_complete());
+        assert!(Outgoing::new(Vec::new(), 0).is_acked());
+        assert!(!Outgoing::new(Vec::new(), 0).has_piece());
     }
 
     #[test]
     fn bytes_keep_their_first_value() {
-        let mut assembly = Assembly::new(64);
+        let mut assembly = Assembly::new(64, 64);
         assembly.insert(0, &[1; 64]).expect("fits");
         assembly.insert(0, &[2; 64]).expect("fits");
         assert_eq!(assembly.into_bytes(), [1; 64]);
@@ -209,13 +348,22 @@ mod tests {
         fn everything_arrives_whatever_is_lost(
             length in 0usize..20_000,
             room in 64usize..3000,
+            granted in 0usize..20_000,
             fates in prop::collection::vec(0u8..4, 2000),
         ) {
             let payload: Vec<u8> = (0..=250).cycle().take(length).collect();
-            let mut outgoing = Outgoing::new(payload.clone());
-            let mut assembly = Assembly::new(length);
+            let mut outgoing = Outgoing::new(payload.clone(), granted);
+            let mut assembly = Assembly::new(length, length);
             let mut fates = fates.into_iter().chain(core::iter::repeat(3));
-            while let Some(piece) = outgoing.take_piece(room) {
+            loop {
+                let Some(piece) = outgoing.take_piece(room) else {
+                    prop_assert_eq!(outgoing.is_acked(), !outgoing.waits_for_grant());
+                    if outgoing.is_acked() {
+                        break;
+                    }
+                    prop_assert!(outgoing.on_grant(length));
+                    continue;
+                };
                 prop_assert!(piece.len() <= room && !piece.is_empty());
                 match fates.next() {
                     Some(0) => outgoing.on_lost(piece),
@@ -231,6 +379,7 @@ mod tests {
                 }
             }
             prop_assert!(outgoing.is_acked() && assembly.is_complete());
+            prop_assert_eq!((outgoing.remaining(), assembly.received), (0, length));
             prop_assert_eq!(assembly.into_bytes(), payload);
         }
     }

@@ -13,30 +13,40 @@
 //! once, the initiation of the larger public key is answered and the other dropped;
 //! its sender's address is learned all the same.
 //!
-//! The address is a hint: the authenticated packet with the highest number says
-//! where the peer is (WireGuard §2.1). Round-trip time and window are forgotten
-//! when it changes.
+//! Either end may be frozen and thawed elsewhere. Each thaw raises that end's *epoch*
+//! and draws a number for its *life*; the other end follows the highest epoch, and of
+//! one epoch the life that came first. Earlier ones are told that they are superseded.
+//!
+//! The address is a hint, and a new one is proved before it counts (see
+//! [`super::path`]). Round-trip time and window are forgotten when it changes.
 //!
 //! Not here: which peers exist, indices, the private key (see [`super::hub`]).
 
 use super::client::{CallError, CallId, Client, NotTaken};
-use super::flow::{Arrivals, Flow, Outcome};
+use super::flow::{Arrivals, Fates, Flow};
 use super::handshake::{Established, Initiator, PublicKey};
+use super::key::Root;
 use super::limits::Limits;
+use super::path::{Candidate, Tokens};
 use super::protect::{OpenError, Opener, Replay, Sealer};
 use super::rtt::Rtt;
-use super::server::{Asked, IncomingId, ReplyError, Server};
+use super::server::{Asked, IncomingId, ReplyError, Run, Server};
 use crate::time::Instant;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use conet_wire::session::FLAG_TRACKED;
-use conet_wire::session::frame::{Direction, Frame, Frames, Status};
+use conet_wire::session::frame::{Direction, Frame, Frames, Lane, Marks, Status};
+use conet_wire::session::handshake::FEATURE_LANES;
+use core::net::SocketAddr;
 use core::time::Duration;
-use std::collections::VecDeque;
-use std::net::SocketAddr;
 
+mod calls;
+mod freeze;
 mod keys;
 mod output;
 mod status;
 
+pub(crate) use keys::Admission;
 pub use status::{Counters, DownReason, PeerStatus};
 
 /// What happened, apart from [`Counters`]; see [`super::hub::Event`].
@@ -44,7 +54,7 @@ pub use status::{Counters, DownReason, PeerStatus};
 pub(crate) enum PeerEvent {
     Up,
     Down(DownReason),
-    Call(IncomingId, Vec<u8>),
+    Call(Run),
     Cancelled(IncomingId),
     Ended(CallId, Result<Vec<u8>, CallError>),
 }
@@ -58,6 +68,16 @@ struct Keys {
     opener: Opener,
     since: Instant,
     began_here: bool,
+    features: u32,
+    /// Where the handshake has shown the peer to be.
+    proved: Option<SocketAddr>,
+    /// The peer's epoch and life, where the handshake told them.
+    remote_life: Option<Life>,
+    /// The handshake told the peer our epoch and life.
+    announces: bool,
+    /// Slots of before do not count, though the incarnation is the same.
+    anew: bool,
+    root: u64,
 }
 
 impl Keys {
@@ -70,7 +90,17 @@ impl Keys {
             opener: Opener::new(from.cipher, &from.opening, Replay::window()),
             since: now,
             began_here,
+            features: from.features,
+            proved: None,
+            remote_life: None,
+            announces: false,
+            anew: false,
+            root: from.root.id,
         }
+    }
+
+    const fn has(&self, feature: u32) -> bool {
+        self.features & feature != 0
     }
 }
 
@@ -79,6 +109,9 @@ struct Asking {
     initiator: Initiator,
     index: u32,
     since: Instant,
+    to: SocketAddr,
+    packet: Vec<u8>,
+    digest: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -87,12 +120,36 @@ enum Which {
     Previous,
 }
 
+/// One end's place in the row of its moves.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Life {
+    pub(crate) epoch: u64,
+    pub(crate) life: u64,
+}
+
+/// Secrets of handshakes that are kept for moves.
+const MOST_ROOTS: usize = 8;
+
+/// Ended incarnations that are remembered.
+const MOST_ENDED: usize = 32;
+
+/// A secret of a handshake.
+#[derive(Debug)]
+struct KeptRoot {
+    root: Root,
+    /// Of keys that were in use, or named by the peer: others go first.
+    pinned: bool,
+}
+
 /// The state of one peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
     key: PublicKey,
     limits: Limits,
     address: Option<SocketAddr>,
+    candidate: Option<Candidate>,
+    /// Where the peer may be found, by what its old node says.
+    hint: Option<SocketAddr>,
     current: Option<Keys>,
     next: Option<Keys>,
     previous: Option<Keys>,
@@ -101,20 +158,38 @@ pub(crate) struct Peer {
     ask_pause: Duration,
     handshake_out: VecDeque<(SocketAddr, Vec<u8>)>,
     newest_counter: Option<u64>,
+    /// Ours in this session; a moved one brings its own.
+    pub(crate) incarnation: u64,
     remote_incarnation: Option<u64>,
+    /// Incarnations that another one has followed.
+    ended: VecDeque<u64>,
+    ours: Life,
+    theirs: Life,
+    /// Thawed, and the peer does not know yet.
+    unannounced: bool,
+    superseded: bool,
+    roots: VecDeque<KeptRoot>,
+    /// The one of the keys in use, or last in use.
+    root: Option<u64>,
     heard: Instant,
     pinged: Option<(u64, Instant)>,
     pings: u64,
     ping_due: bool,
     pong_due: Option<u64>,
+    proof_due: Option<u64>,
     client: Client,
     server: Server,
     flow: Flow,
     arrivals: Arrivals,
     rtt: Rtt,
-    pub(crate) events: VecDeque<PeerEvent>,
+    /// One piece in so many is of the oldest payload.
+    turn: u32,
+    fates: Fates,
+    events: VecDeque<PeerEvent>,
     /// Indices that the hub may give to others.
     pub(crate) retired: Vec<u32>,
+    /// Stands in the hub's row of peers to ask for packets.
+    pub(crate) is_ready: bool,
     counters: Counters,
 }
 
@@ -124,11 +199,14 @@ impl Peer {
         key: PublicKey,
         address: Option<SocketAddr>,
         limits: Limits,
+        incarnation: u64,
     ) -> Self {
         Self {
             key,
             limits,
             address,
+            candidate: None,
+            hint: None,
             current: None,
             next: None,
             previous: None,
@@ -137,26 +215,42 @@ impl Peer {
             ask_pause: limits.handshake_retry,
             handshake_out: VecDeque::new(),
             newest_counter: None,
+            incarnation,
             remote_incarnation: None,
+            ended: VecDeque::new(),
+            ours: Life::default(),
+            theirs: Life::default(),
+            unannounced: false,
+            superseded: false,
+            roots: VecDeque::new(),
+            root: None,
             heard: now,
             pinged: None,
             pings: 0,
             ping_due: false,
             pong_due: None,
+            proof_due: None,
             client: Client::new(limits),
             server: Server::new(limits),
             flow: Flow::new(limits.datagram),
             arrivals: Arrivals::default(),
             rtt: Rtt::default(),
+            turn: 0,
+            fates: Fates::new(),
             events: VecDeque::new(),
             retired: Vec::new(),
+            is_ready: false,
             counters: Counters::default(),
         }
     }
 
+    pub(crate) const fn key(&self) -> PublicKey {
+        self.key
+    }
+
     pub(crate) fn set_address(&mut self, now: Instant, address: SocketAddr) {
         self.address = Some(address);
-        if self.current.is_none() {
+        if self.current.is_none() && !self.superseded {
             self.ask_at = Some(now);
             self.ask_pause = self.limits.handshake_retry;
         }
@@ -166,63 +260,18 @@ impl Peer {
         self.current.is_some()
     }
 
-    pub(crate) fn status(&self, now: Instant) -> PeerStatus {
-        let counters = Counters {
-            repeats: self.client.repeats,
-            stale_replies: self.client.stale_replies,
-            executions: self.server.executions,
-            duplicates: self.server.duplicates,
-            refused_pieces: self.server.refused_pieces,
-            ..self.counters
-        };
-        PeerStatus {
-            key: self.key,
-            address: self.address,
-            up: self.is_up(),
-            rtt: self.rtt.smoothed(),
-            last_handshake: self.current.as_ref().map(|keys| now.since(keys.since)),
-            calls_in_flight: self.client.in_flight(),
-            counters,
+    /// What happened next.
+    pub(crate) fn poll_event(&mut self) -> Option<PeerEvent> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
         }
-    }
-
-    // Calls.
-
-    pub(crate) fn call(
-        &mut self,
-        now: Instant,
-        payload: Vec<u8>,
-        deadline: Option<Instant>,
-    ) -> Result<CallId, NotTaken> {
-        let id = self.client.call(payload, deadline)?;
-        self.assign(now);
-        Ok(id)
-    }
-
-    pub(crate) fn cancel(&mut self, now: Instant, id: CallId) {
-        self.client.cancel(now, id);
-        self.assign(now);
-        self.collect_ended();
-    }
-
-    pub(crate) fn reply(
-        &mut self,
-        id: IncomingId,
-        status: Status,
-        payload: Vec<u8>,
-    ) -> Result<(), ReplyError> {
-        self.server.reply(id, status, payload)
-    }
-
-    fn assign(&mut self, now: Instant) {
-        if self.current.is_some() {
-            self.client.assign(now, &self.rtt);
+        if let Some(asked) = self.server.asked.pop_front() {
+            return Some(match asked {
+                Asked::Run(run) => PeerEvent::Call(run),
+                Asked::Cancel(id) => PeerEvent::Cancelled(id),
+            });
         }
-    }
-
-    fn collect_ended(&mut self) {
-        let ended = self.client.ended.drain(..);
-        self.events.extend(ended.map(|(id, result)| PeerEvent::Ended(id, result)));
+        self.client.take_ended().map(|(id, result)| PeerEvent::Ended(id, result))
     }
 
     // Data.
@@ -233,6 +282,8 @@ impl Peer {
         from: SocketAddr,
         index: u32,
         packet: &mut [u8],
+        marked: bool,
+        tokens: &mut Tokens,
     ) {
         let is = |keys: &Option<Keys>| keys.as_ref().is_some_and(|keys| keys.local_index == index);
         let opened = if is(&self.current) {
@@ -266,20 +317,47 @@ impl Peer {
         }
         let which = if is(&self.current) { Which::Current } else { Which::Previous };
         self.heard = now;
+        if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
+            // It uses keys of a handshake that told our life.
+            self.unannounced = which != Which::Current;
+        }
         if which == Which::Current && newest && self.address != Some(from) {
-            let moved = self.address.replace(from).is_some();
-            if moved {
-                self.rtt = Rtt::default();
-                self.restart_flow(now);
-            }
+            self.on_elsewhere(now, from, packet.len(), tokens);
         }
         let payload = packet.get(range).unwrap_or_default();
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
-            self.arrivals.on_tracked(now, header.number);
+            self.arrivals.on_tracked(now, header.number, marked);
         }
         self.assign(now);
-        self.collect_ended();
+    }
+
+    /// The newest packet of the peer's came from another address than it is at.
+    fn on_elsewhere(&mut self, now: Instant, from: SocketAddr, bytes: usize, tokens: &mut Tokens) {
+        let can_prove = self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_LANES));
+        if self.address.is_none() || !can_prove {
+            // Of an earlier version: it knows no challenge.
+            self.move_to(now, from);
+            return;
+        }
+        let candidate = match self.candidate.take_if(|candidate| candidate.address == from) {
+            Some(candidate) => candidate,
+            None => Candidate::new(now, from, tokens.take()),
+        };
+        self.candidate.insert(candidate).on_received(now, bytes);
+    }
+
+    /// The peer is there now.
+    fn move_to(&mut self, now: Instant, address: SocketAddr) {
+        self.candidate = None;
+        let old = self.address.replace(address);
+        if old.is_some_and(|old| old != address) {
+            self.rtt = Rtt::default();
+            self.restart_flow(now);
+            // What went to the old address is as good as lost.
+            self.client.on_new_keys(now, &self.rtt);
+            self.counters.moves += 1;
+        }
     }
 
     /// Handles every frame; says whether all that was tracked was taken.
@@ -300,35 +378,50 @@ impl Peer {
 
     fn on_frame(&mut self, now: Instant, which: Which, frame: Frame<'_>) -> bool {
         match frame {
-            Frame::Call { head, data } => {
-                let asked = self.server.on_call(head, data);
-                self.on_asked_by_peer(asked);
-            }
+            Frame::Call { head, data } => self.server.on_call(head, Marks::default(), data),
+            Frame::Marked { head, marks, data } => self.server.on_call(head, marks, data),
             Frame::Reply { head, status, data } => {
                 self.client.on_reply(now, head, status, data, &mut self.rtt);
             }
             Frame::Working { slot, sequence } => self.client.on_working(now, slot, sequence),
-            Frame::Cancel { slot, sequence } => {
-                let asked = self.server.on_cancel(slot, sequence);
-                self.on_asked_by_peer(asked);
+            Frame::Cancel { slot, sequence } => self.server.on_cancel(slot, sequence),
+            Frame::Chunk { head, direction: Direction::Call, lane, offset, data } => {
+                return self.server.on_piece(head, lane, offset as usize, data);
             }
-            Frame::Chunk { head, direction: Direction::Call, offset, data } => {
-                let (taken, asked) = self.server.on_piece(head, offset as usize, data);
-                self.on_asked_by_peer(asked);
-                return taken;
-            }
-            Frame::Chunk { head, direction: Direction::Reply, offset, data } => {
+            Frame::Chunk { head, direction: Direction::Reply, offset, data, .. } => {
                 return self.client.on_piece(now, head, offset as usize, data);
             }
-            Frame::Ack(ack) if which == Which::Current => {
-                let outcome = self.flow.on_ack(now, &ack, &mut self.rtt);
-                self.on_outcome(now, outcome);
+            Frame::Grant { slot, sequence, direction: Direction::Call, upto } => {
+                self.client.on_grant(slot, sequence, upto as usize);
             }
-            Frame::Ack(_) => {}
+            Frame::Grant { slot, sequence, direction: Direction::Reply, upto } => {
+                self.server.on_grant(slot, sequence, upto as usize);
+            }
+            Frame::Slots { version, count } => self.client.on_slots(version, count),
+            Frame::Release { version, count, floor } => {
+                self.server.on_release(version, count, floor);
+            }
+            Frame::Ack(ack) if which == Which::Current => {
+                let mut fates = core::mem::take(&mut self.fates);
+                self.flow.on_ack(now, &ack.into(), &mut self.rtt, &mut fates);
+                self.on_fates(now, fates);
+            }
+            Frame::Seen(seen) if which == Which::Current => {
+                let mut fates = core::mem::take(&mut self.fates);
+                self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
+                self.on_fates(now, fates);
+            }
+            Frame::Ack(_) | Frame::Seen(_) => {}
             Frame::Ping { token } => self.pong_due = Some(token),
             Frame::Pong { token } => {
                 if let Some((_, at)) = self.pinged.take_if(|(asked, _)| *asked == token) {
                     self.rtt.on_sample(now.since(at));
+                }
+            }
+            Frame::Challenge { token } => self.proof_due = Some(token),
+            Frame::Proof { token } => {
+                if let Some(candidate) = self.candidate.take_if(|one| one.proves(token)) {
+                    self.move_to(now, candidate.address);
                 }
             }
             Frame::Close { .. } => {
@@ -340,13 +433,6 @@ impl Peer {
         true
     }
 
-    fn on_asked_by_peer(&mut self, asked: Option<Asked>) {
-        self.events.extend(asked.map(|asked| match asked {
-            Asked::Run(id, payload) => PeerEvent::Call(id, payload),
-            Asked::Cancel(id) => PeerEvent::Cancelled(id),
-        }));
-    }
-
     // Time.
 
     /// The earliest moment at which time alone changes something.
@@ -354,27 +440,33 @@ impl Peer {
         if !self.handshake_out.is_empty() || self.has_something_to_say() {
             return Some(now);
         }
-        let ask = self.ask_at.filter(|_| self.address.is_some());
+        let ask = self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some());
         let calls = self.client.deadline();
         let Some(current) = &self.current else {
-            return [ask, calls].into_iter().flatten().min();
+            return earliest([ask, calls]);
         };
         let dead = self.heard + self.limits.dead_after;
-        let pinged = self.pinged.map_or(self.heard, |(_, at)| at.max(self.heard));
-        let keepalive = pinged + self.limits.keepalive;
+        let keepalive = self.pinged_or_heard() + self.limits.keepalive;
         let rekey = current.began_here.then(|| current.since + self.limits.rekey_after);
         let rekey = rekey.filter(|_| self.asking.is_none() && self.ask_at.is_none());
         let flow = self.flow.deadline(&self.rtt);
+        let candidate = self.candidate.as_ref().and_then(Candidate::due);
         let due = self.client.due();
-        [ask, calls, Some(dead), Some(keepalive), rekey, flow, due].into_iter().flatten().min()
+        earliest([ask, calls, due, Some(dead), Some(keepalive), rekey, flow, candidate])
+    }
+
+    fn pinged_or_heard(&self) -> Instant {
+        self.pinged.map_or(self.heard, |(_, at)| at.max(self.heard))
     }
 
     fn has_something_to_say(&self) -> bool {
         self.current.is_some()
             && (self.ping_due
                 || self.pong_due.is_some()
+                || self.proof_due.is_some()
                 || self.arrivals.is_due()
                 || self.server.has_something_to_say()
+                || self.client.has_something_to_say()
                 || (self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())))
     }
 
@@ -385,20 +477,21 @@ impl Peer {
             if now.since(self.heard) >= self.limits.dead_after {
                 self.go_down(now, DownReason::Silent);
             } else {
-                let pinged = self.pinged.map_or(self.heard, |(_, at)| at.max(self.heard));
-                if now.since(pinged) >= self.limits.keepalive {
+                if now.since(self.pinged_or_heard()) >= self.limits.keepalive {
                     self.ping_due = true;
+                    self.server.remind();
                 }
                 let old = now.since(since) >= self.limits.rekey_after;
                 if old && began_here && self.asking.is_none() && self.ask_at.is_none() {
                     self.ask_at = Some(now);
                 }
-                let lost = self.flow.handle_timeout(now, &self.rtt);
-                self.on_outcome(now, Outcome { acked: Vec::new(), lost });
+                let mut fates = core::mem::take(&mut self.fates);
+                self.flow.handle_timeout(now, &self.rtt, &mut fates);
+                self.on_fates(now, fates);
+                self.client.wake(now);
             }
         }
         self.assign(now);
-        self.collect_ended();
     }
 
     /// All indices in use, when the peer is removed.
@@ -407,4 +500,8 @@ impl Peer {
         let asking = self.asking.as_ref().map(|asking| asking.index);
         keys.into_iter().flatten().map(|keys| keys.local_index).chain(asking)
     }
+}
+
+fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
+    times.into_iter().flatten().min()
 }

@@ -10,6 +10,9 @@ use core::time::Duration;
 const RTO_MIN: Duration = Duration::from_micros(200);
 /// Most time between two transmissions of a call, and the pause after WORKING.
 pub(crate) const PROBE: Duration = Duration::from_secs(1);
+/// Most time between two questions about a call that is parked. Its reply comes by
+/// itself; the question only guards against a server that has forgotten.
+pub(crate) const PARKED_PROBE: Duration = Duration::from_secs(30);
 /// Timer granularity (RFC 9002 §6.1.2: `kGranularity`).
 const GRANULARITY: Duration = Duration::from_micros(100);
 /// Before the first sample.
@@ -52,6 +55,11 @@ impl Rtt {
         self.smoothed
     }
 
+    /// The newest sample; zero before the first.
+    pub(crate) const fn latest(&self) -> Duration {
+        self.latest
+    }
+
     fn estimate(&self) -> Duration {
         self.smoothed.unwrap_or(INITIAL)
     }
@@ -77,6 +85,11 @@ impl Rtt {
 /// The next of a row of growing pauses: half as long again, at most [`PROBE`].
 pub(crate) fn back_off(pause: Duration) -> Duration {
     (pause * 3 / 2).min(PROBE)
+}
+
+/// The next pause of a parked call: half as long again, at most [`PARKED_PROBE`].
+pub(crate) fn back_off_parked(pause: Duration) -> Duration {
+    (pause * 3 / 2).min(PARKED_PROBE)
 }
 
 #[cfg(test)]

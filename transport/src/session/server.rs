@@ -2,34 +2,47 @@
 //!
 //! ```text
 //! Idle ──pieces──► Assembling ──whole──► Running ──reply──► Done ──newer call──► …
-//!                                  same call: WORKING   same call: the reply again
+//!                       of a row ──► Waiting ──┘ │            │
+//!                            same call: WORKING ─┘            └─ same call: the reply again
 //! ```
 //!
 //! A reply is kept until the client uses its slot again. One that fits a packet is
 //! sent again when the client asks again, unless the client was told to wait: then
-//! it asks only once a second, so the reply is tracked and repeated from here. A
-//! larger one goes in tracked pieces, and its bytes are freed when all have
-//! arrived.
+//! it asks rarely, so the reply is tracked and repeated from here. A larger one goes
+//! in tracked pieces, and its bytes are freed when all have arrived.
+//!
+//! A call that takes another one's result waits until that one has ended. Only results
+//! that fit a packet are passed on: whatever is lost on the way, the same calls run.
+//!
+//! Slots grow as calls are parked, so that patient calls leave room for others, and
+//! shrink again. What a released slot has seen is kept as one number, the floor.
 //!
 //! Invariants: a sequence is handed out for execution once; memory is bounded by
 //! [`Limits::assembling`] for what arrives and by the slots for what is kept; a
 //! reply to a call of an earlier incarnation goes nowhere.
 
-use super::client::{fits_one_packet, push_piece};
+use super::client::{FIRST_SLOTS, fits_one_packet};
 use super::flow::Tracked;
+use super::grants::Grants;
 use super::limits::Limits;
 use super::packet::Packet;
-use super::payload::{Assembly, Outgoing};
+use super::payload::{Assembly, Outgoing, UNASKED};
+use super::pool::Pool;
 use super::slots::{CallVerdict, ServerSlot};
-use conet_wire::session::frame::{CHUNK_OVERHEAD, Direction, Frame, SlotHead, Status};
-use std::collections::VecDeque;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use conet_wire::session::frame::{After, Direction, Frame, Lane, Marks, SlotHead, Status};
+
+mod freeze;
+mod output;
+mod row;
 
 /// A call of the peer's.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct IncomingId {
-    slot: u16,
-    sequence: u64,
-    incarnation: u64,
+    pub(crate) slot: u16,
+    pub(crate) sequence: u64,
+    pub(crate) incarnation: u64,
 }
 
 /// Why a reply was not taken.
@@ -44,20 +57,35 @@ pub enum ReplyError {
     TooLong,
 }
 
+/// A call to run.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Run {
+    pub(crate) id: IncomingId,
+    pub(crate) lane: Lane,
+    pub(crate) payload: Vec<u8>,
+    /// The result of the call before it in its row.
+    pub(crate) argument: Option<Vec<u8>>,
+}
+
 /// What the peer's call means for the application.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Asked {
     /// Run this, once.
-    Run(IncomingId, Vec<u8>),
+    Run(Run),
     /// The peer no longer wants it; it still waits for a reply.
     Cancel(IncomingId),
 }
 
 #[derive(Debug)]
+pub(crate) enum Body {
+    Whole(Vec<u8>),
+    Pieces(Outgoing),
+}
+
+#[derive(Debug)]
 struct Kept {
     status: Status,
-    body: Outgoing,
-    whole: bool,
+    body: Body,
 }
 
 #[derive(Debug)]
@@ -66,13 +94,20 @@ enum State {
     Assembling {
         sequence: u64,
         assembly: Assembly,
+        whole: bool,
+    },
+    /// For the result of another call.
+    Waiting {
+        after: After,
+        payload: Vec<u8>,
+        told_to_wait: bool,
     },
     Running {
         told_to_wait: bool,
         cancelled: bool,
     },
     Done(Kept),
-    /// The whole reply has arrived at the client.
+    /// The whole reply has arrived at the client, or there is none to send.
     Delivered,
 }
 
@@ -82,6 +117,8 @@ enum Say {
         tracked: bool,
     },
     Working,
+    /// More of the call may come.
+    Grant,
     /// It has ended, whatever it said: for a client that gave it up.
     Ended,
 }
@@ -90,6 +127,7 @@ enum Say {
 struct Slot {
     slot: ServerSlot,
     state: State,
+    lane: Lane,
     say: Option<Say>,
 }
 
@@ -99,35 +137,83 @@ pub(crate) struct Server {
     limits: Limits,
     incarnation: u64,
     slots: Vec<Slot>,
-    outbox: VecDeque<u16>,
-    assembling: usize,
-    turn: usize,
+    outbox: [VecDeque<u16>; 4],
+    grants: Grants,
+    /// Slots with a reply in pieces on its way.
+    large: Vec<u16>,
+    /// Slots whose call waits for another one's result.
+    waiting: Vec<u16>,
+    parked: usize,
+    granted: usize,
+    version: u32,
+    say_slots: bool,
+    floor: u64,
+    lanes: bool,
+    pub(crate) asked: VecDeque<Asked>,
+    pub(crate) pool: Pool,
     pub(crate) executions: u64,
     pub(crate) duplicates: u64,
     pub(crate) refused_pieces: u64,
 }
 
 impl Server {
-    pub(crate) const fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             incarnation: 0,
             slots: Vec::new(),
-            outbox: VecDeque::new(),
-            assembling: 0,
-            turn: 0,
+            outbox: Default::default(),
+            grants: Grants::new(limits.assembling, limits.payload),
+            large: Vec::new(),
+            waiting: Vec::new(),
+            parked: 0,
+            granted: FIRST_SLOTS.min(limits.slots),
+            version: 0,
+            say_slots: false,
+            floor: 0,
+            lanes: false,
+            asked: VecDeque::new(),
+            pool: Pool::default(),
             executions: 0,
             duplicates: 0,
             refused_pieces: 0,
         }
     }
 
+    pub(crate) const fn set_lanes(&mut self, lanes: bool) {
+        self.lanes = lanes;
+    }
+
+    /// Calls of the peer's that run or wait, and were told so.
+    pub(crate) const fn parked(&self) -> usize {
+        self.parked
+    }
+
+    /// Bytes set aside for payloads that arrive in part.
+    pub(crate) const fn set_aside(&self) -> usize {
+        self.grants.used()
+    }
+
+    /// Slots that exist.
+    pub(crate) const fn slots_in_use(&self) -> usize {
+        self.slots.len()
+    }
+
     /// The client started anew: nothing of its earlier life counts.
     pub(crate) fn on_peer_restart(&mut self, incarnation: u64) {
         self.incarnation = incarnation;
         self.slots.clear();
-        self.outbox.clear();
-        self.assembling = 0;
+        for outbox in &mut self.outbox {
+            outbox.clear();
+        }
+        self.grants.clear();
+        self.large.clear();
+        self.waiting.clear();
+        self.parked = 0;
+        self.granted = FIRST_SLOTS.min(self.limits.slots);
+        self.version = 0;
+        self.say_slots = false;
+        self.floor = 0;
     }
 
     fn slot(&mut self, number: u16) -> Option<&mut Slot> {
@@ -136,7 +222,8 @@ impl Server {
             return None;
         }
         while self.slots.len() <= at {
-            self.slots.push(Slot { slot: ServerSlot::new(), state: State::Idle, say: None });
+            let slot = ServerSlot::resume(self.floor, false);
+            self.slots.push(Slot { slot, state: State::Idle, lane: Lane::Calls, say: None });
         }
         self.slots.get_mut(at)
     }
@@ -149,70 +236,165 @@ impl Server {
             slot.say = Some(say);
         }
         if !waits {
-            self.outbox.push_back(number);
+            self.outbox[slot.lane as usize].push_back(number);
         }
     }
 
-    /// Takes a CALL: a whole call, or the question how a large one stands.
-    pub(crate) fn on_call(&mut self, head: SlotHead, data: &[u8]) -> Option<Asked> {
-        let slot = self.slot(head.slot)?;
+    /// Takes a CALL or MARKED: a whole call, or the question how a large one stands.
+    pub(crate) fn on_call(&mut self, head: SlotHead, marks: Marks, data: &[u8]) {
+        let Some(slot) = self.slot(head.slot) else { return };
         let mut ahead = slot.slot;
         match ahead.on_call(head.sequence) {
             CallVerdict::Execute => {
-                if data.len() == head.total as usize {
-                    return self.run(head, data.to_vec());
+                let whole = data.len() == head.total as usize;
+                let comes = matches!(&slot.state, State::Assembling { sequence, .. } if *sequence == head.sequence);
+                if whole && head.total as usize <= self.limits.payload {
+                    let payload = self.pool.copy(data);
+                    self.begin(head, marks, payload);
+                } else if comes && self.lanes {
+                    self.say(head.slot, Say::Grant);
                 }
-                None
+                return;
             }
             CallVerdict::Working => {
-                if let State::Running { told_to_wait, .. } = &mut slot.state {
-                    *told_to_wait = true;
-                }
-                self.duplicates += 1;
+                self.park(head.slot);
                 self.say(head.slot, Say::Working);
-                None
             }
             CallVerdict::RepeatReply => {
-                let say = match &slot.state {
-                    State::Done(kept) if kept.whole => Some(Say::Reply { tracked: false }),
-                    _ => None,
-                };
-                self.duplicates += 1;
-                if let Some(say) = say {
-                    self.say(head.slot, say);
+                let is_whole =
+                    matches!(&slot.state, State::Done(Kept { body: Body::Whole(_), .. }));
+                if is_whole {
+                    self.say(head.slot, Say::Reply { tracked: false });
                 }
-                None
             }
-            CallVerdict::Stale | CallVerdict::Overrun => {
-                self.duplicates += 1;
-                None
+            CallVerdict::Stale | CallVerdict::Overrun => {}
+        }
+        self.duplicates += 1;
+    }
+
+    /// Counts a call as one that takes long.
+    fn park(&mut self, number: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        if let State::Running { told_to_wait, .. } | State::Waiting { told_to_wait, .. } =
+            &mut slot.state
+            && !*told_to_wait
+        {
+            *told_to_wait = true;
+            self.parked += 1;
+            if self.parked + FIRST_SLOTS / 2 > self.granted {
+                self.resize();
             }
         }
     }
 
-    fn run(&mut self, head: SlotHead, payload: Vec<u8>) -> Option<Asked> {
-        if payload.len() > self.limits.payload {
-            return None;
+    fn unpark(&mut self, told_to_wait: bool) {
+        if told_to_wait {
+            self.parked -= 1;
+            // Not at once again: only when far too many.
+            if self.granted > FIRST_SLOTS && self.parked * 8 + FIRST_SLOTS < self.granted {
+                self.resize();
+            }
         }
+    }
+
+    fn resize(&mut self) {
+        let wanted = (self.parked * 2 + FIRST_SLOTS).min(self.limits.slots);
+        if self.lanes && wanted != self.granted {
+            self.granted = wanted;
+            self.version = self.version.wrapping_add(1);
+            self.say_slots = true;
+        }
+    }
+
+    /// The client has given slots back.
+    pub(crate) fn on_release(&mut self, version: u32, count: u32, floor: u64) {
+        let count = count as usize;
+        if version != self.version || count != self.granted || count >= self.slots.len() {
+            return;
+        }
+        let beyond = self.slots.get(count..).unwrap_or_default();
+        let is_idle =
+            |slot: &Slot| matches!(slot.state, State::Idle | State::Done(_) | State::Delivered);
+        if !beyond.iter().all(is_idle) {
+            return;
+        }
+        for slot in self.slots.drain(count..) {
+            if let State::Done(kept) = slot.state {
+                self.pool.put(kept.body.into_bytes());
+            }
+        }
+        self.floor = self.floor.max(floor);
+        let stays = |number: &u16| usize::from(*number) < count;
+        self.large.retain(stays);
+        for outbox in &mut self.outbox {
+            outbox.retain(stays);
+        }
+    }
+
+    /// A complete call: runs it, or lets it wait for another one's result.
+    fn begin(&mut self, head: SlotHead, marks: Marks, payload: Vec<u8>) {
         self.drop_assembly(head.slot);
-        let incarnation = self.incarnation;
-        let slot = self.slot(head.slot)?;
+        let Some(slot) = self.slot(head.slot) else { return };
         if slot.slot.on_call(head.sequence) != CallVerdict::Execute {
-            return None;
+            self.pool.put(payload);
+            return;
         }
-        slot.state = State::Running { told_to_wait: false, cancelled: false };
+        // The client has the last reply of this slot: what was to be said is old.
+        let old = core::mem::replace(
+            &mut slot.state,
+            State::Running { told_to_wait: false, cancelled: false },
+        );
+        if slot.say.is_some() && slot.lane != marks.lane {
+            // It stands in the other lane's row, and is taken out of it there.
+            let (lane, number) = (slot.lane as usize, head.slot);
+            slot.say = None;
+            slot.lane = marks.lane;
+            self.outbox[lane].retain(|&waiting| waiting != number);
+        } else {
+            slot.lane = marks.lane;
+        }
+        if let State::Done(kept) = old {
+            if matches!(kept.body, Body::Pieces(_)) {
+                self.large.retain(|&large| large != head.slot);
+            }
+            self.pool.put(kept.body.into_bytes());
+        }
+        match marks.after {
+            None => self.run(head.slot, payload, None),
+            Some(after) => self.wait(head.slot, after, payload),
+        }
+    }
+
+    /// Hands a call out.
+    fn run(&mut self, number: u16, payload: Vec<u8>, argument: Option<Vec<u8>>) {
+        let incarnation = self.incarnation;
+        let Some(slot) = self.slots.get(usize::from(number)) else { return };
+        let id = IncomingId { slot: number, sequence: slot.slot.sequence(), incarnation };
         self.executions += 1;
-        Some(Asked::Run(
-            IncomingId { slot: head.slot, sequence: head.sequence, incarnation },
-            payload,
-        ))
+        self.asked.push_back(Asked::Run(Run { id, lane: slot.lane, payload, argument }));
     }
 
     fn drop_assembly(&mut self, number: u16) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
-        if let State::Assembling { assembly, .. } = &slot.state {
-            self.assembling -= assembly.total();
-            slot.state = State::Idle;
+        if !matches!(slot.state, State::Assembling { .. }) {
+            return;
+        }
+        let state = core::mem::replace(&mut slot.state, State::Idle);
+        if let State::Assembling { sequence, assembly, whole } = state {
+            self.grants.end(number, sequence, assembly.total(), assembly.granted(), whole);
+            self.pool.put(assembly.into_bytes());
+            self.grant();
+        }
+    }
+
+    /// Lets calls go on for which there is memory now.
+    fn grant(&mut self) {
+        while let Some((number, _)) = self.grants.grant() {
+            let Some(slot) = self.slots.get_mut(usize::from(number)) else { continue };
+            if let State::Assembling { assembly, .. } = &mut slot.state {
+                assembly.grant();
+                self.say(number, Say::Grant);
+            }
         }
     }
 
@@ -220,89 +402,119 @@ impl Server {
     pub(crate) fn on_piece(
         &mut self,
         head: SlotHead,
+        lane: Lane,
         offset: usize,
         data: &[u8],
-    ) -> (bool, Option<Asked>) {
-        let total = head.total as usize;
-        let (budget, longest) = (self.limits.assembling, self.limits.payload);
-        let Some(slot) = self.slot(head.slot) else { return (false, None) };
+    ) -> bool {
+        let (total, lanes) = (head.total as usize, self.lanes);
+        let Some(slot) = self.slot(head.slot) else { return false };
         let mut ahead = slot.slot;
         match ahead.on_call(head.sequence) {
             CallVerdict::Execute => {}
             // Its call is known already; the client need not send it again.
             CallVerdict::Working | CallVerdict::RepeatReply | CallVerdict::Stale => {
                 self.duplicates += 1;
-                return (true, None);
+                return true;
             }
-            CallVerdict::Overrun => return (false, None),
+            CallVerdict::Overrun => return false,
         }
         let begun = match &slot.state {
-            State::Assembling { sequence, .. } if *sequence > head.sequence => return (true, None),
+            State::Assembling { sequence, .. } if *sequence > head.sequence => return true,
             State::Assembling { sequence, .. } => *sequence == head.sequence,
             _ => false,
         };
-        if !begun {
-            self.drop_assembly(head.slot);
-            if total > longest || self.assembling + total > budget {
-                self.refused_pieces += 1;
-                return (false, None);
-            }
-            self.assembling += total;
-            let Some(slot) = self.slot(head.slot) else { return (false, None) };
-            slot.state =
-                State::Assembling { sequence: head.sequence, assembly: Assembly::new(total) };
+        if !begun && !self.begin_assembly(head, lane, total, !lanes) {
+            self.refused_pieces += 1;
+            return false;
         }
-        let Some(slot) = self.slot(head.slot) else { return (false, None) };
-        let State::Assembling { assembly, .. } = &mut slot.state else { return (false, None) };
+        let Some(slot) = self.slots.get_mut(usize::from(head.slot)) else { return false };
+        let State::Assembling { assembly, .. } = &mut slot.state else { return false };
         if assembly.total() != total || assembly.insert(offset, data).is_err() {
-            return (false, None);
+            return false;
         }
-        if !assembly.is_complete() {
-            return (true, None);
+        if assembly.is_complete() {
+            let state = core::mem::replace(&mut slot.state, State::Idle);
+            if let State::Assembling { sequence, assembly, whole } = state {
+                self.grants.end(head.slot, sequence, total, assembly.granted(), whole);
+                self.begin(head, Marks { lane, after: None }, assembly.into_bytes());
+            }
         }
-        let State::Assembling { assembly, .. } = core::mem::replace(&mut slot.state, State::Idle)
-        else {
-            return (false, None);
-        };
-        self.assembling -= total;
-        (true, self.run(head, assembly.into_bytes()))
+        self.grant();
+        true
     }
 
-    /// The client gave a call up. If it has not begun, it never will.
-    pub(crate) fn on_cancel(&mut self, number: u16, sequence: u64) -> Option<Asked> {
+    fn begin_assembly(&mut self, head: SlotHead, lane: Lane, total: usize, whole: bool) -> bool {
+        self.drop_assembly(head.slot);
+        let Some(granted) = self.grants.begin(head.slot, head.sequence, total, whole) else {
+            return false;
+        };
+        let Some(slot) = self.slots.get_mut(usize::from(head.slot)) else { return false };
+        // A reply that is still to be said is not needed: the client uses its slot again.
+        let old = core::mem::replace(
+            &mut slot.state,
+            State::Assembling {
+                sequence: head.sequence,
+                assembly: Assembly::new(total, granted),
+                whole,
+            },
+        );
+        if slot.say.take().is_some() {
+            let (row, number) = (slot.lane as usize, head.slot);
+            self.outbox[row].retain(|&waiting| waiting != number);
+        }
+        slot.lane = lane;
+        if let State::Done(kept) = old {
+            self.large.retain(|&large| large != head.slot);
+            self.pool.put(kept.body.into_bytes());
+        }
+        true
+    }
+
+    /// Takes a CANCEL: the call never runs, or whoever runs it is told.
+    pub(crate) fn on_cancel(&mut self, number: u16, sequence: u64) {
         let incarnation = self.incarnation;
-        let slot = self.slot(number)?;
-        match slot.slot.on_call(sequence) {
+        let Some(slot) = self.slot(number) else { return };
+        let mut ahead = slot.slot;
+        match ahead.on_call(sequence) {
             CallVerdict::Execute => {
-                slot.slot.on_done(sequence);
                 self.drop_assembly(number);
-                let slot = self.slot(number)?;
-                slot.state = State::Done(Kept {
-                    status: Status::Cancelled,
-                    body: Outgoing::new(Vec::new()),
-                    whole: true,
-                });
-                self.say(number, Say::Reply { tracked: false });
-                None
+                let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+                slot.slot = ahead;
+                slot.slot.on_done(sequence);
+                let kept = Kept { status: Status::Cancelled, body: Body::Whole(Vec::new()) };
+                let old = core::mem::replace(&mut slot.state, State::Done(kept));
+                if let State::Done(kept) = old {
+                    self.large.retain(|&large| large != number);
+                    self.pool.put(kept.body.into_bytes());
+                }
+                self.say(number, Say::Ended);
+                self.on_ended(number);
+            }
+            CallVerdict::Working if matches!(slot.state, State::Waiting { .. }) => {
+                self.stop_waiting(number, Status::Cancelled);
             }
             CallVerdict::Working => {
-                let State::Running { told_to_wait, cancelled } = &mut slot.state else {
-                    return None;
-                };
-                *told_to_wait = true;
+                let State::Running { cancelled, .. } = &mut slot.state else { return };
                 let first = !core::mem::replace(cancelled, true);
+                self.park(number);
                 self.say(number, Say::Working);
-                first.then_some(Asked::Cancel(IncomingId { slot: number, sequence, incarnation }))
+                if first {
+                    let id = IncomingId { slot: number, sequence, incarnation };
+                    self.asked.push_back(Asked::Cancel(id));
+                }
             }
             CallVerdict::RepeatReply => {
                 // Pieces of a newer call may already be there; they stay.
-                if let State::Done(_) = slot.state {
-                    slot.state = State::Delivered;
+                if matches!(slot.state, State::Done(_)) {
+                    let old = core::mem::replace(&mut slot.state, State::Delivered);
+                    if let State::Done(kept) = old {
+                        self.large.retain(|&large| large != number);
+                        self.pool.put(kept.body.into_bytes());
+                    }
                 }
                 self.say(number, Say::Ended);
-                None
             }
-            CallVerdict::Stale | CallVerdict::Overrun => None,
+            CallVerdict::Stale | CallVerdict::Overrun => {}
         }
     }
 
@@ -315,7 +527,6 @@ impl Server {
         if payload.len() > self.limits.payload {
             return Err(ReplyError::TooLong);
         }
-        let whole = fits_one_packet(&self.limits, payload.len());
         let slot = self.slots.get_mut(usize::from(id.slot)).ok_or(ReplyError::Stale)?;
         let State::Running { told_to_wait, .. } = slot.state else {
             return Err(ReplyError::Stale);
@@ -323,82 +534,32 @@ impl Server {
         if id.incarnation != self.incarnation || !slot.slot.on_done(id.sequence) {
             return Err(ReplyError::Stale);
         }
-        slot.state = State::Done(Kept { status, body: Outgoing::new(payload), whole });
+        // A client without rows knows of no such end; to it, it is an end.
+        let status = if self.lanes || status != Status::Stopped { status } else { Status::Done };
+        let whole = fits_one_packet(&self.limits, payload.len());
+        let body = if whole {
+            Body::Whole(payload)
+        } else {
+            let granted = if self.lanes { UNASKED } else { usize::MAX };
+            self.large.push(id.slot);
+            Body::Pieces(Outgoing::new(payload, granted))
+        };
+        slot.state = State::Done(Kept { status, body });
         if whole {
             self.say(id.slot, Say::Reply { tracked: told_to_wait });
         }
+        self.unpark(told_to_wait);
+        self.on_ended(id.slot);
         Ok(())
     }
 
-    pub(crate) fn has_something_to_say(&self) -> bool {
-        !self.outbox.is_empty()
-    }
-
-    /// Puts waiting answers into `packet`; `false` if one did not fit.
-    pub(crate) fn emit(&mut self, packet: &mut Packet<'_>) -> bool {
-        while let Some(&number) = self.outbox.front() {
-            let Some(slot) = self.slots.get_mut(usize::from(number)) else { break };
-            let sequence = slot.slot.sequence();
-            let empty = SlotHead { slot: number, sequence, total: 0 };
-            let ended = Frame::Reply { head: empty, status: Status::Cancelled, data: &[] };
-            let mut track = None;
-            let frame = match (slot.say, &slot.state) {
-                (Some(Say::Working), State::Running { .. }) => {
-                    Some(Frame::Working { slot: number, sequence })
-                }
-                (Some(Say::Ended), _) => Some(ended),
-                (Some(Say::Reply { tracked }), State::Done(kept)) if kept.whole => {
-                    track = tracked.then_some(Tracked::Reply { slot: number, sequence });
-                    let data = kept.body.bytes();
-                    let total = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                    let head = SlotHead { slot: number, sequence, total };
-                    Some(Frame::Reply { head, status: kept.status, data })
-                }
-                // What was to be said is no longer true.
-                _ => None,
-            };
-            if let Some(frame) = frame {
-                if track.is_some() && packet.tracked.is_some() || !packet.push(&frame) {
-                    return false;
-                }
-                if track.is_some() {
-                    packet.tracked = track;
-                }
-            }
-            slot.say = None;
-            self.outbox.pop_front();
-        }
-        true
-    }
-
-    pub(crate) fn has_piece(&self) -> bool {
-        self.slots.iter().any(|slot| match &slot.state {
-            State::Done(kept) => !kept.whole && kept.body.has_piece(),
-            _ => false,
-        })
-    }
-
-    /// Puts one piece of a large reply into `packet`, if one waits.
-    pub(crate) fn emit_piece(&mut self, packet: &mut Packet<'_>) {
-        let slots = self.slots.len();
-        for step in 0..slots {
-            let at = (self.turn + step) % slots;
-            let (Some(slot), Ok(number)) = (self.slots.get_mut(at), u16::try_from(at)) else {
-                continue;
-            };
-            let State::Done(kept) = &mut slot.state else { continue };
-            if kept.whole || !kept.body.has_piece() {
-                continue;
-            }
-            let room = packet.room().saturating_sub(CHUNK_OVERHEAD);
-            let sequence = slot.slot.sequence();
-            let tracked =
-                push_piece(packet, &mut kept.body, Direction::Reply, number, sequence, room);
-            if tracked.is_some() {
-                packet.tracked = tracked;
-                self.turn = at + 1;
-                return;
-            }
+    /// The client has memory for more of a reply.
+    pub(crate) fn on_grant(&mut self, number: u16, sequence: u64, upto: usize) {
+        if let Some(slot) = self.slots.get_mut(usize::from(number))
+            && slot.slot.sequence() == sequence
+            && let State::Done(Kept { body: Body::Pieces(body), .. }) = &mut slot.state
+        {
+            body.on_grant(upto);
         }
     }
 
@@ -411,16 +572,31 @@ impl Server {
             return;
         }
         let State::Done(kept) = &mut slot.state else { return };
-        match what {
-            Tracked::Piece { range, .. } if arrived => {
-                kept.body.on_acked(range.clone());
-                if kept.body.is_acked() {
-                    slot.state = State::Delivered;
+        match (what, &mut kept.body) {
+            (Tracked::Piece { range, .. }, Body::Pieces(body)) if arrived => {
+                body.on_acked(range.clone());
+                if body.is_acked() {
+                    let old = core::mem::replace(&mut slot.state, State::Delivered);
+                    self.large.retain(|large| large != number);
+                    if let State::Done(kept) = old {
+                        self.pool.put(kept.body.into_bytes());
+                    }
                 }
             }
-            Tracked::Piece { range, .. } => kept.body.on_lost(range.clone()),
-            Tracked::Reply { .. } if arrived => {}
-            Tracked::Reply { .. } => self.say(*number, Say::Reply { tracked: true }),
+            (Tracked::Piece { range, .. }, Body::Pieces(body)) => body.on_lost(range.clone()),
+            (Tracked::Reply { .. }, _) if !arrived => {
+                self.say(*number, Say::Reply { tracked: true });
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Body {
+    fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Whole(bytes) => bytes,
+            Self::Pieces(body) => body.into_bytes(),
         }
     }
 }

@@ -66,6 +66,20 @@ impl ClientSlot {
         Ok(self.sequence)
     }
 
+    /// Begins a call with a sequence that the caller counts, higher than all before.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotBusy`] if the call before has not ended, or `sequence` is no higher.
+    pub const fn begin_at(&mut self, sequence: u64) -> Result<(), SlotBusy> {
+        if self.waiting || sequence <= self.sequence {
+            return Err(SlotBusy);
+        }
+        self.sequence = sequence;
+        self.waiting = true;
+        Ok(())
+    }
+
     /// Takes a reply to `sequence`; only [`ReplyVerdict::Complete`] ends the call.
     pub const fn on_reply(&mut self, sequence: u64) -> ReplyVerdict {
         if sequence > self.sequence || sequence == 0 {

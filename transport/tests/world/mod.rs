@@ -14,9 +14,9 @@ use conet_transport::session::{
 use conet_transport::time::Instant;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-pub(crate) const FEATURES: u32 = 1;
+pub(crate) const FEATURES: u32 = 1 | conet_transport::session::handshake::FEATURES;
 
 struct Seeded(Random);
 
@@ -89,7 +89,7 @@ fn node(seed: u64, number: usize, life: u64, now: Instant, limits: Limits) -> No
     let key = private_key(number);
     let config = HubConfig {
         limits,
-        started: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 * life),
+        started: Duration::from_secs(1_000_000 * life),
         features: FEATURES,
         entropy: Box::new(Seeded(Random::new(seed ^ (number as u64 + 2 * life) << 40))),
         private_key: key,
@@ -261,7 +261,7 @@ impl World {
             Event::Up(_) => "up".to_owned(),
             Event::Down(_, reason) => format!("down {reason:?}"),
             Event::Cancelled { .. } => "cancelled".to_owned(),
-            Event::Call { peer, id, payload } => {
+            Event::Call { peer, id, payload, .. } => {
                 let serial = serial_of(&payload);
                 self.outcomes.entry(serial).or_default().executions += 1;
                 let think = u64::try_from(self.think.as_nanos()).expect("short");
@@ -296,7 +296,12 @@ impl World {
                     let expected = answer(&payload(*serial, sizes[serial]));
                     assert!(*reply == expected, "seed {}: reply to {serial} differs", self.seed);
                 }
-                Err(CallError::Unreachable | CallError::Cancelled | CallError::Refused) => {
+                Err(
+                    CallError::Unreachable
+                    | CallError::Cancelled
+                    | CallError::Refused
+                    | CallError::Aborted,
+                ) => {
                     assert_eq!(outcome.executions, 0, "{}", context());
                 }
                 Err(_) => {}

@@ -8,11 +8,22 @@
 //! REPLY   2     slot head, tag = status                     data from offset 0
 //! WORKING 3     slot head, tag 0, total 0
 //! CANCEL  4     slot head, tag 0, total 0
-//! CHUNK   5     slot head, tag = direction │ offset u32 │ zero u32 │ data
+//! CHUNK   5     slot head, tag = direction, lane in bits 8–9 │ offset u32 │ zero u32 │ data
 //! ACK     6     largest u64 │ delay_us u32 │ zero u32 │ bitmap 4 × u64
 //! PING    7     token u64
 //! PONG    8     token u64
 //! CLOSE   9     reason u32 │ zero u32
+//!
+//! with FEATURE_LANES
+//! MARKED  10    slot head, tag = marks │ after slot u16 │ zero u16 │ zero u32 │ after sequence u64 │ data
+//! GRANT   11    slot head, tag = direction, total = bytes that may be sent
+//! SLOTS   12    version u32 │ count u32
+//! RELEASE 13    version u32 │ count u32 │ floor u64
+//! CHALLENGE 14  token u64
+//! PROOF   15    token u64
+//! SEEN    16    largest u64 │ delay_us u32 │ marked u32 │ bitmap 16 × u64
+//!
+//! marks         bits 0–1 lane │ bit 8 after another call │ bit 9 also if that one stopped
 //! ```
 //!
 //! `total` is the length of the whole payload; a payload that does not fit one
@@ -20,8 +31,13 @@
 //! not know this frame": unknown frames without it are skipped, so that a newer
 //! peer may add hints. All other flag bits are zero.
 //!
-//! Not here: PAGE and GRANT. Process images travel as opaque records, and
-//! nothing grants memory yet.
+//! A MARKED call is a CALL with a lane, or one that takes another call's result as an
+//! argument. GRANT lets the rest of a large payload come; SLOTS and RELEASE let the
+//! number of slots grow and shrink; CHALLENGE and PROOF show that a peer is where its
+//! packets come from. SEEN is an ACK that tells of more packets, and how many came with
+//! a congestion mark (RFC 3168 §6.1.3).
+//!
+//! Not here: PAGE. Process images travel as opaque records.
 //!
 //! Invariants: as for the packet header. A [`Frames`] iterator ends after its first
 //! error, so no byte behind a damaged frame is believed.
@@ -54,6 +70,103 @@ pub(crate) const ACK: u8 = 6;
 pub(crate) const PING: u8 = 7;
 pub(crate) const PONG: u8 = 8;
 pub(crate) const CLOSE: u8 = 9;
+pub(crate) const MARKED: u8 = 10;
+pub(crate) const GRANT: u8 = 11;
+pub(crate) const SLOTS: u8 = 12;
+pub(crate) const RELEASE: u8 = 13;
+pub(crate) const CHALLENGE: u8 = 14;
+pub(crate) const PROOF: u8 = 15;
+pub(crate) const SEEN: u8 = 16;
+
+/// Words of a SEEN's bitmap.
+pub const SEEN_WORDS: usize = 16;
+/// Fixed bytes of a MARKED in front of its data, frame header included.
+pub const MARKED_OVERHEAD: usize = CALL_OVERHEAD + 16;
+
+const AFTER: u16 = 1 << 8;
+const AFTER_ANYHOW: u16 = 1 << 9;
+
+/// How urgent a call and its reply are; smaller is more.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Lane {
+    /// Keeping the nodes together.
+    Control,
+    /// Somebody waits for a microsecond.
+    #[default]
+    Calls,
+    /// A page that a program waits for.
+    Pages,
+    /// Nobody waits for any one of these.
+    Bulk,
+}
+
+impl Lane {
+    /// All of them, the most urgent first.
+    pub const ALL: [Self; 4] = [Self::Control, Self::Calls, Self::Pages, Self::Bulk];
+
+    /// Two bits. A call without a mark is of [`Lane::Calls`].
+    pub(crate) const fn from_wire(value: u16) -> Self {
+        match value & 3 {
+            0 => Self::Calls,
+            1 => Self::Control,
+            2 => Self::Pages,
+            _ => Self::Bulk,
+        }
+    }
+
+    pub(crate) const fn to_wire(self) -> u16 {
+        match self {
+            Self::Calls => 0,
+            Self::Control => 1,
+            Self::Pages => 2,
+            Self::Bulk => 3,
+        }
+    }
+}
+
+/// The call whose result is an argument of this one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct After {
+    /// Its slot.
+    pub slot: u16,
+    /// Its sequence in that slot.
+    pub sequence: u64,
+    /// Run this one also if that one stopped the row.
+    pub anyhow: bool,
+}
+
+/// What a MARKED call says beside what a CALL says.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Marks {
+    /// How urgent it and its reply are.
+    pub lane: Lane,
+    /// The call it waits for.
+    pub after: Option<After>,
+}
+
+impl Marks {
+    pub(crate) fn from_wire(tag: u16, slot: u16, sequence: u64) -> Option<Self> {
+        if tag & !(3 | AFTER | AFTER_ANYHOW) != 0 {
+            return None;
+        }
+        let anyhow = tag & AFTER_ANYHOW != 0;
+        let after = (tag & AFTER != 0).then_some(After { slot, sequence, anyhow });
+        if after.is_none() && (anyhow || slot != 0 || sequence != 0) {
+            return None;
+        }
+        Some(Self { lane: Lane::from_wire(tag), after })
+    }
+
+    pub(crate) fn to_wire(self) -> (u16, u16, u64) {
+        let lane = self.lane.to_wire();
+        match self.after {
+            None => (lane, 0, 0),
+            Some(After { slot, sequence, anyhow }) => {
+                (lane | AFTER | if anyhow { AFTER_ANYHOW } else { 0 }, slot, sequence)
+            }
+        }
+    }
+}
 
 /// Which call a frame is about, and how long its payload is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,6 +188,13 @@ pub enum Status {
     Cancelled,
     /// The server refused it without running it.
     Refused,
+    /// It ran, the payload is its result, and calls that wait for it to go well do not
+    /// run.
+    Stopped,
+    /// It never ran: the call it waited for stopped the row, or never ran.
+    Aborted,
+    /// It was begun, and who ran it is gone: whether it ran is not known.
+    Lost,
 }
 
 impl Status {
@@ -83,6 +203,9 @@ impl Status {
             0 => Some(Self::Done),
             1 => Some(Self::Cancelled),
             2 => Some(Self::Refused),
+            3 => Some(Self::Stopped),
+            4 => Some(Self::Aborted),
+            5 => Some(Self::Lost),
             _ => None,
         }
     }
@@ -92,6 +215,9 @@ impl Status {
             Self::Done => 0,
             Self::Cancelled => 1,
             Self::Refused => 2,
+            Self::Stopped => 3,
+            Self::Aborted => 4,
+            Self::Lost => 5,
         }
     }
 }
@@ -150,6 +276,45 @@ impl Ack {
     }
 }
 
+/// As [`Ack`], but wider, and with congestion marks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Seen {
+    /// Largest packet number received.
+    pub largest: u64,
+    /// Time between its arrival and this frame, µs.
+    pub delay_us: u32,
+    /// Tracked packets that came with a congestion mark, ever; wraps.
+    pub marked: u32,
+    /// Bit `i` of the whole is set if packet `largest − 1 − i` has arrived.
+    pub bitmap: [u64; SEEN_WORDS],
+}
+
+impl Seen {
+    /// Whether this frame says that packet `number` has arrived.
+    #[must_use]
+    pub fn covers(&self, number: u64) -> bool {
+        let Some(below) = self.largest.checked_sub(number) else { return false };
+        let Some(bit) = below.checked_sub(1) else { return true };
+        let word = usize::try_from(bit / 64).ok().and_then(|at| self.bitmap.get(at));
+        word.is_some_and(|word| word >> (bit % 64) & 1 == 1)
+    }
+
+    /// As much of it as an ACK holds.
+    #[must_use]
+    pub const fn narrow(&self) -> Ack {
+        let [a, b, c, d, ..] = self.bitmap;
+        Ack { largest: self.largest, delay_us: self.delay_us, bitmap: [a, b, c, d] }
+    }
+}
+
+impl From<Ack> for Seen {
+    fn from(ack: Ack) -> Self {
+        let mut bitmap = [0; SEEN_WORDS];
+        bitmap[..4].copy_from_slice(&ack.bitmap);
+        Self { largest: ack.largest, delay_us: ack.delay_us, marked: 0, bitmap }
+    }
+}
+
 /// One frame; its data borrow from the packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Frame<'a> {
@@ -189,6 +354,8 @@ pub enum Frame<'a> {
         head: SlotHead,
         /// Call or reply.
         direction: Direction,
+        /// How urgent the call is.
+        lane: Lane,
         /// Where `data` begins in the payload, bytes.
         offset: u32,
         /// The piece.
@@ -211,6 +378,54 @@ pub enum Frame<'a> {
         /// Why; see `conet-transport`.
         reason: u32,
     },
+    /// Run this, as the marks say.
+    Marked {
+        /// Which call.
+        head: SlotHead,
+        /// Lane, and the call it waits for.
+        marks: Marks,
+        /// The whole payload; empty, where the call comes in CHUNKs.
+        data: &'a [u8],
+    },
+    /// More of a payload may come.
+    Grant {
+        /// The client's slot.
+        slot: u16,
+        /// The call in it.
+        sequence: u64,
+        /// Call or reply.
+        direction: Direction,
+        /// The payload's bytes below this offset may be sent.
+        upto: u32,
+    },
+    /// The client may use so many slots.
+    Slots {
+        /// Grows with every SLOTS of a session.
+        version: u32,
+        /// Slots below this may be used.
+        count: u32,
+    },
+    /// The client uses no slot from `count` on, and all calls in them have ended.
+    Release {
+        /// The SLOTS that this obeys.
+        version: u32,
+        /// As in that SLOTS.
+        count: u32,
+        /// No call in a released slot had a higher sequence.
+        floor: u64,
+    },
+    /// Show that you are where I send this.
+    Challenge {
+        /// Unpredictable.
+        token: u64,
+    },
+    /// I am.
+    Proof {
+        /// The CHALLENGE's token.
+        token: u64,
+    },
+    /// What has arrived.
+    Seen(Seen),
 }
 
 #[cfg(test)]

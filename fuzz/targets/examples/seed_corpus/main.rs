@@ -10,7 +10,7 @@ use conet_migsock::options::{CARRIED, SavedOption};
 use conet_migsock::state::{Buffers, RepairWindow, WindowScales};
 use conet_migsock::{Flow, SavedSocket};
 use conet_testkit::random::Random;
-use conet_wire::session::frame::{Ack, Direction, Frame, SlotHead, Status};
+use conet_wire::session::frame::{Ack, Direction, Frame, Lane, SlotHead, Status};
 use conet_wire::session::handshake::{INITIATION, Initiation, RESPONSE, Response};
 use conet_wire::session::{Header, PacketKind};
 use std::io;
@@ -86,12 +86,14 @@ fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
     let chunk = |sequence, offset, data| Frame::Chunk {
         head: head(1, sequence, 200),
         direction: Direction::Call,
+        lane: Lane::Calls,
         offset,
         data,
     };
     let back = |offset, data| Frame::Chunk {
         head: head(0, 1, 200),
         direction: Direction::Reply,
+        lane: Lane::Calls,
         offset,
         data,
     };

@@ -21,21 +21,79 @@ fn flow_with(sent: u64) -> (Flow, Rtt, Instant) {
     (flow, rtt, now)
 }
 
+fn seen(largest: u64, word: u64) -> Seen {
+    let mut bitmap = [0; SEEN_WORDS];
+    bitmap[0] = word;
+    Seen { largest, bitmap, ..Seen::default() }
+}
+
+fn fates(act: impl FnOnce(&mut Fates)) -> Fates {
+    let mut fates = Fates::new();
+    act(&mut fates);
+    fates
+}
+
+fn lost(flow: &mut Flow, now: Instant, rtt: &Rtt) -> Vec<Tracked> {
+    let fates = fates(|fates| flow.handle_timeout(now, rtt, fates));
+    assert!(fates.iter().all(|(_, arrived)| !arrived));
+    fates.into_iter().map(|(what, _)| what).collect()
+}
+
+#[test]
+fn a_congestion_mark_shrinks_the_window_once_a_round_trip() {
+    let (mut flow, mut rtt, now) = flow_with(20);
+    let mut window = flow.window;
+    for (number, marked, times) in [(0, 1, 4), (1, 2, 4), (2, 2, 4)] {
+        let ack = Seen { marked, ..seen(number, 0) };
+        fates(|fates| flow.on_ack(now + RTT, &ack, &mut rtt, fates));
+        if number == 0 {
+            assert_eq!(flow.window, window * times / 5);
+            window = flow.window;
+        }
+        assert!(flow.window >= window && flow.window < window + PACKET, "{number}");
+    }
+    // An older frame's count changes nothing.
+    let ack = Seen { marked: 1, ..seen(3, 0) };
+    fates(|fates| flow.on_ack(now + RTT, &ack, &mut rtt, fates));
+    assert_eq!(flow.marked, 2);
+    // The next round trip's mark counts.
+    flow.on_sent(now, 20, PACKET, what(20));
+    let ack = Seen { marked: 3, ..seen(20, 0) };
+    let window = flow.window;
+    fates(|fates| flow.on_ack(now + RTT, &ack, &mut rtt, fates));
+    assert!(flow.window < window);
+}
+
+#[test]
+fn a_standing_queue_stops_the_growth() {
+    let (mut flow, mut rtt, mut now) = flow_with(0);
+    let mut grow = |flow: &mut Flow, number, rtt_is: Duration| {
+        flow.on_sent(now, number, PACKET, what(0));
+        now = now + rtt_is;
+        let before = flow.window;
+        fates(|fates| flow.on_ack(now, &seen(number, 0), &mut rtt, fates));
+        flow.window > before
+    };
+    assert!(grow(&mut flow, 0, RTT));
+    assert!(grow(&mut flow, 1, RTT * 2));
+    assert!(!grow(&mut flow, 2, RTT * 2 + QUEUE_TARGET * 2));
+    assert!(grow(&mut flow, 3, RTT));
+}
+
 #[test]
 fn three_later_acknowledgements_lose_a_packet_once() {
     let (mut flow, mut rtt, now) = flow_with(6);
     // 0 and 1 are missing, 2 and 3 have arrived.
-    let ack = Ack { largest: 3, delay_us: 0, bitmap: [0b001, 0, 0, 0] };
-    let outcome = flow.on_ack(now + RTT / 2, &ack, &mut rtt);
-    assert_eq!(outcome.acked, [what(2), what(3)]);
-    assert_eq!(outcome.lost, [what(0)]);
+    let ack = seen(3, 0b001);
+    let fates = fates(|fates| flow.on_ack(now + RTT / 2, &ack, &mut rtt, fates));
+    assert_eq!(fates, [(what(2), true), (what(3), true), (what(0), false)]);
     assert_eq!(flow.in_flight, 3 * PACKET);
     assert_eq!(flow.window, (INITIAL_PACKETS + 2) / 2 * PACKET);
     // 1 is lost by time, and the window does not shrink twice for one event.
     let window = flow.window;
     let later = flow.deadline(&rtt).expect("in flight");
     assert!(later < now + RTT * 3);
-    assert_eq!(flow.handle_timeout(later, &rtt), [what(1)]);
+    assert_eq!(lost(&mut flow, later, &rtt), [what(1)]);
     assert_eq!(flow.window, window);
 }
 
@@ -43,11 +101,11 @@ fn three_later_acknowledgements_lose_a_packet_once() {
 fn silence_gives_up_two_packets_at_growing_pauses() {
     let (mut flow, rtt, now) = flow_with(5);
     let first = flow.deadline(&rtt).expect("in flight");
-    assert!(flow.handle_timeout(first - Duration::from_nanos(1), &rtt).is_empty());
-    assert_eq!(flow.handle_timeout(first, &rtt), [what(0), what(1)]);
+    assert!(lost(&mut flow, first - Duration::from_nanos(1), &rtt).is_empty());
+    assert_eq!(lost(&mut flow, first, &rtt), [what(0), what(1)]);
     let second = flow.deadline(&rtt).expect("in flight");
     assert_eq!(second.since(first), first.since(now) * 2);
-    assert_eq!(flow.handle_timeout(second, &rtt), [what(2), what(3)]);
+    assert_eq!(lost(&mut flow, second, &rtt), [what(2), what(3)]);
     assert_eq!(flow.window, LEAST_PACKETS * PACKET);
 }
 
@@ -57,7 +115,7 @@ fn the_window_is_capped() {
     for number in 0..1000 {
         assert!(flow.may_send());
         flow.on_sent(now, number, PACKET, what(0));
-        flow.on_ack(now + RTT, &Ack { largest: number, ..Ack::default() }, &mut rtt);
+        fates(|fates| flow.on_ack(now + RTT, &seen(number, 0), &mut rtt, fates));
     }
     assert_eq!(flow.window, MOST_PACKETS * PACKET);
     assert_eq!(flow.in_flight, 0);
@@ -67,36 +125,38 @@ fn the_window_is_capped() {
         in_flight += 1;
     }
     assert_eq!(in_flight, MOST_PACKETS as u64);
-    assert_eq!(flow.restart().len(), MOST_PACKETS);
+    assert_eq!(fates(|fates| flow.restart(fates)).len(), MOST_PACKETS);
     assert_eq!(flow.in_flight, 0);
 }
 
 #[test]
 fn an_ack_of_what_was_never_sent_changes_nothing() {
     let (mut flow, mut rtt, now) = flow_with(2);
-    let outcome = flow.on_ack(now, &Ack { largest: u64::MAX, ..Ack::default() }, &mut rtt);
-    assert!(outcome.acked.is_empty() && outcome.lost.is_empty());
+    let fates = fates(|fates| flow.on_ack(now, &seen(u64::MAX, 0), &mut rtt, fates));
+    assert!(fates.is_empty());
     assert_eq!(flow.in_flight, 2 * PACKET);
 }
 
 proptest! {
     #[test]
-    fn acks_tell_of_the_newest_256_arrivals(numbers in prop::collection::vec(0u64..1000, 1..200)) {
+    fn acks_tell_of_the_newest_arrivals(numbers in prop::collection::vec(0u64..3000, 1..200)) {
         let mut arrivals = Arrivals::default();
         let mut seen = BTreeSet::new();
         let mut largest = 0;
         for number in numbers {
-            arrivals.on_tracked(Instant::START, number);
+            arrivals.on_tracked(Instant::START, number, false);
             largest = largest.max(number);
-            if number + 256 >= largest {
+            if number + 1024 >= largest {
                 seen.insert(number);
             }
             prop_assert!(arrivals.is_due());
             let ack = arrivals.take(Instant::START);
             prop_assert!(!arrivals.is_due());
-            for number in 0..1000u64 {
-                let expected = seen.contains(&number) && number + 256 >= largest;
+            for number in 0..3000u64 {
+                let expected = seen.contains(&number) && number + 1024 >= largest;
                 prop_assert_eq!(ack.covers(number), expected, "{}", number);
+                let expected = seen.contains(&number) && number + 256 >= largest;
+                prop_assert_eq!(ack.narrow().covers(number), expected, "{}", number);
             }
         }
     }
@@ -108,20 +168,22 @@ proptest! {
         let (mut sent, mut ended) = (0usize, BTreeSet::new());
         for (fate, pause) in fates {
             now = now + Duration::from_micros(pause);
-            let mut outcome = Outcome::default();
+            let mut outcome = Fates::new();
             match fate {
                 0 | 1 if flow.may_send() => {
                     let number = sent as u64 * 2;
                     flow.on_sent(now, number, PACKET, what(sent));
                     sent += 1;
                     if fate == 0 {
-                        arrivals.on_tracked(now, number);
+                        arrivals.on_tracked(now, number, false);
                     }
                 }
-                2 if arrivals.is_due() => outcome = flow.on_ack(now, &arrivals.take(now), &mut rtt),
-                _ => outcome.lost = flow.handle_timeout(now, &rtt),
+                2 if arrivals.is_due() => {
+                    flow.on_ack(now, &arrivals.take(now), &mut rtt, &mut outcome);
+                }
+                _ => flow.handle_timeout(now, &rtt, &mut outcome),
             }
-            for what in outcome.acked.into_iter().chain(outcome.lost) {
+            for (what, _) in outcome {
                 let Tracked::Piece { range, .. } = what else { unreachable!() };
                 prop_assert!(ended.insert(range.start), "{} ended twice", range.start);
             }

@@ -1,15 +1,21 @@
 //! What a peer is sent: one datagram after the other, most urgent first.
 //!
-//! Acknowledgements and keep-alives, then answers, then calls, then one piece of a
-//! large payload: whoever waits for a microsecond does not queue behind a bulk.
+//! Acknowledgements and keep-alives, then lane by lane answers and calls, then one piece
+//! of a large payload: whoever waits for a microsecond does not queue behind a bulk.
 
-use super::{DownReason, Peer};
+use super::{DownReason, FEATURE_LANES, Lane, Peer};
 use crate::session::packet::Packet;
 use crate::session::protect::Label;
 use crate::time::Instant;
-use conet_wire::session::frame::Frame;
-use conet_wire::session::{FLAG_TRACKED, PacketKind};
-use std::net::SocketAddr;
+use alloc::vec::Vec;
+use conet_wire::session::frame::{FRAME_HEADER, Frame};
+use conet_wire::session::{FLAG_TRACKED, HEADER, PacketKind, TAG};
+use core::net::SocketAddr;
+
+/// Bytes of a packet with one CHALLENGE.
+const CHALLENGE_PACKET: usize = HEADER + FRAME_HEADER + 8 + TAG;
+/// One piece in so many is of the oldest payload, so that none starves.
+const FAIR: u32 = 8;
 
 impl Peer {
     /// Writes the next datagram into `buf` and says where it goes.
@@ -20,11 +26,15 @@ impl Peer {
             self.on_transmit(buf.len());
             return Some(to);
         }
+        let lanes = self.current.as_ref()?.has(FEATURE_LANES);
+        if let Some(to) = self.challenge(now, buf) {
+            return Some(to);
+        }
         let to = self.address?;
-        self.current.as_ref()?;
         let mut packet = Packet::new(buf, self.limits.datagram);
         if self.arrivals.is_due() {
-            packet.push(&Frame::Ack(self.arrivals.take(now)));
+            let seen = self.arrivals.take(now);
+            packet.push(&if lanes { Frame::Seen(seen) } else { Frame::Ack(seen.narrow()) });
         }
         if self.ping_due && packet.push(&Frame::Ping { token: self.pings }) {
             self.pinged = Some((self.pings, now));
@@ -34,12 +44,31 @@ impl Peer {
         if let Some(token) = self.pong_due.take() {
             packet.push(&Frame::Pong { token });
         }
-        if self.server.emit(&mut packet) && self.client.emit(now, &mut packet) {
+        if let Some(token) = self.proof_due.take() {
+            packet.push(&Frame::Proof { token });
+        }
+        for frame in [self.server.take_slots(), self.client.take_release()].into_iter().flatten() {
+            packet.push(&frame);
+        }
+        let is_all = Lane::ALL.iter().all(|&lane| {
+            self.server.emit(lane, &mut packet) && self.client.emit(now, lane, &mut packet)
+        });
+        if is_all {
             self.emit_piece(now, &mut packet);
         }
         if packet.payload_len() == 0 {
             return None;
         }
+        self.seal(now, packet).then_some(to)
+    }
+
+    /// A challenge to the address where the peer may be.
+    fn challenge(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+        let candidate = self.candidate.as_mut()?;
+        let token = candidate.challenge(now, CHALLENGE_PACKET)?;
+        let to = candidate.address;
+        let mut packet = Packet::new(buf, self.limits.datagram);
+        packet.push(&Frame::Challenge { token });
         self.seal(now, packet).then_some(to)
     }
 
@@ -51,10 +80,22 @@ impl Peer {
         {
             return;
         }
-        self.server.emit_piece(packet);
-        if packet.tracked.is_none() {
-            self.client.emit_piece(now, packet);
+        let oldest = self.turn % FAIR == FAIR - 1;
+        let (ours, theirs) = (self.client.best_piece(oldest), self.server.best_piece(oldest));
+        let is_call = match (ours, theirs) {
+            (Some(_), Some(_)) if oldest => (self.turn / FAIR).is_multiple_of(2),
+            (Some(call), Some(reply)) => {
+                (call.lane, call.remaining) < (reply.lane, reply.remaining)
+            }
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        match (is_call, ours, theirs) {
+            (true, Some(piece), _) => self.client.emit_piece(now, piece.slot, packet),
+            (false, _, Some(piece)) => self.server.emit_piece(piece.slot, packet),
+            _ => return,
         }
+        self.turn = self.turn.wrapping_add(1);
     }
 
     fn seal(&mut self, now: Instant, packet: Packet<'_>) -> bool {

@@ -1,8 +1,8 @@
 //! What can be seen of a peer from outside: its state and its counters.
 
 use super::PublicKey;
+use core::net::SocketAddr;
 use core::time::Duration;
-use std::net::SocketAddr;
 
 /// Why a peer is down.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -13,6 +13,9 @@ pub enum DownReason {
     Closed,
     /// It came back without memory of this session.
     Restarted,
+    /// This end was thawed from an image of which another life is in the session now.
+    /// Nothing is tried again until the peer is removed and added anew.
+    Superseded,
 }
 
 /// What a session has counted since its peer was added.
@@ -47,6 +50,10 @@ pub struct Counters {
     pub stale_replies: u64,
     /// Pieces dropped for want of memory.
     pub refused_pieces: u64,
+    /// Times that the peer has proved to be at another address.
+    pub moves: u64,
+    /// Initiations of lives that are superseded.
+    pub superseded: u64,
 }
 
 /// A snapshot of one peer.
@@ -64,6 +71,14 @@ pub struct PeerStatus {
     pub last_handshake: Option<Duration>,
     /// Calls of ours that wait for a reply.
     pub calls_in_flight: usize,
+    /// Calls of the peer's that take long, and were told so.
+    pub parked: usize,
+    /// Slots in memory: for calls of ours, and of the peer's.
+    pub slots: (usize, usize),
+    /// Bytes set aside for payloads that arrive in part: of replies, and of calls.
+    pub set_aside: (usize, usize),
+    /// How often this end, and the other, has moved.
+    pub epochs: (u64, u64),
     /// What was counted.
     pub counters: Counters,
 }

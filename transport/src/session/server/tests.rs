@@ -1,6 +1,7 @@
 //! A server against clients that do not keep to the rules.
 
 use super::*;
+use alloc::vec;
 use proptest::prelude::*;
 
 const LIMITS: Limits = Limits {
@@ -22,15 +23,61 @@ fn head(slot: u16, sequence: u64, total: u32) -> SlotHead {
 fn said(server: &mut Server) -> Vec<Frame<'static>> {
     let mut buf = Vec::new();
     let mut packet = Packet::new(&mut buf, LIMITS.datagram);
-    assert!(server.emit(&mut packet));
+    for lane in Lane::ALL {
+        assert!(server.emit(lane, &mut packet));
+    }
     let length = packet.payload_len();
     let bytes: &'static [u8] = buf[conet_wire::session::HEADER..][..length].to_vec().leak();
     conet_wire::session::frame::Frames::new(bytes).map(|frame| frame.expect("ours")).collect()
 }
 
+/// A server, and what it asks for after each input.
+struct Rig(Server);
+
+impl Rig {
+    fn new(limits: Limits) -> Self {
+        Self(Server::new(limits))
+    }
+
+    fn asked(&mut self) -> Option<Asked> {
+        let asked = self.0.asked.pop_front();
+        assert!(self.0.asked.is_empty());
+        asked
+    }
+
+    fn on_call(&mut self, head: SlotHead, data: &[u8]) -> Option<Asked> {
+        self.0.on_call(head, Marks::default(), data);
+        self.asked()
+    }
+
+    fn on_piece(&mut self, head: SlotHead, at: usize, data: &[u8]) -> (bool, Option<Asked>) {
+        let taken = self.0.on_piece(head, Lane::Calls, at, data);
+        (taken, self.asked())
+    }
+
+    fn on_cancel(&mut self, slot: u16, sequence: u64) -> Option<Asked> {
+        self.0.on_cancel(slot, sequence);
+        self.asked()
+    }
+}
+
+impl core::ops::Deref for Rig {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
+}
+
+impl core::ops::DerefMut for Rig {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.0
+    }
+}
+
 #[test]
 fn slots_beyond_the_limit_do_not_exist() {
-    let mut server = Server::new(LIMITS);
+    let mut server = Rig::new(LIMITS);
     assert_eq!(server.on_call(head(4, 1, 0), &[]), None);
     assert_eq!(server.on_piece(head(u16::MAX, 1, 64), 0, &[0; 64]), (false, None));
     assert_eq!(server.on_cancel(4, 1), None);
@@ -40,7 +87,7 @@ fn slots_beyond_the_limit_do_not_exist() {
 
 #[test]
 fn calls_in_part_take_no_more_than_the_budget() {
-    let mut server = Server::new(LIMITS);
+    let mut server = Rig::new(LIMITS);
     assert_eq!(server.on_piece(head(0, 1, 4097), 0, &[0; 64]), (false, None), "too long");
     assert!(server.on_piece(head(0, 1, 4096), 0, &[0; 64]).0);
     assert!(server.on_piece(head(1, 1, 4096), 0, &[0; 64]).0);
@@ -48,29 +95,33 @@ fn calls_in_part_take_no_more_than_the_budget() {
     assert_eq!(server.refused_pieces, 2);
     // A newer call of the same slot gives the older one's memory back.
     assert!(server.on_piece(head(0, 2, 128), 0, &[0; 64]).0);
-    assert_eq!(server.assembling, 4096 + 128);
+    assert_eq!(server.grants.used(), 4096 + 128);
     assert!(server.on_piece(head(0, 1, 4096), 64, &[0; 64]).0, "dropped, and not asked for again");
-    assert_eq!(server.assembling, 4096 + 128);
+    assert_eq!(server.grants.used(), 4096 + 128);
     // So does completion, and so does a cancel.
     let (taken, asked) = server.on_piece(head(0, 2, 128), 64, &[1; 64]);
-    assert!(taken && matches!(asked, Some(Asked::Run(_, payload)) if payload.len() == 128));
+    assert!(
+        taken && matches!(asked, Some(Asked::Run(Run { payload, .. })) if payload.len() == 128)
+    );
     assert_eq!(server.on_cancel(1, 1), None);
-    assert_eq!(server.assembling, 0);
+    assert_eq!(server.grants.used(), 0);
 }
 
 #[test]
 fn the_total_may_not_change_on_the_way() {
-    let mut server = Server::new(LIMITS);
+    let mut server = Rig::new(LIMITS);
     assert!(server.on_piece(head(0, 1, 4096), 0, &[0; 64]).0);
     assert_eq!(server.on_piece(head(0, 1, 64), 0, &[0; 64]), (false, None));
     assert_eq!(server.on_piece(head(0, 1, 4096), 65, &[0; 64]), (false, None));
-    assert_eq!(server.assembling, 4096);
+    assert_eq!(server.grants.used(), 4096);
 }
 
 #[test]
 fn a_newer_call_does_not_push_out_a_running_one() {
-    let mut server = Server::new(LIMITS);
-    let Some(Asked::Run(id, _)) = server.on_call(head(0, 1, 0), &[]) else { panic!("new") };
+    let mut server = Rig::new(LIMITS);
+    let Some(Asked::Run(Run { id, .. })) = server.on_call(head(0, 1, 0), &[]) else {
+        panic!("new")
+    };
     assert_eq!(server.on_call(head(0, 2, 0), &[]), None);
     assert_eq!(server.on_piece(head(0, 2, 64), 0, &[0; 64]), (false, None));
     assert!(said(&mut server).is_empty());
@@ -85,7 +136,7 @@ fn a_newer_call_does_not_push_out_a_running_one() {
 
 #[test]
 fn a_cancel_that_comes_first_keeps_the_call_from_running() {
-    let mut server = Server::new(LIMITS);
+    let mut server = Rig::new(LIMITS);
     assert_eq!(server.on_cancel(0, 1), None);
     assert_eq!(server.on_call(head(0, 1, 0), &[]), None);
     let cancelled = Frame::Reply { head: head(0, 1, 0), status: Status::Cancelled, data: &[] };
@@ -96,21 +147,25 @@ fn a_cancel_that_comes_first_keeps_the_call_from_running() {
 /// Found by the property below: the memory of the newer call was lost count of.
 #[test]
 fn cancelling_an_ended_call_leaves_a_newer_one_alone() {
-    let mut server = Server::new(LIMITS);
+    let mut server = Rig::new(LIMITS);
     assert_eq!(server.on_cancel(0, 1), None);
     assert!(server.on_piece(head(0, 2, 128), 0, &[0; 64]).0);
     assert_eq!(server.on_cancel(0, 1), None);
-    assert!(matches!(server.on_piece(head(0, 2, 128), 64, &[0; 64]), (true, Some(Asked::Run(..)))));
-    assert_eq!(server.assembling, 0);
+    assert!(matches!(server.on_piece(head(0, 2, 128), 64, &[0; 64]), (true, Some(Asked::Run(_)))));
+    assert_eq!(server.grants.used(), 0);
 }
 
 #[test]
 fn a_reply_to_an_earlier_life_goes_nowhere() {
-    let mut server = Server::new(LIMITS);
+    let mut server = Rig::new(LIMITS);
     server.on_peer_restart(7);
-    let Some(Asked::Run(old, _)) = server.on_call(head(0, 1, 0), &[]) else { panic!("new") };
+    let Some(Asked::Run(Run { id: old, .. })) = server.on_call(head(0, 1, 0), &[]) else {
+        panic!("new")
+    };
     server.on_peer_restart(8);
-    let Some(Asked::Run(new, _)) = server.on_call(head(0, 1, 0), &[]) else { panic!("new") };
+    let Some(Asked::Run(Run { id: new, .. })) = server.on_call(head(0, 1, 0), &[]) else {
+        panic!("new")
+    };
     assert_eq!(server.reply(old, Status::Done, vec![1]), Err(ReplyError::Stale));
     assert_eq!(server.reply(new, Status::Done, vec![2]), Ok(()));
 }
@@ -120,7 +175,7 @@ proptest! {
     fn memory_stays_bounded_and_every_sequence_runs_once(
         steps in prop::collection::vec((0u8..5, 0u16..6, 0u64..6, 0u32..70, 0usize..70), 1..300),
     ) {
-        let mut server = Server::new(LIMITS);
+        let mut server = Rig::new(LIMITS);
         let mut ran = std::collections::HashSet::new();
         let mut running = Vec::new();
         for (step, slot, sequence, units, at) in steps {
@@ -136,18 +191,19 @@ proptest! {
                     None
                 }
             };
-            if let Some(Asked::Run(id, _)) = asked {
+            if let Some(Asked::Run(Run { id, .. })) = asked {
                 prop_assert!(ran.insert(id), "{:?} ran twice", id);
                 running.push(id);
             }
-            prop_assert!(server.assembling <= LIMITS.assembling);
+            prop_assert!(server.grants.used() <= LIMITS.assembling);
             prop_assert!(server.slots.len() <= LIMITS.slots);
-            prop_assert!(server.outbox.len() <= LIMITS.slots);
+            let said: usize = server.outbox.iter().map(VecDeque::len).sum();
+            prop_assert!(said <= LIMITS.slots);
             let held: usize = server.slots.iter().map(|slot| match &slot.state {
-                State::Assembling { assembly, .. } => assembly.total(),
+                State::Assembling { assembly, .. } => assembly.granted(),
                 _ => 0,
             }).sum();
-            prop_assert_eq!(held, server.assembling);
+            prop_assert_eq!(held, server.grants.used());
         }
     }
 }

@@ -5,8 +5,8 @@
 //! program's memory) straight into the packet.
 
 use super::{
-    ACK, CALL, CANCEL, CHUNK, CLOSE, FRAME_HEADER, Frame, MUST_KNOW, PING, PONG, REPLY, SLOT_HEAD,
-    SlotHead, WORKING,
+    ACK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, MARKED, MUST_KNOW,
+    PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOT_HEAD, SLOTS, SlotHead, WORKING,
 };
 
 /// The buffer is too short for the frame, or the frame too long for its length
@@ -44,19 +44,32 @@ const fn bare(slot: u16, sequence: u64) -> SlotHead {
 impl Frame<'_> {
     const fn data(&self) -> &[u8] {
         match self {
-            Self::Call { data, .. } | Self::Reply { data, .. } | Self::Chunk { data, .. } => data,
+            Self::Call { data, .. }
+            | Self::Reply { data, .. }
+            | Self::Chunk { data, .. }
+            | Self::Marked { data, .. } => data,
             _ => &[],
         }
     }
 
     const fn fixed(&self) -> usize {
         match self {
-            Self::Call { .. } | Self::Reply { .. } | Self::Working { .. } | Self::Cancel { .. } => {
-                SLOT_HEAD
-            }
+            Self::Call { .. }
+            | Self::Reply { .. }
+            | Self::Working { .. }
+            | Self::Cancel { .. }
+            | Self::Grant { .. }
+            | Self::Release { .. } => SLOT_HEAD,
+            Self::Marked { .. } => SLOT_HEAD + 16,
             Self::Chunk { .. } => SLOT_HEAD + 8,
             Self::Ack(_) => 48,
-            Self::Ping { .. } | Self::Pong { .. } | Self::Close { .. } => 8,
+            Self::Seen(_) => 16 + 8 * SEEN_WORDS,
+            Self::Ping { .. }
+            | Self::Pong { .. }
+            | Self::Close { .. }
+            | Self::Slots { .. }
+            | Self::Challenge { .. }
+            | Self::Proof { .. } => 8,
         }
     }
 
@@ -71,6 +84,13 @@ impl Frame<'_> {
             Self::Ping { .. } => [PING, MUST_KNOW],
             Self::Pong { .. } => [PONG, 0],
             Self::Close { .. } => [CLOSE, MUST_KNOW],
+            Self::Marked { .. } => [MARKED, MUST_KNOW],
+            Self::Grant { .. } => [GRANT, MUST_KNOW],
+            Self::Slots { .. } => [SLOTS, MUST_KNOW],
+            Self::Release { .. } => [RELEASE, MUST_KNOW],
+            Self::Challenge { .. } => [CHALLENGE, MUST_KNOW],
+            Self::Proof { .. } => [PROOF, MUST_KNOW],
+            Self::Seen(_) => [SEEN, MUST_KNOW],
         }
     }
 
@@ -106,14 +126,19 @@ impl Frame<'_> {
         cursor.put(&self.type_and_flags())?;
         cursor.put(&[0; 2])?;
         cursor.put(&body.to_le_bytes())?;
+        self.put_fixed(&mut cursor)?;
+        Ok(cursor.at)
+    }
+
+    fn put_fixed(&self, cursor: &mut Cursor<'_>) -> Result<(), NoRoom> {
         match *self {
             Self::Call { head, .. } => cursor.slot_head(head, 0)?,
             Self::Reply { head, status, .. } => cursor.slot_head(head, status.to_wire())?,
             Self::Working { slot, sequence } | Self::Cancel { slot, sequence } => {
                 cursor.slot_head(bare(slot, sequence), 0)?;
             }
-            Self::Chunk { head, direction, offset, .. } => {
-                cursor.slot_head(head, direction.to_wire())?;
+            Self::Chunk { head, direction, lane, offset, .. } => {
+                cursor.slot_head(head, direction.to_wire() | lane.to_wire() << 8)?;
                 cursor.put(&offset.to_le_bytes())?;
                 cursor.put(&[0; 4])?;
             }
@@ -125,12 +150,40 @@ impl Frame<'_> {
                     cursor.put(&word.to_le_bytes())?;
                 }
             }
-            Self::Ping { token } | Self::Pong { token } => cursor.put(&token.to_le_bytes())?,
+            Self::Seen(seen) => {
+                cursor.put(&seen.largest.to_le_bytes())?;
+                cursor.put(&seen.delay_us.to_le_bytes())?;
+                cursor.put(&seen.marked.to_le_bytes())?;
+                for word in seen.bitmap {
+                    cursor.put(&word.to_le_bytes())?;
+                }
+            }
+            Self::Ping { token }
+            | Self::Pong { token }
+            | Self::Challenge { token }
+            | Self::Proof { token } => cursor.put(&token.to_le_bytes())?,
+            Self::Marked { head, marks, .. } => {
+                let (tag, slot, sequence) = marks.to_wire();
+                cursor.slot_head(head, tag)?;
+                cursor.slot_head(bare(slot, sequence), 0)?;
+            }
+            Self::Grant { slot, sequence, direction, upto } => {
+                cursor.slot_head(SlotHead { slot, sequence, total: upto }, direction.to_wire())?;
+            }
+            Self::Slots { version, count } => {
+                cursor.put(&version.to_le_bytes())?;
+                cursor.put(&count.to_le_bytes())?;
+            }
+            Self::Release { version, count, floor } => {
+                cursor.put(&version.to_le_bytes())?;
+                cursor.put(&count.to_le_bytes())?;
+                cursor.put(&floor.to_le_bytes())?;
+            }
             Self::Close { reason } => {
                 cursor.put(&reason.to_le_bytes())?;
                 cursor.put(&[0; 4])?;
             }
         }
-        Ok(cursor.at)
+        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Reading frames out of an opened packet.
 
 use super::{
-    ACK, Ack, CALL, CANCEL, CHUNK, CLOSE, Direction, Frame, MUST_KNOW, PING, PONG, REPLY, SlotHead,
+    ACK, Ack, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
+    MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOTS, Seen, SlotHead,
     Status, WORKING,
 };
 
@@ -146,12 +147,17 @@ fn parse_body(kind: u8, body: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
         }
         CHUNK => {
             let (head, tag) = r.slot_head()?;
-            let direction = Direction::from_wire(tag).ok_or(FrameError::Range(kind))?;
+            let direction = Direction::from_wire(tag & 0xff).ok_or(FrameError::Range(kind))?;
+            if tag >> 10 != 0 {
+                return Err(FrameError::ReservedBits);
+            }
+            let lane = Lane::from_wire(tag >> 8);
             let offset = r.u32()?;
             r.zero_u32()?;
             within(head, offset, r.rest)?;
-            return Ok(Some(Frame::Chunk { head, direction, offset, data: r.rest }));
+            return Ok(Some(Frame::Chunk { head, direction, lane, offset, data: r.rest }));
         }
+        MARKED => return parse_marked(&mut r).map(Some),
         WORKING | CANCEL => {
             let (head, tag) = r.slot_head()?;
             if tag != 0 || head.total != 0 {
@@ -178,8 +184,48 @@ fn parse_body(kind: u8, body: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
             r.zero_u32()?;
             Frame::Close { reason }
         }
-        _ => return Ok(None),
+        _ => match parse_of_lanes(kind, &mut r)? {
+            Some(frame) => frame,
+            None => return Ok(None),
+        },
     };
     r.end(kind)?;
     Ok(Some(frame))
+}
+
+fn parse_marked<'a>(r: &mut Reader<'a>) -> Result<Frame<'a>, FrameError> {
+    let (head, tag) = r.slot_head()?;
+    let (after, zero) = r.slot_head()?;
+    if zero != 0 || after.total != 0 {
+        return Err(FrameError::ReservedBits);
+    }
+    let marks = Marks::from_wire(tag, after.slot, after.sequence);
+    let marks = marks.ok_or(FrameError::Range(MARKED))?;
+    within(head, 0, r.rest)?;
+    Ok(Frame::Marked { head, marks, data: r.rest })
+}
+
+/// The frames of fixed length that came with `FEATURE_LANES`.
+fn parse_of_lanes(kind: u8, r: &mut Reader<'_>) -> Result<Option<Frame<'static>>, FrameError> {
+    Ok(Some(match kind {
+        GRANT => {
+            let (head, tag) = r.slot_head()?;
+            let direction = Direction::from_wire(tag).ok_or(FrameError::Range(kind))?;
+            let SlotHead { slot, sequence, total } = head;
+            Frame::Grant { slot, sequence, direction, upto: total }
+        }
+        SLOTS => Frame::Slots { version: r.u32()?, count: r.u32()? },
+        RELEASE => Frame::Release { version: r.u32()?, count: r.u32()?, floor: r.u64()? },
+        CHALLENGE => Frame::Challenge { token: r.u64()? },
+        PROOF => Frame::Proof { token: r.u64()? },
+        SEEN => {
+            let (largest, delay_us, marked) = (r.u64()?, r.u32()?, r.u32()?);
+            let mut bitmap = [0; SEEN_WORDS];
+            for word in &mut bitmap {
+                *word = r.u64()?;
+            }
+            Frame::Seen(Seen { largest, delay_us, marked, bitmap })
+        }
+        _ => return Ok(None),
+    }))
 }

@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 extern crate std;
-use std::vec::Vec;
+use std::{vec, vec::Vec};
 
 fn heads() -> impl Strategy<Value = SlotHead> {
     (any::<u16>(), any::<u64>(), 4096u32..).prop_map(|(slot, sequence, total)| SlotHead {
@@ -21,9 +21,32 @@ fn frames() -> impl Strategy<Value = Frame<'static>> {
         (heads(), direction, 0u32..2000).prop_map(|(head, direction, offset)| Frame::Chunk {
             head,
             direction,
+            lane: Lane::Pages,
             offset,
             data: &[]
         }),
+        (heads(), any::<bool>(), any::<u16>(), any::<u64>(), any::<bool>(), 0usize..4).prop_map(
+            |(head, waits, slot, sequence, anyhow, lane)| {
+                let after = waits.then_some(After { slot, sequence, anyhow });
+                Frame::Marked { head, marks: Marks { lane: Lane::ALL[lane], after }, data: &[] }
+            }
+        ),
+        (any::<u16>(), any::<u64>(), any::<u32>()).prop_map(|(slot, sequence, upto)| {
+            Frame::Grant { slot, sequence, direction: Direction::Reply, upto }
+        }),
+        (any::<u32>(), any::<u32>()).prop_map(|(version, count)| Frame::Slots { version, count }),
+        (any::<u32>(), any::<u32>(), any::<u64>())
+            .prop_map(|(version, count, floor)| Frame::Release { version, count, floor }),
+        any::<u64>().prop_map(|token| Frame::Challenge { token }),
+        any::<u64>().prop_map(|token| Frame::Proof { token }),
+        (any::<u64>(), any::<u32>(), any::<u32>(), any::<[u64; 16]>()).prop_map(
+            |(largest, delay_us, marked, bitmap)| Frame::Seen(Seen {
+                largest,
+                delay_us,
+                marked,
+                bitmap
+            })
+        ),
         (any::<u16>(), any::<u64>()).prop_map(|(slot, sequence)| Frame::Working { slot, sequence }),
         (any::<u16>(), any::<u64>()).prop_map(|(slot, sequence)| Frame::Cancel { slot, sequence }),
         (any::<u64>(), any::<u32>(), any::<[u64; 4]>())
@@ -38,8 +61,9 @@ fn with_data<'a>(frame: Frame<'static>, bytes: &'a [u8]) -> Frame<'a> {
     match frame {
         Frame::Call { head, .. } => Frame::Call { head, data: bytes },
         Frame::Reply { head, status, .. } => Frame::Reply { head, status, data: bytes },
-        Frame::Chunk { head, direction, offset, .. } => {
-            Frame::Chunk { head, direction, offset, data: bytes }
+        Frame::Marked { head, marks, .. } => Frame::Marked { head, marks, data: bytes },
+        Frame::Chunk { head, direction, lane, offset, .. } => {
+            Frame::Chunk { head, direction, lane, offset, data: bytes }
         }
         other => other,
     }
@@ -72,7 +96,7 @@ proptest! {
 
     #[test]
     fn no_prefix_of_a_frame_is_a_frame(frame in frames(), cut in 0usize..80) {
-        let mut buf = [0u8; 128];
+        let mut buf = [0u8; 256];
         let length = frame.emit(&mut buf).expect("room");
         let cut = cut.min(length - 1).max(1);
         prop_assert_eq!(Frames::new(&buf[..cut]).next(), Some(Err(FrameError::Truncated)));
@@ -93,6 +117,57 @@ fn call_golden_vector() {
     let at = Frame::Call { head, data: &[] }.emit_head(3, &mut gathered).expect("room");
     gathered[at..].copy_from_slice(b"abc");
     assert_eq!(gathered, golden);
+}
+
+/// Pins the layouts that came with `FEATURE_LANES`.
+#[test]
+fn golden_vectors_of_lanes() {
+    let head = SlotHead { slot: 0x0201, sequence: 0x0a09_0807_0605_0403, total: 1 };
+    let after = Some(After { slot: 0x0c0b, sequence: 0x1413_1211_100f_0e0d, anyhow: true });
+    let marked = Frame::Marked { head, marks: Marks { lane: Lane::Bulk, after }, data: b"z" };
+    let grant =
+        Frame::Grant { slot: 0x0201, sequence: 3, direction: Direction::Reply, upto: 0x0403_0201 };
+    let chunk =
+        Frame::Chunk { head, direction: Direction::Reply, lane: Lane::Pages, offset: 0, data: b"" };
+    let golden: [(Frame<'_>, &[u8]); 6] = [
+        (
+            marked,
+            &[
+                10, 1, 0, 0, 33, 0, 0, 0, 1, 2, 3, 3, 1, 0, 0, 0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
+                0, 0, 0, 0, 0, 0, 13, 14, 15, 16, 17, 18, 19, 20, 122,
+            ],
+        ),
+        (grant, &[11, 1, 0, 0, 16, 0, 0, 0, 1, 2, 1, 0, 1, 2, 3, 4, 3, 0, 0, 0, 0, 0, 0, 0]),
+        (Frame::Slots { version: 1, count: 2 }, &[12, 1, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]),
+        (
+            Frame::Release { version: 1, count: 2, floor: 3 },
+            &[13, 1, 0, 0, 16, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0],
+        ),
+        (Frame::Challenge { token: 1 }, &[14, 1, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+        (
+            chunk,
+            &[
+                5, 1, 0, 0, 24, 0, 0, 0, 1, 2, 1, 2, 1, 0, 0, 0, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0, 0,
+                0, 0, 0, 0, 0,
+            ],
+        ),
+    ];
+    for (frame, bytes) in golden {
+        let mut buf = [0u8; 64];
+        let length = frame.emit(&mut buf).expect("room");
+        assert_eq!(&buf[..length], bytes, "{frame:?}");
+        assert_eq!(Frames::new(bytes).next(), Some(Ok(frame)));
+    }
+}
+
+#[test]
+fn marks_that_say_nothing_are_refused() {
+    // Without an earlier call there is no slot of one, no sequence and no "anyhow".
+    assert_eq!(Marks::from_wire(0, 1, 0), None);
+    assert_eq!(Marks::from_wire(0, 0, 1), None);
+    assert_eq!(Marks::from_wire(1 << 9, 0, 0), None);
+    assert_eq!(Marks::from_wire(1 << 2, 0, 0), None);
+    assert_eq!(Marks::from_wire(0, 0, 0), Some(Marks::default()));
 }
 
 #[test]
@@ -118,7 +193,8 @@ fn data_behind_the_payload_is_refused() {
         [(0u32, 10usize, true), (1, 10, false), (u32::MAX, 1, false), (10, 0, true), (11, 0, false)]
     {
         let data = &[0u8; 10][..data];
-        let frame = Frame::Chunk { head, direction: Direction::Call, offset, data };
+        let frame =
+            Frame::Chunk { head, direction: Direction::Call, lane: Lane::Calls, offset, data };
         let length = frame.emit(&mut buf).expect("room");
         let parsed = Frames::new(&buf[..length]).next().expect("one");
         assert_eq!(parsed, if good { Ok(frame) } else { Err(FrameError::BehindEnd) });

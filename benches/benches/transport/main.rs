@@ -1,0 +1,64 @@
+//! A call between two threads over loopback: ours beside what the kernel alone takes.
+//!
+//! Each contender is a client and a server that are started for a turn, pinned, measured
+//! and ended, and all get their turns in every round: a server that spins would otherwise
+//! take its processor from the next. A call carries `size` bytes and is answered with as
+//! many up to 64.
+//!
+//! | contender | what it is |
+//! |---|---|
+//! | `plain`, `aes`, `chacha` | ours over UDP, `Direct` in both threads, unsealed and sealed |
+//! | `udp_spin`, `udp_block` | one connected socket a side, no protocol: the least that is possible |
+//! | `tcp_nodelay` | one connection, blocking |
+//! | `unix` | a pair of stream sockets, blocking |
+//!
+//! Not here, and so not beaten: quinn, tarpc, shared memory.
+//!
+//! `--case TEXT` measures only cases with that in their name, `--rounds N` so many rounds.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
+
+mod measure;
+mod ours;
+mod raw;
+
+use anyhow::{Context as _, Result, bail};
+use conet_benches::report::Format;
+use std::process::ExitCode;
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+struct Options {
+    format: Format,
+    is_test: bool,
+    case: Option<String>,
+    rounds: usize,
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options { format: Format::Table, is_test: false, case: None, rounds: 21 };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
+        match arg.as_str() {
+            // Cargo's own.
+            "--bench" => {}
+            "--test" => (options.is_test, options.rounds) = (true, 1),
+            "--json" => options.format = Format::Json,
+            "--case" => options.case = Some(value()?),
+            "--rounds" => options.rounds = value()?.parse().context("--rounds wants a number")?,
+            other => bail!("unknown option {other}; see the top of benches/transport/main.rs"),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> ExitCode {
+    match options().and_then(|options| measure::run(&options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("transport: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Ours: a `Direct` in each of two threads.
+
+use anyhow::{Result, bail, ensure};
+use conet_transport::direct::{Direct, Wait};
+use conet_transport::session::handshake::{FEATURES, PrivateKey, PublicKey, local_features};
+use conet_transport::session::{CallId, Event, HubConfig, Lane};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::measure::{Place, Turn, answer_length, pin};
+use conet_wire::session::handshake::{FEATURE_AES, FEATURE_PLAIN};
+
+const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How packets are protected.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Sealed {
+    Plain,
+    Aes,
+    ChaCha,
+}
+
+impl Sealed {
+    pub(crate) const ALL: [Self; 3] = [Self::Plain, Self::Aes, Self::ChaCha];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Aes => "aes",
+            Self::ChaCha => "chacha",
+        }
+    }
+
+    /// Whether this processor does it well.
+    pub(crate) fn is_there(self) -> bool {
+        self != Self::Aes || local_features() & FEATURE_AES != 0
+    }
+
+    const fn features(self) -> u32 {
+        FEATURES
+            | match self {
+                Self::Plain => FEATURE_PLAIN,
+                Self::Aes => FEATURE_AES,
+                Self::ChaCha => 0,
+            }
+    }
+}
+
+fn direct(key: u8, sealed: Sealed, wait: Wait) -> Result<Direct> {
+    let config =
+        HubConfig { features: sealed.features(), ..HubConfig::new(PrivateKey::new([key; 32])) };
+    Ok(Direct::new(UdpSocket::bind(ANY)?, config, wait)?)
+}
+
+/// A client whose server answers in a thread of its own.
+pub(crate) struct Pair {
+    client: Direct,
+    server: PublicKey,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Pair {
+    pub(crate) fn start(place: Place, sealed: Sealed, wait: Wait) -> Result<Self> {
+        let (mut client, mut server) = (direct(1, sealed, wait)?, direct(2, sealed, wait)?);
+        let (name, address) = (server.hub.public_key(), server.local_addr()?);
+        let now = server.now();
+        server.hub.add_peer(now, client.hub.public_key(), None);
+        server.connect(client.local_addr()?)?;
+        client.connect(address)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            pin(place.server);
+            while !stopped.load(Ordering::Relaxed) {
+                server.turn(LOOK)?;
+                while let Some(event) = server.hub.poll_event() {
+                    if let Event::Call { peer, id, mut payload, argument, .. } = event {
+                        payload.truncate(answer_length(payload.len()));
+                        server.hub.reply(&peer, id, payload)?;
+                        if let Some(argument) = argument {
+                            server.hub.recycle(&peer, argument);
+                        }
+                    }
+                }
+            }
+            Ok(())
+        });
+        pin(place.client);
+        let now = client.now();
+        client.hub.add_peer(now, name, Some(address));
+        client.hub.handle_timeout(now);
+        let mut pair = Self { client, server: name, stop, thread };
+        // The first one pays for the handshake, and a few more for the estimate of time.
+        for _ in 0..32 {
+            pair.call(Lane::Calls, 64)?;
+        }
+        Ok(pair)
+    }
+
+    /// Begins a call; its end is waited for by [`finish`](Self::finish).
+    fn begin(&mut self, lane: Lane, size: usize) -> Result<CallId> {
+        let mut payload = self.client.hub.buffer(&self.server, size);
+        payload.resize(size, 7);
+        let now = self.client.now();
+        Ok(self.client.hub.call_on(now, &self.server, lane, payload, None)?)
+    }
+
+    /// Waits until so many calls have ended.
+    fn finish(&mut self, mut calls: usize) -> Result<()> {
+        let start = Instant::now();
+        while calls > 0 {
+            self.client.turn(LOOK)?;
+            while let Some(event) = self.client.hub.poll_event() {
+                if let Event::Ended { peer, result, .. } = event {
+                    self.client.hub.recycle(&peer, result?);
+                    calls -= 1;
+                }
+            }
+            ensure!(calls == 0 || start.elapsed() < PATIENCE, "a call has not ended");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn call(&mut self, lane: Lane, size: usize) -> Result<()> {
+        self.begin(lane, size)?;
+        self.finish(1)
+    }
+
+    /// Eight calls in a row, each with the result of the one before.
+    pub(crate) fn row(&mut self, size: usize) -> Result<()> {
+        let now = self.client.now();
+        let row: Vec<_> = (0..8).map(|_| (vec![7; size], false)).collect();
+        let mut ids = Vec::new();
+        let row = row.into_iter();
+        self.client.hub.call_row(now, &self.server, Lane::Calls, row, None, &mut ids)?;
+        self.finish(8)
+    }
+
+    /// One call after the other.
+    pub(crate) fn calls(&mut self, size: usize, calls: usize) -> Result<Turn> {
+        Turn::of(calls, || self.call(Lane::Calls, size))
+    }
+
+    /// Calls while large ones are always under way.
+    pub(crate) fn calls_beside_bulk(&mut self, calls: usize) -> Result<Turn> {
+        const BULK: usize = 4 << 20;
+        let mut under_way = 0;
+        Turn::of(calls, || {
+            while under_way < 2 {
+                self.begin(Lane::Bulk, BULK)?;
+                under_way += 1;
+            }
+            let call = self.begin(Lane::Calls, 64)?;
+            under_way -= self.finish_one(call)?;
+            Ok(())
+        })
+    }
+
+    /// Waits for one call; gives how many others ended meanwhile.
+    fn finish_one(&mut self, wanted: CallId) -> Result<usize> {
+        let start = Instant::now();
+        let (mut others, mut is_over) = (0, false);
+        while !is_over {
+            self.client.turn(LOOK)?;
+            while let Some(event) = self.client.hub.poll_event() {
+                if let Event::Ended { peer, call, result } = event {
+                    self.client.hub.recycle(&peer, result?);
+                    is_over |= call == wanted;
+                    others += usize::from(call != wanted);
+                }
+            }
+            ensure!(is_over || start.elapsed() < PATIENCE, "a call beside bulk has not ended");
+        }
+        Ok(others)
+    }
+
+    /// Bytes that arrived in large calls in `time`, and how long it took.
+    pub(crate) fn bulk(&mut self, time: Duration) -> Result<(u64, Duration)> {
+        const SIZE: usize = 8 << 20;
+        let (mut bytes, start) = (0, Instant::now());
+        self.begin(Lane::Bulk, SIZE)?;
+        while start.elapsed() < time {
+            self.begin(Lane::Bulk, SIZE)?;
+            self.finish(1)?;
+            bytes += SIZE as u64;
+        }
+        self.finish(1)?;
+        Ok((bytes + SIZE as u64, start.elapsed()))
+    }
+
+    pub(crate) fn end(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.join() {
+            Ok(result) => result,
+            Err(_) => bail!("the server's thread has failed"),
+        }
+    }
+}

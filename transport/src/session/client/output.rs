@@ -1,0 +1,212 @@
+//! What calls of ours put into packets.
+
+use super::{
+    Active, Assembly, Body, Client, Direction, Duration, Frame, Instant, Lane, Outgoing, PROBE,
+    Packet, SlotHead, State, back_off,
+};
+use crate::session::flow::Tracked;
+use conet_wire::session::frame::CHUNK_OVERHEAD;
+
+/// A payload that has a piece to send, for choosing among them.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Piece {
+    pub(crate) lane: Lane,
+    pub(crate) remaining: usize,
+    /// Smaller is older.
+    pub(crate) sequence: u64,
+    pub(crate) slot: u16,
+}
+
+/// Chooses the most urgent and shortest, or the oldest of all.
+pub(crate) fn choose(pieces: impl Iterator<Item = Piece>, oldest: bool) -> Option<Piece> {
+    if oldest { pieces.min_by_key(|piece| piece.sequence) } else { pieces.min() }
+}
+
+impl Client {
+    /// Puts every frame of `lane` that is due into `packet`; `false` if one did not fit.
+    pub(crate) fn emit(&mut self, now: Instant, lane: Lane, packet: &mut Packet<'_>) -> bool {
+        while let Some(&number) = self.outbox[lane as usize].front() {
+            let lanes = self.lanes;
+            let Some(slot) = self.slots.get_mut(usize::from(number)) else {
+                self.outbox[lane as usize].pop_front();
+                continue;
+            };
+            let sequence = slot.slot.sequence();
+            let mut next = None;
+            match &mut slot.state {
+                State::Active(active) if active.due.is_some_and(|due| due <= now) => {
+                    if !active.emit(packet, number, sequence, lanes) {
+                        return false;
+                    }
+                    if active.first_sent.is_some() {
+                        active.repeated = true;
+                        // With a reply on its way this is a grant for the rest of it.
+                        self.repeats += u64::from(active.reply.is_none());
+                    }
+                    active.first_sent.get_or_insert(now);
+                    active.due = Some(now + active.pause);
+                    active.pause = back_off(active.pause);
+                    next = active.due;
+                }
+                State::Draining { due, pause } if *due <= now => {
+                    if !packet.push(&Frame::Cancel { slot: number, sequence }) {
+                        return false;
+                    }
+                    *due = now + *pause;
+                    *pause = back_off(*pause);
+                    next = Some(*due);
+                }
+                _ => {}
+            }
+            slot.in_outbox = false;
+            self.outbox[lane as usize].pop_front();
+            if let Some(at) = next {
+                self.due.set(at, (number, sequence));
+            }
+            if usize::from(number) >= self.granted {
+                self.shrink();
+            }
+        }
+        true
+    }
+
+    pub(crate) fn has_something_to_say(&self) -> bool {
+        self.release || self.outbox.iter().any(|outbox| !outbox.is_empty())
+    }
+
+    /// The piece of a large call that should go next.
+    pub(crate) fn best_piece(&self, oldest: bool) -> Option<Piece> {
+        let pieces = self.large.iter().filter_map(|&number| {
+            let slot = self.slots.get(usize::from(number))?;
+            let State::Active(Active { body: Body::Pieces(body), .. }) = &slot.state else {
+                return None;
+            };
+            let (lane, remaining) = (slot.lane, body.remaining());
+            let piece = Piece { lane, remaining, sequence: slot.slot.sequence(), slot: number };
+            body.has_piece().then_some(piece)
+        });
+        choose(pieces, oldest)
+    }
+
+    /// Puts a piece of the large call in slot `number` into `packet`.
+    pub(crate) fn emit_piece(&mut self, now: Instant, number: u16, packet: &mut Packet<'_>) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        let sequence = slot.slot.sequence();
+        let lane = if self.lanes { slot.lane } else { Lane::Calls };
+        let State::Active(active) = &mut slot.state else { return };
+        let Body::Pieces(body) = &mut active.body else { return };
+        if let Some(tracked) = push_piece(packet, body, Direction::Call, lane, number, sequence) {
+            active.first_sent.get_or_insert(now);
+            packet.tracked = Some(tracked);
+        }
+    }
+
+    pub(crate) fn has_piece(&self) -> bool {
+        self.best_piece(false).is_some()
+    }
+
+    /// When time alone gives [`emit`](Self::emit) something to send.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due.next()
+    }
+
+    /// When the first call's time is up.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// Puts slots whose time has come among those that have something to say.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        while let Some((number, sequence)) = self.due.pop(now) {
+            if self.is_due(now, number, sequence) {
+                self.say(number);
+            }
+        }
+        if self.due.is_crowded(self.slots.len()) {
+            let mut due = core::mem::replace(&mut self.due, super::Timers::new());
+            due.retain(|at, (number, sequence)| self.is_due(at, number, sequence));
+            self.due = due;
+        }
+    }
+
+    fn is_due(&self, now: Instant, number: u16, sequence: u64) -> bool {
+        self.slots.get(usize::from(number)).is_some_and(|slot| {
+            slot.slot.sequence() == sequence
+                && match &slot.state {
+                    State::Active(active) => active.due.is_some_and(|due| due <= now),
+                    State::Draining { due, .. } => *due <= now,
+                    State::Free | State::Held => false,
+                }
+        })
+    }
+
+    /// Sets when a slot asks next, and how long the pause after that is.
+    pub(super) fn ask_at(&mut self, number: u16, at: Instant, then: Duration) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        match &mut slot.state {
+            State::Active(active) => {
+                active.due = Some(at);
+                active.pause = then;
+            }
+            State::Draining { due, pause } => {
+                *due = at;
+                *pause = then;
+            }
+            State::Free | State::Held => return,
+        }
+        self.due.set(at, (number, slot.slot.sequence()));
+    }
+}
+
+impl Active {
+    fn emit(&self, packet: &mut Packet<'_>, slot: u16, sequence: u64, lanes: bool) -> bool {
+        let (length, data) = match &self.body {
+            Body::Whole(bytes) => (bytes.len(), &bytes[..]),
+            Body::Pieces(body) => (body.bytes().len(), &[][..]),
+        };
+        if let Some(reply) = self.reply.as_ref().filter(|_| lanes) {
+            // The server is at it: all it can want is leave to send more.
+            let (direction, upto) = (Direction::Reply, granted(reply));
+            return packet.push(&Frame::Grant { slot, sequence, direction, upto });
+        }
+        let head = SlotHead { slot, sequence, total: u32::try_from(length).unwrap_or(u32::MAX) };
+        let plain = !lanes || (self.marks.lane == Lane::Calls && self.marks.after.is_none());
+        packet.push(&if plain {
+            Frame::Call { head, data }
+        } else {
+            Frame::Marked { head, marks: self.marks, data }
+        })
+    }
+}
+
+/// As a GRANT says it.
+pub(crate) fn granted(assembly: &Assembly) -> u32 {
+    u32::try_from(assembly.granted()).unwrap_or(u32::MAX)
+}
+
+/// Takes the next piece of `body` into `packet`.
+pub(crate) fn push_piece(
+    packet: &mut Packet<'_>,
+    body: &mut Outgoing,
+    direction: Direction,
+    lane: Lane,
+    slot: u16,
+    sequence: u64,
+) -> Option<Tracked> {
+    let range = body.take_piece(packet.room().saturating_sub(CHUNK_OVERHEAD))?;
+    let total = u32::try_from(body.bytes().len()).unwrap_or(u32::MAX);
+    let offset = u32::try_from(range.start).unwrap_or(u32::MAX);
+    let data = body.bytes().get(range.clone()).unwrap_or_default();
+    let head = SlotHead { slot, sequence, total };
+    if packet.push(&Frame::Chunk { head, direction, lane, offset, data }) {
+        Some(Tracked::Piece { direction, slot, sequence, range })
+    } else {
+        body.on_lost(range);
+        None
+    }
+}
+
+/// Pause until the sender of a payload is asked whether it goes on.
+pub(super) const PIECES_PAUSE: Duration = PROBE;
+/// Pause until a grant is repeated from which nothing has come.
+pub(super) const GRANT_PAUSE: Duration = Duration::from_millis(50);

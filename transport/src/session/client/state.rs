@@ -1,0 +1,78 @@
+//! What a call of ours is while it has not ended.
+
+use super::{Assembly, CallId, ClientSlot, Duration, Instant, Lane, Marks, Outgoing, Vec};
+
+/// Whether a call stands alone or takes the result of the one queued before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Link {
+    Alone,
+    Next { anyhow: bool },
+}
+
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) id: CallId,
+    pub(super) payload: Vec<u8>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) link: Link,
+}
+
+#[derive(Debug)]
+pub(super) enum Body {
+    /// Fits one packet, so it is repeated whole.
+    Whole(Vec<u8>),
+    Pieces(Outgoing),
+}
+
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) id: CallId,
+    pub(super) body: Body,
+    pub(super) marks: Marks,
+    pub(super) first_sent: Option<Instant>,
+    pub(super) repeated: bool,
+    /// When to send or ask again; `None` while pieces are on their way.
+    pub(super) due: Option<Instant>,
+    pub(super) pause: Duration,
+    pub(super) deadline: Option<Instant>,
+    pub(super) reply: Option<Assembly>,
+}
+
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation per call")]
+pub(super) enum State {
+    Free,
+    Active(Active),
+    /// Answered, but a later call of its row may still need the result.
+    Held,
+    /// Ended for the caller, but the server may still work on it.
+    Draining {
+        due: Instant,
+        pause: Duration,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) slot: ClientSlot,
+    pub(super) state: State,
+    pub(super) lane: Lane,
+    pub(super) in_outbox: bool,
+    /// Calls that take this one's result and have not been answered.
+    pub(super) pins: u16,
+    /// The slot that this call pins.
+    pub(super) after: Option<u16>,
+}
+
+impl Slot {
+    pub(super) const fn new() -> Self {
+        Self {
+            slot: ClientSlot::new(),
+            state: State::Free,
+            lane: Lane::Calls,
+            in_outbox: false,
+            pins: 0,
+            after: None,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What comes to a hub: datagrams and time.
+
+use super::{Hub, Instant, SocketAddr};
+use crate::session::gate::Verdict;
+use crate::session::handshake::{Initiator, Received};
+use crate::session::peer::Admission;
+use conet_wire::session::handshake::{CookiePacket, Initiation, InitiationSecret, Response};
+use conet_wire::session::moved::MOVED;
+use conet_wire::session::{Header, PacketKind};
+use ring::digest;
+
+/// Packets beside the sessions' that wait to be sent; more are dropped.
+pub(super) const MOST_ASIDES: usize = 64;
+
+impl Hub {
+    /// Takes a datagram that came from `from`; overwrites it.
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        self.handle_marked_datagram(now, from, datagram, false);
+    }
+
+    /// As [`handle_datagram`](Self::handle_datagram); `marked` says that the network has
+    /// put a congestion mark on it (ECN CE, RFC 3168 §5).
+    pub fn handle_marked_datagram(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        marked: bool,
+    ) {
+        let Ok(header) = Header::parse(datagram) else {
+            self.strays.malformed += 1;
+            return;
+        };
+        match header.kind {
+            PacketKind::Initiation | PacketKind::Resumption => {
+                self.on_initiation(now, from, datagram);
+                return;
+            }
+            PacketKind::Cookie => {
+                self.on_cookie(datagram);
+                return;
+            }
+            PacketKind::Data | PacketKind::Response | PacketKind::Moved => {}
+        }
+        let Some(at) = self.indices.get(header.session) else {
+            if !self.on_entombed(now, from, &header, datagram.len()) {
+                self.strays.unknown_index += 1;
+            }
+            return;
+        };
+        let Some(Some(peer)) = self.peers.get_mut(at) else { return };
+        match header.kind {
+            PacketKind::Data => {
+                peer.on_data(now, from, header.session, datagram, marked, &mut self.tokens);
+            }
+            PacketKind::Moved if datagram.len() == MOVED => self.on_moved(now, at, datagram),
+            _ => match Response::parse(datagram) {
+                Ok(response) => peer.on_response(now, &response),
+                Err(_) => {
+                    self.strays.malformed += 1;
+                    return;
+                }
+            },
+        }
+        self.touch(at);
+    }
+
+    fn on_cookie(&mut self, datagram: &[u8]) {
+        let Some(CookiePacket { digest, cookie }) = CookiePacket::parse(datagram) else {
+            self.strays.malformed += 1;
+            return;
+        };
+        let asked = |peer: &mut Option<super::Peer>| {
+            peer.as_mut().is_some_and(|peer| digest != 0 && peer.on_cookie(digest, &cookie))
+        };
+        match self.peers.iter_mut().position(asked) {
+            Some(at) => self.touch(at),
+            None => self.strays.unknown_index += 1,
+        }
+    }
+
+    fn on_initiation(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        let Ok(initiation) = Initiation::parse(datagram) else {
+            self.strays.malformed += 1;
+            return;
+        };
+        match self.gate.admit(now, from, initiation.cookie, &mut *self.entropy) {
+            Verdict::Open => {}
+            verdict => {
+                self.strays.turned_away += 1;
+                if let Verdict::Ask(cookie) = verdict
+                    && self.asides.len() < MOST_ASIDES
+                {
+                    let cookie = CookiePacket { digest: digest_of(&initiation), cookie };
+                    self.asides.push_back((from, cookie.emit().to_vec()));
+                }
+                return;
+            }
+        }
+        let Ok(received) = Received::open(&self.private_key, &initiation, &mut *self.entropy)
+        else {
+            self.strays.forged += 1;
+            return;
+        };
+        let key = received.remote();
+        let smaller = self.public_key < key;
+        let secret = received.resumption();
+        let Some(&at) = self.keys.get(&key) else {
+            if !self.on_initiation_to_gone(now, from, &key, secret.common.session) {
+                self.strays.unknown_key += 1;
+            }
+            return;
+        };
+        let Some(Some(peer)) = self.peers.get_mut(at) else { return };
+        match peer.admit(now, from, &secret, smaller) {
+            Admission::Ignore => {}
+            Admission::Superseded => {
+                if let (Ok(packet), true) = (received.refuse(), self.asides.len() < MOST_ASIDES) {
+                    self.asides.push_back((from, packet));
+                }
+            }
+            Admission::Answer(root) => {
+                if let Some(index) = self.indices.insert(at, &mut *self.entropy) {
+                    let incarnation = peer.incarnation;
+                    let (root, ours) = (root.as_ref(), peer.life());
+                    match received.answer(index, incarnation, self.features, root, ours) {
+                        Ok((keys, packet)) => {
+                            peer.on_answered(now, from, index, &keys, &secret, packet);
+                        }
+                        Err(_) => self.indices.remove(index),
+                    }
+                }
+            }
+        }
+        self.touch(at);
+    }
+
+    /// Does what time has made due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.forget_tombs(now);
+        for at in 0..self.peers.len() {
+            let Some(Some(peer)) = self.peers.get_mut(at) else { continue };
+            if peer.deadline(now).is_some_and(|deadline| deadline <= now) {
+                peer.handle_timeout(now);
+                if peer.wants_to_ask(now) {
+                    self.ask(now, at);
+                }
+                self.touch(at);
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Instant, at: usize) {
+        let Some(Some(peer)) = self.peers.get_mut(at) else { return };
+        self.newest_counter += 1;
+        let Some(index) = self.indices.insert(at, &mut *self.entropy) else {
+            peer.put_off_asking(now);
+            return;
+        };
+        let counter = self
+            .newest_counter
+            .saturating_add(u64::try_from(now.since_start().as_nanos()).unwrap_or(u64::MAX / 2));
+        let secret = InitiationSecret { counter, incarnation: peer.incarnation, session: index };
+        let (local, remote, entropy) = (&self.private_key, peer.key(), &mut *self.entropy);
+        let started = match peer.resume() {
+            Some(resume) => {
+                Initiator::resume(local, &remote, self.features, secret, resume, entropy)
+                    .map(|(initiator, packet)| (initiator, packet.to_vec()))
+            }
+            None => Initiator::start(local, &remote, self.features, secret, entropy)
+                .map(|(initiator, packet)| (initiator, packet.to_vec())),
+        };
+        let digest = started.as_ref().ok().and_then(|(_, packet)| {
+            Initiation::parse(packet).ok().map(|initiation| digest_of(&initiation))
+        });
+        match started {
+            Ok((initiator, packet)) => {
+                peer.on_asked(now, index, initiator, &packet, digest.unwrap_or_default());
+            }
+            Err(_) => {
+                self.indices.remove(index);
+                peer.put_off_asking(now);
+            }
+        }
+    }
+}
+
+/// What a cookie for an initiation names it by.
+fn digest_of(initiation: &Initiation<'_>) -> u64 {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(initiation.clear);
+    context.update(initiation.noise);
+    let digest = context.finish();
+    // Zero is what an answered one has.
+    digest.as_ref().first_chunk().map_or(1, |first| u64::from_le_bytes(*first).max(1))
+}

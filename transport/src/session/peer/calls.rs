@@ -1,0 +1,105 @@
+//! A peer's calls, as the hub asks for them.
+
+use super::{
+    CallId, Counters, FEATURE_LANES, IncomingId, Instant, Lane, NotTaken, Peer, PeerStatus,
+    ReplyError, Status, Vec,
+};
+
+impl Peer {
+    pub(crate) fn status(&self, now: Instant) -> PeerStatus {
+        let counters = Counters {
+            repeats: self.client.repeats,
+            stale_replies: self.client.stale_replies,
+            executions: self.server.executions,
+            duplicates: self.server.duplicates,
+            refused_pieces: self.server.refused_pieces,
+            ..self.counters
+        };
+        PeerStatus {
+            key: self.key,
+            address: self.address,
+            up: self.is_up(),
+            rtt: self.rtt.smoothed(),
+            last_handshake: self.current.as_ref().map(|keys| now.since(keys.since)),
+            calls_in_flight: self.client.in_flight(),
+            parked: self.server.parked(),
+            slots: (self.client.slots_in_use(), self.server.slots_in_use()),
+            set_aside: (self.client.set_aside(), self.server.set_aside()),
+            epochs: (self.ours.epoch, self.theirs.epoch),
+            counters,
+        }
+    }
+
+    pub(crate) fn call(
+        &mut self,
+        now: Instant,
+        lane: Lane,
+        payload: Vec<u8>,
+        deadline: Option<Instant>,
+    ) -> Result<CallId, NotTaken> {
+        let id = self.client.call(lane, payload, deadline)?;
+        self.assign(now);
+        Ok(id)
+    }
+
+    pub(crate) fn call_row(
+        &mut self,
+        now: Instant,
+        lane: Lane,
+        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)> + Clone,
+        deadline: Option<Instant>,
+        ids: &mut Vec<CallId>,
+    ) -> Result<(), NotTaken> {
+        self.client.call_row(lane, row, deadline, ids)?;
+        self.assign(now);
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&mut self, now: Instant, id: CallId) {
+        self.client.cancel(now, id);
+        self.assign(now);
+    }
+
+    pub(crate) fn reply(
+        &mut self,
+        id: IncomingId,
+        status: Status,
+        payload: Vec<u8>,
+    ) -> Result<(), ReplyError> {
+        self.server.reply(id, status, payload)
+    }
+
+    pub(super) fn assign(&mut self, now: Instant) {
+        if self.current.is_some() {
+            self.client.assign(now, &self.rtt);
+        }
+    }
+
+    /// What the keys in use allow.
+    pub(super) fn apply_features(&mut self) {
+        let lanes = self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_LANES));
+        self.client.set_lanes(lanes);
+        self.server.set_lanes(lanes);
+        if lanes {
+            self.flow.widen();
+        }
+    }
+
+    /// A buffer that was used before, with room for `length` bytes.
+    pub(crate) fn buffer(&mut self, length: usize) -> Vec<u8> {
+        if self.client.pool.kept() > self.server.pool.kept() {
+            self.client.pool.take(length)
+        } else {
+            self.server.pool.take(length)
+        }
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
+        if self.client.pool.kept() > self.server.pool.kept() {
+            self.server.pool.put(buffer);
+        } else {
+            self.client.pool.put(buffer);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What answers put into packets.
+
+use super::{Body, Direction, Frame, Kept, Lane, Packet, Say, Server, SlotHead, State, Status};
+use crate::session::client::{Piece, choose, granted, push_piece};
+use crate::session::flow::Tracked;
+
+impl Server {
+    pub(crate) fn has_something_to_say(&self) -> bool {
+        self.say_slots || self.outbox.iter().any(|outbox| !outbox.is_empty())
+    }
+
+    /// Says how many slots there are again, if the client has not obeyed.
+    pub(crate) fn remind(&mut self) {
+        self.say_slots |= self.lanes && self.version > 0 && self.slots.len() > self.granted;
+    }
+
+    /// The SLOTS to say.
+    pub(crate) fn take_slots(&mut self) -> Option<Frame<'static>> {
+        let count = u32::try_from(self.granted).unwrap_or(u32::MAX);
+        let frame = Frame::Slots { version: self.version, count };
+        core::mem::take(&mut self.say_slots).then_some(frame)
+    }
+
+    /// Puts waiting answers of `lane` into `packet`; `false` if one did not fit.
+    pub(crate) fn emit(&mut self, lane: Lane, packet: &mut Packet<'_>) -> bool {
+        while let Some(&number) = self.outbox[lane as usize].front() {
+            let Some(slot) = self.slots.get_mut(usize::from(number)) else {
+                self.outbox[lane as usize].pop_front();
+                continue;
+            };
+            let sequence = slot.slot.sequence();
+            let empty = SlotHead { slot: number, sequence, total: 0 };
+            let ended = Frame::Reply { head: empty, status: Status::Cancelled, data: &[] };
+            let mut track = None;
+            let frame = match (slot.say, &slot.state) {
+                (Some(Say::Working), State::Running { .. } | State::Waiting { .. }) => {
+                    Some(Frame::Working { slot: number, sequence })
+                }
+                (Some(Say::Ended), _) => Some(ended),
+                (Some(Say::Grant), State::Assembling { sequence, assembly, .. }) => {
+                    let (direction, upto) = (Direction::Call, granted(assembly));
+                    Some(Frame::Grant { slot: number, sequence: *sequence, direction, upto })
+                }
+                (
+                    Some(Say::Reply { tracked }),
+                    State::Done(Kept { status, body: Body::Whole(data) }),
+                ) => {
+                    track = tracked.then_some(Tracked::Reply { slot: number, sequence });
+                    let total = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                    let head = SlotHead { slot: number, sequence, total };
+                    Some(Frame::Reply { head, status: *status, data })
+                }
+                // What was to be said is no longer true.
+                _ => None,
+            };
+            if let Some(frame) = frame {
+                if track.is_some() && packet.tracked.is_some() || !packet.push(&frame) {
+                    return false;
+                }
+                if track.is_some() {
+                    packet.tracked = track;
+                }
+            }
+            slot.say = None;
+            self.outbox[lane as usize].pop_front();
+        }
+        true
+    }
+
+    /// The piece of a large reply that should go next.
+    pub(crate) fn best_piece(&self, oldest: bool) -> Option<Piece> {
+        let pieces = self.large.iter().filter_map(|&number| {
+            let slot = self.slots.get(usize::from(number))?;
+            let State::Done(Kept { body: Body::Pieces(body), .. }) = &slot.state else {
+                return None;
+            };
+            let (lane, remaining) = (slot.lane, body.remaining());
+            let piece = Piece { lane, remaining, sequence: slot.slot.sequence(), slot: number };
+            body.has_piece().then_some(piece)
+        });
+        choose(pieces, oldest)
+    }
+
+    /// Puts a piece of the large reply in slot `number` into `packet`.
+    pub(crate) fn emit_piece(&mut self, number: u16, packet: &mut Packet<'_>) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        let sequence = slot.slot.sequence();
+        let lane = if self.lanes { slot.lane } else { Lane::Calls };
+        let State::Done(Kept { body: Body::Pieces(body), .. }) = &mut slot.state else { return };
+        let tracked = push_piece(packet, body, Direction::Reply, lane, number, sequence);
+        if tracked.is_some() {
+            packet.tracked = tracked;
+        }
+    }
+
+    pub(crate) fn has_piece(&self) -> bool {
+        self.best_piece(false).is_some()
+    }
+}
