@@ -32,6 +32,8 @@ reasons! {
     NoEndpoint => "no_endpoint",
     /// From the network: nobody we know, or a session that is not there.
     UnknownPeer => "unknown_peer",
+    /// It waited for a session that did not come, or behind too many others.
+    NoSession => "no_session",
     /// From a peer, but not in the mode configured for it.
     WrongMode => "wrong_mode",
     /// A handshake that does not know our key, or cannot be followed.

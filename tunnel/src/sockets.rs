@@ -18,14 +18,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{Arrival, Destination, Network, Transmit};
+use crate::sys::set_udp_gro;
+use crate::{Arrival, Arrivals, Destination, Network, Offloads, Origin, Transmit};
 
 /// Datagram buffers per receive call; each may hold a GRO batch of 64.
 const BUFFERS: usize = 4;
 /// Longest GRO batch: a UDP payload cannot be longer.
 const BUFFER_BYTES: usize = 65_536;
-/// Raw packets per receive call.
-const RAW_PACKETS: usize = 64;
 /// Socket buffers: 4 MiB is 3 ms at 10 Gb/s.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// How long a full send queue may hold the thread up before datagrams are lost.
@@ -39,7 +38,8 @@ pub(crate) struct Sockets {
     /// The UDP socket is an IPv6 one and speaks IPv4 by mapped addresses.
     mapped: bool,
     raw: Option<[Socket; 2]>,
-    buffer: Box<[u8]>,
+    /// Datagrams a send call may take.
+    most: usize,
     metas: [RecvMeta; BUFFERS],
 }
 
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Sockets {
 
 impl Sockets {
     /// Binds the UDP socket in the namespace of the calling thread.
-    pub(crate) fn bind(listen: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn bind(listen: SocketAddr, offloads: Offloads) -> io::Result<Self> {
         let udp = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         if listen.is_ipv6() {
             udp.set_only_v6(false)?;
@@ -59,12 +59,16 @@ impl Sockets {
         udp.bind(&listen.into())?;
         enlarge(&udp);
         let state = UdpSocketState::new(UdpSockRef::from(&udp))?;
+        if !offloads.receive {
+            // A kernel without it does not need to be told.
+            drop(set_udp_gro(&udp, false));
+        }
         Ok(Self {
             udp,
             state,
             mapped: listen.is_ipv6(),
             raw: None,
-            buffer: vec![0; BUFFERS * BUFFER_BYTES].into_boxed_slice(),
+            most: if offloads.send { usize::MAX } else { 1 },
             metas: [RecvMeta::default(); BUFFERS],
         })
     }
@@ -91,8 +95,9 @@ impl Sockets {
         Ok(Some(descriptors))
     }
 
-    fn receive_udp(&mut self, each: &mut dyn FnMut(Arrival<'_>)) -> io::Result<bool> {
-        let mut parts = self.buffer.chunks_mut(BUFFER_BYTES);
+    /// Up to four buffers, each of one datagram or of many joined.
+    fn receive_udp(&mut self, into: &mut Arrivals) -> io::Result<bool> {
+        let mut parts = into.buffer.chunks_exact_mut(BUFFER_BYTES);
         let mut slices: [IoSliceMut<'_>; BUFFERS] =
             std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
         let received = self.state.recv(UdpSockRef::from(&self.udp), &mut slices, &mut self.metas);
@@ -103,14 +108,38 @@ impl Sockets {
             Err(e) if is_passing(&e) => return Ok(true),
             Err(e) => return Err(e),
         };
-        for (meta, bytes) in self.metas.iter().zip(self.buffer.chunks(BUFFER_BYTES)).take(count) {
+        for (index, meta) in self.metas.iter().enumerate().take(count) {
             let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
             let ecn = meta.ecn.map_or(Ecn::NotEct, |mark| Ecn::from_bits(mark as u8));
-            for bytes in bytes[..meta.len].chunks(meta.stride.max(1)) {
-                each(Arrival::Udp { from, ecn, bytes });
+            let (start, stride) = (index * BUFFER_BYTES, meta.stride.max(1));
+            let end = start + meta.len.min(BUFFER_BYTES);
+            for at in (start..end).step_by(stride) {
+                let at = at..end.min(at + stride);
+                into.list.push(Arrival { origin: Origin::Udp(from), ecn, at });
             }
         }
         Ok(true)
+    }
+
+    /// Packets behind the buffers of UDP, as long as the longest would fit.
+    fn receive_raw(&self, into: &mut Arrivals) -> io::Result<bool> {
+        let mut used = BUFFERS * BUFFER_BYTES;
+        for raw in self.raw.iter().flatten() {
+            let mut socket = raw;
+            while let Some(space) = into.buffer.get_mut(used..used + BUFFER_BYTES) {
+                match socket.read(space) {
+                    Ok(len) => {
+                        let at = used..used + len;
+                        used = at.end;
+                        into.list.push(Arrival { origin: Origin::Ip, ecn: Ecn::NotEct, at });
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(e) if is_passing(&e) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(used + BUFFER_BYTES > into.buffer.len())
     }
 
     fn send_udp(&self, to: SocketAddr, batch: &Transmit) -> usize {
@@ -124,7 +153,7 @@ impl Sockets {
                 quinn_udp::Transmit { destination, ecn, contents, segment_size, src_ip: None };
             self.patiently(|| self.state.try_send(UdpSockRef::from(&self.udp), &transmit))
         };
-        let most = self.state.max_gso_segments().max(1);
+        let most = self.state.max_gso_segments().clamp(1, self.most);
         let mut refused = 0;
         for part in batch.contents().chunks(batch.segment() * most) {
             if send(part, Some(batch.segment())).is_ok() {
@@ -161,24 +190,9 @@ impl Sockets {
 }
 
 impl Network for Sockets {
-    fn receive(&mut self, each: &mut dyn FnMut(Arrival<'_>)) -> io::Result<bool> {
-        let mut more = self.receive_udp(each)?;
-        for raw in self.raw.iter().flatten() {
-            let mut socket = raw;
-            for taken in 1.. {
-                match socket.read(&mut self.buffer[..BUFFER_BYTES]) {
-                    Ok(len) => each(Arrival::Ip { bytes: &self.buffer[..len] }),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(e) if is_passing(&e) => {}
-                    Err(e) => return Err(e),
-                }
-                if taken == RAW_PACKETS {
-                    more = true;
-                    break;
-                }
-            }
-        }
-        Ok(more)
+    fn receive(&mut self, into: &mut Arrivals) -> io::Result<bool> {
+        let more = self.receive_udp(into)?;
+        Ok(self.receive_raw(into)? || more)
     }
 
     fn send(&mut self, batch: &Transmit) -> usize {

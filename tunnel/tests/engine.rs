@@ -29,6 +29,8 @@ fn random() -> Random {
     Random::new(seed)
 }
 
+const MODES: [Mode; 3] = [Mode::WireGuard, Mode::IpUdp, Mode::IpIp];
+
 fn below(random: &mut Random, bound: usize) -> usize {
     usize::try_from(random.below(bound as u64)).unwrap()
 }
@@ -44,8 +46,8 @@ fn address(n: u8) -> SocketAddr {
 fn node(n: u8) -> Node {
     let own =
         OwnAddresses { inner: vec![IpAddr::from([10, 77, n, 1])], outer: vec![address(n).ip()] };
-    let core = Core::new(key(n), own, Instant::now());
-    Engine::new(core, MemoryPort::default(), MemoryNetwork::default(), 65_536)
+    let core = Core::new(key(n), own, Instant::now(), Duration::from_secs(1 << 30));
+    Engine::new(core, MemoryPort::default(), MemoryNetwork::default())
 }
 
 fn peer(n: u8, mode: Mode) -> PeerConfig {
@@ -134,7 +136,7 @@ fn drops_of(node: &Node, peer: u8) -> conet_dataplane::DropCounts {
 
 #[test]
 fn packets_cross_both_ways_in_both_modes_and_families() {
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let mut nodes = pair(mode);
         let there = packet(1, 2, b"there");
         let back = packet(2, 1, b"back again");
@@ -165,7 +167,7 @@ fn packets_cross_both_ways_in_both_modes_and_families() {
 #[test]
 fn wireguard_shows_no_inner_byte_and_ipip_shows_a_proper_outer_header() {
     let pattern = b"a recognisable pattern, thirty-two";
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
         settle(&mut nodes);
@@ -174,9 +176,11 @@ fn wireguard_shows_no_inner_byte_and_ipip_shows_a_proper_outer_header() {
         let [(to, datagram)]: [_; 1] = sent(&mut nodes[0], 1).try_into().unwrap();
         assert_eq!(to, 2);
         let clear = datagram.bytes.windows(pattern.len()).any(|w| w == pattern);
-        assert_eq!(clear, mode == Mode::IpIp);
+        assert_eq!(clear, mode != Mode::WireGuard);
         match mode {
-            Mode::WireGuard => assert_eq!(datagram.ecn, Ecn::Ect0, "the mark is copied out"),
+            Mode::WireGuard | Mode::IpUdp => {
+                assert_eq!(datagram.ecn, Ecn::Ect0, "the mark is copied out");
+            }
             Mode::IpIp => {
                 let outer = IpView::new(&datagram.bytes).unwrap();
                 assert_eq!((outer.hops(), outer.protocol(), outer.ecn()), (64, 4, Ecn::Ect0));
@@ -186,12 +190,12 @@ fn wireguard_shows_no_inner_byte_and_ipip_shows_a_proper_outer_header() {
     }
 }
 
-/// boringtun 0.7.1 panics on a data datagram that is longer than the buffer,
-/// before it looks at any key. Every length, every type, known session or not.
+/// What boringtun 0.7.1 panics on is among it: a data datagram longer than its buffer.
+/// Every length, every type, known session or not.
 #[test]
 fn garbage_of_every_length_is_counted_and_panics_nothing() {
     let mut random = random();
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
         settle(&mut nodes);
@@ -210,6 +214,12 @@ fn garbage_of_every_length_is_counted_and_panics_nothing() {
                         bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
                         bytes[4..8].copy_from_slice(&model.bytes[4..8]);
                     }
+                    (Mode::IpUdp, 20..) => {
+                        // A credible header of somebody else's, or none.
+                        bytes[..20].copy_from_slice(&model.bytes[..20]);
+                        bytes[13] ^= 0xff;
+                        bytes[0] = [0x45, 0x60, 0x4f, 0x6f, 0x40, 0x95][usize::from(kind)];
+                    }
                     (Mode::IpIp, 20..) => {
                         // A credible outer header and random insides.
                         bytes[..20].copy_from_slice(&model.bytes[..20]);
@@ -222,7 +232,7 @@ fn garbage_of_every_length_is_counted_and_panics_nothing() {
                     }
                     _ => {}
                 }
-                let from = (mode == Mode::WireGuard).then_some(address(1));
+                let from = (mode != Mode::IpIp).then_some(address(1));
                 nodes[1].network.incoming.push_back(MemoryDatagram {
                     from,
                     ecn: Ecn::NotEct,
@@ -245,7 +255,7 @@ fn garbage_of_every_length_is_counted_and_panics_nothing() {
 #[test]
 fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
     let mut random = random();
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
         settle(&mut nodes);
@@ -313,7 +323,7 @@ fn a_link_that_loses_repeats_reorders_and_spoils_delivers_only_what_was_sent() {
 
 #[test]
 fn an_inner_source_that_the_peer_may_not_use_is_refused_and_counted() {
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let mut nodes = pair(mode);
         // Three owns one address inside two's prefix: the longest match wins.
         let narrow = PeerConfig { allowed: vec!["10.77.1.9/32".parse().unwrap()], ..peer(3, mode) };
@@ -335,7 +345,7 @@ fn an_inner_source_that_the_peer_may_not_use_is_refused_and_counted() {
 
 #[test]
 fn what_must_not_enter_a_tunnel_is_counted_by_its_reason() {
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let mut nodes = pair(mode);
         let (us, them) = ([10, 77, 1, 2], [10, 77, 2, 2]);
         for (reason, packet) in [
@@ -364,7 +374,7 @@ fn what_must_not_enter_a_tunnel_is_counted_by_its_reason() {
 
 #[test]
 fn the_sender_of_a_packet_that_does_not_fit_is_told_the_mtu() {
-    for (mode, mtu) in [(Mode::WireGuard, 1440), (Mode::IpIp, 1480)] {
+    for (mode, mtu) in [(Mode::WireGuard, 1440), (Mode::IpUdp, 1472), (Mode::IpIp, 1480)] {
         let mut nodes = pair(mode);
         let fits = packet(1, 2, &vec![7; mtu - IPV4_HEADER]);
         let over = packet(1, 2, &vec![7; mtu - IPV4_HEADER + 1]);
@@ -388,7 +398,7 @@ fn the_sender_of_a_packet_that_does_not_fit_is_told_the_mtu() {
 
 #[test]
 fn congestion_outside_is_told_inside_or_the_packet_is_dropped() {
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let mut nodes = pair(mode);
         give(&mut nodes[0], packet(1, 2, b"open the session"));
         settle(&mut nodes);
@@ -398,7 +408,7 @@ fn congestion_outside_is_told_inside_or_the_packet_is_dropped() {
             nodes[0].step_device().unwrap();
             let (_, mut datagram) = sent(&mut nodes[0], 1).pop().unwrap();
             match mode {
-                Mode::WireGuard => datagram.ecn = Ecn::Ce,
+                Mode::WireGuard | Mode::IpUdp => datagram.ecn = Ecn::Ce,
                 Mode::IpIp => IpView::new(&mut datagram.bytes).unwrap().set_ecn(Ecn::Ce),
             }
             nodes[1].network.incoming.push_back(datagram);
@@ -497,16 +507,17 @@ fn a_stranger_gets_no_answer_and_a_flood_of_handshakes_gets_cookies() {
     assert!(!cookies.is_empty() && cookies.iter().all(|(_, d)| d.bytes.len() == 64));
     assert_eq!(b.core.drops()[DropReason::RateLimited], cookies.len() as u64);
 
-    // A second later the count begins anew and a friend comes in.
-    std::thread::sleep(Duration::from_millis(1100));
-    b.step_time(Instant::now()).unwrap();
+    // When a second has passed without, the count begins anew and a friend comes in.
+    for node in [&mut a, &mut b] {
+        node.step_time(Instant::now() + Duration::from_secs(3)).unwrap();
+    }
     give(&mut a, packet(1, 2, b"friend"));
     let mut nodes = [a, b];
     settle(&mut nodes);
     assert_eq!(taken(&mut nodes[1]), [packet(1, 2, b"friend")]);
 }
 
-/// The last counter of a session would overflow boringtun's window.
+/// The last counter of a session would overflow a careless window.
 #[test]
 fn a_counter_beyond_the_last_is_a_replay_before_any_key_is_tried() {
     let mut nodes = pair(Mode::WireGuard);
@@ -592,27 +603,4 @@ fn peers_that_would_contradict_each_other_are_refused_whole() {
     core.remove_peer(two).unwrap();
     assert_eq!(core.remove_peer(two), Err(PeerError::Unknown(two)));
     core.set_endpoint(three, Some(address(2))).unwrap();
-}
-
-#[test]
-fn a_warm_path_takes_no_new_packet_buffers() {
-    for mode in [Mode::WireGuard, Mode::IpIp] {
-        let mut nodes = pair(mode);
-        let burst = |nodes: &mut [Node; 2]| {
-            for _ in 0..200 {
-                give(&mut nodes[0], packet(1, 2, &[7; 1300]));
-                give(&mut nodes[1], packet(2, 1, &[7; 40]));
-            }
-            settle(nodes);
-            assert_eq!(taken(&mut nodes[1]).len(), 200);
-            assert_eq!(taken(&mut nodes[0]).len(), 200);
-        };
-        burst(&mut nodes);
-        burst(&mut nodes);
-        let warm = [nodes[0].allocated(), nodes[1].allocated()];
-        for _ in 0..20 {
-            burst(&mut nodes);
-        }
-        assert_eq!([nodes[0].allocated(), nodes[1].allocated()], warm, "{mode}");
-    }
 }

@@ -17,7 +17,7 @@ use std::{fs, thread};
 use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Route, RouteKind, Sysctl, Veth};
 use conet_testkit::{Need, privileged};
 use conet_tunnel::{
-    Config, DEFAULT_MTU, DEFAULT_PORT, Mode, PeerConfig, PrivateKey, StartError, Tunnel,
+    Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PrivateKey, StartError, Tunnel,
     TunnelError,
 };
 
@@ -112,7 +112,7 @@ fn config(n: u8, mode: Mode) -> Config {
         listen: SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)),
         addresses: vec![net(&format!("10.77.{n}.1/32"))],
         mtu: DEFAULT_MTU,
-        offload: true,
+        offloads: Offloads::ALL,
         peers: vec![peer(3 - n, mode)],
     }
 }
@@ -235,7 +235,7 @@ fn without_offloads_it_works_too() {
     privileged!(Need::Tun);
     for mode in [Mode::WireGuard, Mode::IpIp] {
         let [one, two] = wire();
-        let plain = |n| Config { offload: false, ..config(n, mode) };
+        let plain = |n| Config { offloads: Offloads::NONE, ..config(n, mode) };
         let _tunnels = [one.start(plain(1)).unwrap(), two.start(plain(2)).unwrap()];
         let rate = transfer(&one, &two, inner(2), 4);
         println!("{mode} without offloads: {rate:.0} Mb/s");

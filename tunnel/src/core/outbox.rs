@@ -27,6 +27,8 @@ const BUFFER_BYTES: usize = 65_536;
 const BATCH_SEGMENTS: usize = 64;
 /// Batches after which the engine should send before it encapsulates more.
 const BATCHES: usize = 32;
+/// Bytes after which it should: what waits shall still be in the processor's cache.
+const FULL_BYTES: usize = 128 << 10;
 
 /// Where a batch goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +91,7 @@ pub struct Outbox {
     used: usize,
     // Batch and offset of the reservation in progress.
     reserved: (usize, usize),
+    bytes: usize,
 }
 
 impl Outbox {
@@ -131,6 +134,7 @@ impl Outbox {
     /// Makes the first `len` bytes of the reserved space a datagram.
     pub(crate) fn commit(&mut self, len: usize) {
         let (index, offset) = self.reserved;
+        self.bytes += len;
         let batch = &mut self.transmits[index];
         if batch.count > 0 && len > batch.segment {
             // The guess was too low: it cannot join this batch.
@@ -157,12 +161,12 @@ impl Outbox {
 
     /// Whether it is time to send.
     pub fn is_full(&self) -> bool {
-        self.used >= BATCHES
+        self.used >= BATCHES || self.bytes >= FULL_BYTES
     }
 
     /// Forgets all batches and keeps their buffers.
     pub fn clear(&mut self) {
-        self.used = 0;
+        (self.used, self.bytes) = (0, 0);
         self.transmits.truncate(BATCHES);
     }
 

@@ -1,17 +1,14 @@
 //! One peer: who, where, how, and what went to and from it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use boringtun::noise::Tunn;
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::x25519;
 use conet_dataplane::{DropCounts, DropReason};
 use conet_netsys::IpNet;
 
 use super::routes::Slot;
-use crate::{Mode, PeerConfig, PrivateKey, PublicKey};
+use crate::noise::{Identity, Tunn};
+use crate::{Mode, PeerConfig, PublicKey};
 
 /// What one batch of the outbox holds, in bytes; no link carries more.
 const MAX_PATH_MTU: u16 = 65_000;
@@ -25,9 +22,10 @@ pub(crate) struct Peer {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) allowed: Vec<IpNet>,
     pub(crate) path_mtu: u16,
-    /// The WireGuard session, kept in ipip mode too so that a change back costs
-    /// nothing.
+    /// The WireGuard session, kept in the other modes too so that a change back costs
+    /// nothing. In ip-udp mode it tells where the peer is.
     pub(crate) tunn: Tunn,
+    pub(crate) keepalive: Option<u16>,
     pub(crate) rx: Traffic,
     pub(crate) tx: Traffic,
     pub(crate) drops: DropCounts,
@@ -41,38 +39,41 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    pub(crate) fn count(&mut self, bytes: usize) {
-        self.packets += 1;
+    pub(crate) fn count(&mut self, packets: usize, bytes: usize) {
+        self.packets += packets as u64;
         self.bytes += bytes as u64;
     }
 }
 
 impl Peer {
-    pub(crate) fn new(
-        config: &PeerConfig,
-        private: &PrivateKey,
-        slot: Slot,
-        limiter: Arc<RateLimiter>,
-    ) -> Self {
-        let tunn = Tunn::new(
-            private.0.clone(),
-            x25519::PublicKey::from(config.public_key.0),
-            config.preshared_key,
-            config.keepalive,
-            slot,
-            Some(limiter),
-        );
+    pub(crate) fn new(config: &PeerConfig, us: &Identity, slot: Slot, now: Instant) -> Self {
+        let key = config.public_key.0;
         Self {
             key: config.public_key,
             mode: config.mode,
             configured: config.endpoint,
-            endpoint: config.endpoint,
+            endpoint: config.endpoint.map(canonical),
             allowed: config.allowed.iter().map(IpNet::trunc).collect(),
             path_mtu: config.path_mtu.min(MAX_PATH_MTU),
-            tunn,
+            tunn: Tunn::new(us, key, config.preshared_key, config.keepalive, slot, now),
+            keepalive: config.keepalive,
             rx: Traffic::default(),
             tx: Traffic::default(),
             drops: DropCounts::default(),
+        }
+    }
+
+    /// Whether its handshakes and keepalives are heard.
+    pub(crate) fn hears(&self) -> bool {
+        self.mode != Mode::IpIp
+    }
+
+    /// Whether handshakes are begun, and keepalives sent, to it.
+    pub(crate) fn speaks(&self) -> bool {
+        match self.mode {
+            Mode::WireGuard => true,
+            Mode::IpUdp => self.keepalive.is_some(),
+            Mode::IpIp => false,
         }
     }
 
@@ -86,21 +87,21 @@ impl Peer {
 
     /// Largest inner packet that fits the path, in bytes.
     pub(crate) fn inner_mtu(&self) -> u16 {
-        let outer_v6 = self.mode == Mode::WireGuard
+        let outer_v6 = self.mode != Mode::IpIp
             && self.endpoint.is_some_and(|e| e.ip().to_canonical().is_ipv6());
         self.path_mtu.saturating_sub(self.mode.overhead(outer_v6))
     }
 
-    pub(crate) fn snapshot(&self) -> PeerSnapshot {
+    pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {
         PeerSnapshot {
             public_key: self.key,
             mode: self.mode,
             endpoint: match self.mode {
-                Mode::WireGuard => self.endpoint,
+                Mode::WireGuard | Mode::IpUdp => self.endpoint,
                 Mode::IpIp => self.configured,
             },
             allowed: self.allowed.clone(),
-            last_handshake: self.tunn.time_since_last_handshake(),
+            last_handshake: self.tunn.handshake_age(now),
             rx_packets: self.rx.packets,
             rx_bytes: self.rx.bytes,
             tx_packets: self.tx.packets,
@@ -108,6 +109,11 @@ impl Peer {
             drops: self.drops,
         }
     }
+}
+
+/// An address as arrivals have it: IPv4 never mapped into IPv6.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// What is known about a peer at one moment.
