@@ -12,6 +12,10 @@ use rustix::process::Pid;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+/// How long a process may take from its new memory to its new stack, in `execve`.
+const EXECVE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Something that keeps a process at home.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +165,12 @@ pub struct Policy {
 /// # Errors
 /// When `/proc/PID` cannot be read: mostly, because the process has ended.
 pub fn locks(pid: Pid, policy: Policy) -> io::Result<Vec<Lock>> {
-    let facts = procfs::facts(pid)?;
+    let mut facts = procfs::facts(pid)?;
+    let begin = Instant::now();
+    while facts.is_becoming_another() && begin.elapsed() < EXECVE_LIMIT {
+        std::thread::sleep(Duration::from_millis(1));
+        facts = procfs::facts(pid)?;
+    }
     let maps = procfs::maps(pid)?;
     let mut locks = Vec::new();
     of_kind(pid, &facts, policy, &mut locks);

@@ -59,6 +59,8 @@ pub(crate) struct Facts {
     pub(crate) pending: u64,
     pub(crate) handled: u64,
     pub(crate) locked_kib: u64,
+    /// It has memory: it has not ended, and is no kernel thread.
+    pub(crate) has_memory: bool,
     pub(crate) seccomp: u64,
     pub(crate) shadow_stack: bool,
     /// Scheduling policy (man 7 sched).
@@ -66,6 +68,13 @@ pub(crate) struct Facts {
     /// Clock ticks since boot at which it began.
     pub(crate) start_time: u64,
     pub(crate) memory_map: MemoryMap,
+}
+
+impl Facts {
+    /// Whether it is in the midst of `execve`: its new memory has no stack yet.
+    pub(crate) const fn is_becoming_another(&self) -> bool {
+        self.has_memory && self.memory_map.start_stack == 0
+    }
 }
 
 /// Reads both files.
@@ -81,7 +90,7 @@ pub(crate) fn facts(pid: Pid) -> io::Result<Facts> {
             "Threads" => facts.threads = number(),
             "TracerPid" => facts.tracer = value.parse().unwrap_or(0),
             "PPid" => facts.parent = value.parse().unwrap_or(0),
-            "VmLck" => facts.locked_kib = number(),
+            "VmLck" => (facts.has_memory, facts.locked_kib) = (true, number()),
             "Seccomp" => facts.seccomp = number(),
             "SigPnd" | "ShdPnd" => facts.pending |= bits(),
             "SigCgt" => facts.handled = bits(),
@@ -150,6 +159,7 @@ mod tests {
         let facts = facts(me).unwrap();
         assert!(facts.threads >= 1 && facts.start_time > 0);
         assert!(facts.memory_map.start_stack > 0 && facts.memory_map.start_code > 0);
+        assert!(facts.has_memory && !facts.is_becoming_another());
         let maps = maps(me).unwrap();
         assert!(maps.iter().any(|m| m.backing == Backing::Vdso));
         assert!(limits(me).unwrap()[0] > 0);

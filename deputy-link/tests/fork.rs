@@ -84,14 +84,12 @@ fn a_handler_of_sigchld_runs_at_home() {
     conet_testkit::privileged!();
     makes_children(&["handled"], |pid, away| {
         // As the daemon does when it sees a handled signal waiting.
-        loop {
-            match status_of(pid) {
-                Some(status) if status.phase == conet_deputy_link::phase::SERVING => {}
-                _ => return,
-            }
+        while let Some(status) = status_of(pid) {
             let seen = conet_deputy_link::view(as_pid(pid));
-            if seen.is_ok_and(|seen| seen.handled_pending != 0) {
-                away.bring_home(pid).ok();
+            if status.phase == conet_deputy_link::phase::SERVING
+                && seen.is_ok_and(|seen| seen.handled_pending != 0)
+                && away.bring_home(pid).is_ok()
+            {
                 return;
             }
             thread::sleep(Duration::from_millis(5));

@@ -50,8 +50,13 @@ fn torture(seed: u64, steps: &str, megabytes: &str, how: How, follows: bool) -> 
     let (_directory, program) = compiled("memory", &[]);
     let seed = seed.to_string();
     let args = [seed.as_str(), steps, file.path().to_str().unwrap(), megabytes];
-    let expected = unmoved(&program, &args);
-    let child = start(&program, &args);
+    travel(&program, &args, how, follows)
+}
+
+/// Moves a program as often as it lives, whose output must be that of an unmoved run.
+fn travel(program: &str, args: &[&str], how: How, follows: bool) -> (u64, u64) {
+    let expected = unmoved(program, args);
+    let child = start(program, args);
     let pid = child.id();
     let mut node = Node::new();
     (node.how, node.follows) = (how, follows);
@@ -96,6 +101,15 @@ fn memory_is_the_same_however_it_changes_meanwhile() {
         let (stays, rounds) = torture(seed, steps, megabytes, How::Precopy, true);
         assert!(stays >= 3 && rounds > 2 * stays, "{stays} stays, {rounds} rounds");
     }
+}
+
+/// The kernel drops the registration of what is joined, and leaves old marks.
+#[test]
+fn what_mremap_has_joined_is_the_same() {
+    conet_testkit::privileged!();
+    let (_directory, program) = compiled("joined", &[]);
+    let (stays, _) = travel(&program, &["200"], How::Precopy, true);
+    assert!(stays >= 10, "{stays} stays");
 }
 
 /// As on kernels before 6.7, on either node.
@@ -320,6 +334,23 @@ for i in range(25): time.sleep(0.02); print(i, hashlib.md5(data).hexdigest(), fl
         output.stdout.splice(0..0, ready);
         assert_same(&output, &expected, wait);
     }
+}
+
+/// In `execve`, memory that is new has no stack for a moment.
+#[test]
+fn a_program_in_the_midst_of_execve_has_not_ended() {
+    let script = "[ $0 = 0 ] || exec sh -c \"$1\" $(($0 - 1)) \"$1\"";
+    let mut child = start("sh", &["-c", script, "1500", script]);
+    let mut looks = 0;
+    while child.try_wait().unwrap().is_none() {
+        if let Ok(found) = conet_deputy_link::locks::locks(as_pid(child.id()), POLICY)
+            && child.try_wait().unwrap().is_none()
+        {
+            assert!(!found.contains(&conet_deputy_link::locks::Lock::NotRunning), "look {looks}");
+        }
+        looks += 1;
+    }
+    println!("{looks} looks");
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub enum Purpose {
     Everything,
     /// Those in areas that are not registered.
     Strange,
+    /// Those that carry the mark of protection.
+    Protected,
     /// One in an area that is, if there is any.
     Registered,
     /// One that [`verdict`] would keep, if there is any.
@@ -84,6 +86,7 @@ pub fn scan_arg(purpose: Purpose, (start, end): (u64, u64), regions: u64, len: u
         }
         Purpose::Everything => (0, 0, 0, TOLD | is::FILE),
         Purpose::Strange => (is::REGISTERED, is::REGISTERED, 0, is::REGISTERED),
+        Purpose::Protected => (is::WRITTEN, is::REGISTERED | is::WRITTEN, 0, is::REGISTERED),
         Purpose::Registered => (0, is::REGISTERED, 0, is::REGISTERED),
         Purpose::Kept => {
             let mask = is::REGISTERED | is::WRITTEN;

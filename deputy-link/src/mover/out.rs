@@ -211,6 +211,7 @@ impl Out<'_> {
             let begin = Instant::now();
             let mut target = Target { mirror: &mut self.mirror, channel: &mut self.channel };
             let pages = tracker.round(files, &mut target)?;
+            self.pause += std::mem::take(&mut tracker.pause);
             // What is still on its way would otherwise be waited for in the freeze.
             self.channel.send(kind::ROUND, u32::try_from(number).unwrap_or(0), &[])?;
             expect(&mut self.channel, kind::ROUND)?;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! begin: stopped for a moment ─ userfaultfd made in its name, taken, closed there ─ runs on
-//! round: areas ─ register what is new ─ protect what was written, and send it
+//! round: areas ─ stopped, where something is new, to register it ─ runs on ─ protect what
+//!        was written, and send it
 //! rest:  stopped ─ areas ─ send what was written since, tell what is gone
 //! ```
 //!
@@ -18,6 +19,11 @@
 //! now is sent again. Pages of a mapping that other processes may write are sent
 //! again unless the file's times say that nobody has.
 //!
+//! A mapping can lose its registration and keep its marks ([`conet_deputy_core::scan`]).
+//! It is new then: all of it is sent and old marks are taken. So that none is registered
+//! again unnoticed, the process stands still from when it is looked for what is new until
+//! that is registered.
+//!
 //! Direct input and output (`O_DIRECT`) writes to memory behind the kernel's page
 //! tables: a process that has such a descriptor is moved without rounds.
 
@@ -28,8 +34,9 @@ use crate::channel::Channel;
 use crate::image::area;
 use crate::procfs::{self, Mapping};
 use crate::ranges::Ranges;
+use crate::sys::ptrace::Stopped;
 use crate::sys::userfault::{Userfault, has_registered, scan};
-use conet_deputy_core::areas::Backing;
+use conet_deputy_core::areas::{Backing, gaps};
 use conet_deputy_core::scan::{Purpose, Region, Verdict, is, verdict};
 use conet_wire::image::{Area, PAGE, REGION, REGION_LEN, TASK_SIZE, area_flags};
 use rustix::fs::OFlags;
@@ -39,7 +46,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// A file that changed so shortly before it was looked at may change again without
 /// its time telling (times have the kernel's tick, 10 ms at most).
@@ -108,6 +115,10 @@ type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 pub(super) struct Tracker {
     pid: Pid,
     userfault: Option<Userfault>,
+    /// It has registered what there was.
+    has_begun: bool,
+    /// How long the process was stopped for that.
+    pub(super) pause: Duration,
     /// Pages of file mappings that were the program's own when they were protected.
     own: Ranges,
     /// Shared mappings that were sent, by their start, as they were then.
@@ -123,7 +134,14 @@ pub(super) struct Target<'a> {
 impl Tracker {
     /// Without rounds.
     pub(super) const fn none(pid: Pid) -> Self {
-        Self { pid, userfault: None, own: Ranges::new(), stamps: BTreeMap::new() }
+        Self {
+            pid,
+            userfault: None,
+            has_begun: false,
+            pause: Duration::ZERO,
+            own: Ranges::new(),
+            stamps: BTreeMap::new(),
+        }
     }
 
     /// With rounds, by a userfaultfd of the process.
@@ -140,21 +158,20 @@ impl Tracker {
     /// One round, while the process runs. Gives the pages sent.
     pub(super) fn round(&mut self, files: &Files, to: &mut Target<'_>) -> Result<u64, MoveError> {
         let before = to.mirror.pages();
-        let mappings = procfs::maps(self.pid).map_err(gone)?;
-        let strange = strange(files)?;
-        let areas = areas(&mappings, &strange);
+        let (mappings, mut new) = self.follow(files)?;
+        let areas = areas(&mappings, &new);
         if areas.is_empty() {
             return Err(MoveError::Replaced);
         }
+        add_unknown(&mut new, &areas, to.mirror);
         to.mirror.shape(areas, to.channel)?;
-        let strange = self.register(strange, &mappings)?;
         for mapping in &mappings {
             let range = (mapping.start, mapping.end);
             let pages = match kind_of(mapping) {
                 Kind::Skip | Kind::Vdso => continue,
                 Kind::Shared => self.round_shared(mapping, to.mirror),
-                Kind::File => self.round_of_file(files, range, &strange)?,
-                Kind::Anonymous => round_anonymous(files, range, &strange, to.mirror)?,
+                Kind::File => self.round_of_file(files, range, &new)?,
+                Kind::Anonymous => round_anonymous(files, range, &new, to.mirror)?,
             };
             for part in pages.iter() {
                 to.mirror.send(part, &files.memory, to.channel)?;
@@ -164,30 +181,85 @@ impl Tracker {
         Ok(to.mirror.pages() - before)
     }
 
-    /// Registers what is not, `strange`; gives what of it is followed from now on.
-    fn register(&self, strange: Ranges, mappings: &[Mapping]) -> Result<Ranges, MoveError> {
-        let Some(userfault) = &self.userfault else { return Ok(strange) };
-        let mut new = Ranges::new();
-        for (range, group) in groups(mappings) {
-            let before = new.len();
-            for mapping in group {
-                let own = strange.within((mapping.start, mapping.end));
-                own.for_each(|part| new.insert(part));
+    /// Registers what is not, and gives it with all that is mapped.
+    fn follow(&mut self, files: &Files) -> Result<(Vec<Mapping>, Ranges), MoveError> {
+        if self.has_begun {
+            let mappings = procfs::maps(self.pid).map_err(gone)?;
+            let new = self.not_followed(files, &mappings)?;
+            if new.len() == 0 {
+                return Ok((mappings, new));
             }
-            if new.len() == before {
+        }
+        let begin = Instant::now();
+        let stopped = Stopped::new(self.pid)?;
+        let mappings = procfs::maps(self.pid).map_err(gone)?;
+        let new = self.not_followed(files, &mappings)?;
+        self.register(&new, &mappings)?;
+        stopped.release()?;
+        self.pause += begin.elapsed();
+        self.has_begun = true;
+        self.take_old_marks(files, &new)?;
+        Ok((mappings, new))
+    }
+
+    /// What should be registered and is not.
+    fn not_followed(&self, files: &Files, mappings: &[Mapping]) -> Result<Ranges, MoveError> {
+        let mut new = Ranges::new();
+        // A scan of all of it would take long, and the process may stand still.
+        let strange = if self.has_begun { Some(strange(files)?) } else { None };
+        for mapping in mappings.iter().filter(|mapping| is_followed(mapping)) {
+            let range = (mapping.start, mapping.end);
+            match &strange {
+                Some(strange) => strange.within(range).for_each(|part| new.insert(part)),
+                None => new.insert(range),
+            }
+        }
+        Ok(new)
+    }
+
+    fn register(&self, new: &Ranges, mappings: &[Mapping]) -> Result<(), MoveError> {
+        let Some(userfault) = &self.userfault else { return Ok(()) };
+        for (range, group) in groups(mappings) {
+            let is_new =
+                |mapping: &Mapping| new.within((mapping.start, mapping.end)).next().is_some();
+            if !group.iter().any(is_new) {
                 continue;
             }
             match userfault.register(range) {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                     return Err(MoveError::Replaced);
                 }
-                // Something else has come there: looked at again in the next round, or
-                // sent whole in the end.
+                // It is sent whole in the end.
                 Err(error) => tracing::debug!(%error, ?range, "areas are not followed"),
                 Ok(()) => {}
             }
         }
-        Ok(new)
+        Ok(())
+    }
+
+    /// Takes marks of protection from what has just been registered.
+    fn take_old_marks(&self, files: &Files, new: &Ranges) -> Result<(), MoveError> {
+        /// What has lost its registration again shows none.
+        const TRIES: u32 = 5;
+        let Some(userfault) = &self.userfault else { return Ok(()) };
+        for part in new.iter() {
+            let mut tries = 0;
+            loop {
+                let marked = regions(files, Purpose::Protected, part)?;
+                if marked.is_empty() {
+                    break;
+                }
+                if tries == TRIES {
+                    return Err(MoveError::Replaced);
+                }
+                tries += 1;
+                for region in marked {
+                    // Fails where the program has unmapped some of it: seen next time.
+                    userfault.release((region.start, region.end)).ok();
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Protects what was written of a private mapping, and all of what is new of it;
@@ -243,7 +315,11 @@ impl Tracker {
         mappings: &[Mapping],
         to: &mut Target<'_>,
     ) -> Result<(), MoveError> {
-        let strange = if self.userfault.is_some() { strange(files)? } else { Ranges::new() };
+        let (mut strange, mut unknown) = (Ranges::new(), Ranges::new());
+        if self.userfault.is_some() {
+            strange = self::strange(files)?;
+            add_unknown(&mut unknown, &areas(mappings, &strange), to.mirror);
+        }
         to.mirror.shape(areas(mappings, &strange), to.channel)?;
         for mapping in mappings {
             let range = (mapping.start, mapping.end);
@@ -257,27 +333,48 @@ impl Tracker {
                         to.mirror.send(range, &files.memory, to.channel)?;
                     }
                 }
-                Kind::File => self.rest_of_file(files, range, to)?,
-                Kind::Anonymous => {
-                    let trusted = if self.userfault.is_some() { u64::MAX } else { !is::REGISTERED };
-                    for region in regions(files, Purpose::Changes, range)? {
-                        let part = (region.start, region.end);
-                        match verdict(region.categories & trusted) {
-                            Verdict::Keep => {}
-                            Verdict::Send => to.mirror.send(part, &files.memory, to.channel)?,
-                            Verdict::Zero => to.mirror.forget(part),
-                        }
-                    }
-                }
+                Kind::File => self.rest_of_file(files, range, &unknown, to)?,
+                Kind::Anonymous => self.rest_of_anonymous(files, range, &unknown, to)?,
             }
         }
         to.mirror.flush(&files.memory, to.channel)
+    }
+
+    fn rest_of_anonymous(
+        &self,
+        files: &Files,
+        range: (u64, u64),
+        unknown: &Ranges,
+        to: &mut Target<'_>,
+    ) -> Result<(), MoveError> {
+        let trusted = if self.userfault.is_some() { u64::MAX } else { !is::REGISTERED };
+        let mut take = |region: Region, trusted| {
+            let part = (region.start, region.end);
+            match verdict(region.categories & trusted) {
+                Verdict::Keep => Ok(()),
+                Verdict::Send => to.mirror.send(part, &files.memory, to.channel),
+                Verdict::Zero => {
+                    to.mirror.forget(part);
+                    Ok(())
+                }
+            }
+        };
+        for region in regions(files, Purpose::Changes, range)? {
+            take(region, trusted)?;
+        }
+        for part in unknown.within(range) {
+            for region in regions(files, Purpose::Everything, part)? {
+                take(region, !is::REGISTERED)?;
+            }
+        }
+        Ok(())
     }
 
     fn rest_of_file(
         &self,
         files: &Files,
         range: (u64, u64),
+        unknown: &Ranges,
         to: &mut Target<'_>,
     ) -> Result<(), MoveError> {
         if self.userfault.is_none() {
@@ -296,10 +393,19 @@ impl Tracker {
                 self.own.within(part).for_each(|lost| pages.insert(lost));
             }
         }
+        unknown.within(range).for_each(|part| pages.insert(part));
         for part in pages.iter() {
             to.mirror.send(part, &files.memory, to.channel)?;
         }
         Ok(())
+    }
+}
+
+/// Adds what was in no list that was sent before: whatever marks it has, the other half
+/// does not know it. Mostly it has grown.
+fn add_unknown(unknown: &mut Ranges, areas: &[Area], mirror: &Mirror) {
+    for area in areas {
+        gaps((area.start, area.end), mirror.areas()).for_each(|part| unknown.insert(part));
     }
 }
 
@@ -329,12 +435,15 @@ fn kind_of(mapping: &Mapping) -> Kind {
     }
 }
 
+fn is_followed(mapping: &Mapping) -> bool {
+    matches!(kind_of(mapping), Kind::File | Kind::Anonymous)
+}
+
 /// The mappings as areas; those of which nothing is followed are new.
 fn areas(mappings: &[Mapping], strange: &Ranges) -> Vec<Area> {
     let with_flags = |mapping: &Mapping| {
         let area = area(mapping)?;
-        let is_followed = matches!(kind_of(mapping), Kind::File | Kind::Anonymous);
-        let is_new = is_followed
+        let is_new = is_followed(mapping)
             && area.flags & area_flags::GROWS_DOWN == 0
             && strange.covers((area.start, area.end));
         let new = if is_new { area_flags::NEW } else { 0 };
@@ -347,7 +456,6 @@ fn areas(mappings: &[Mapping], strange: &Ranges) -> Vec<Area> {
 /// it: a mapping that grows meanwhile would otherwise be cut in two, and the program's
 /// `mremap` of it fail.
 fn groups(mappings: &[Mapping]) -> impl Iterator<Item = ((u64, u64), &[Mapping])> {
-    let is_followed = |mapping: &Mapping| matches!(kind_of(mapping), Kind::File | Kind::Anonymous);
     let (mut rest, mut start) = (mappings, PAGE);
     std::iter::from_fn(move || {
         let skipped = rest.iter().take_while(|mapping| !is_followed(mapping)).count();
