@@ -64,6 +64,8 @@ reasons! {
     TooBig => "too_big",
     /// Longer than any buffer.
     TooLong => "too_long",
+    /// An error of ICMP about a packet that we cannot have sent to this peer.
+    BadError => "bad_error",
     /// The device refused it.
     Device => "device",
     /// The network refused it, or its queue stayed full.

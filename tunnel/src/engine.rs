@@ -13,7 +13,7 @@
 //! session.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropReason, PortError};
 
@@ -32,8 +32,12 @@ pub struct Engine<D, N> {
     inner: Vec<Inner>,
     replies: Replies,
     outbox: Outbox,
+    ask_at: Instant,
 }
 
+/// How often the ways to peers are asked about: the kernel learns their MTU from ICMP
+/// errors, and forgets it (`net.ipv4.route.mtu_expires`).
+const ASK: Duration = Duration::from_millis(500);
 /// Datagrams of the greatest length that fit at a time: four GRO batches and room for
 /// raw packets.
 const DATAGRAMS: usize = 7;
@@ -43,6 +47,7 @@ const PACKETS: usize = 512;
 impl<D: Device, N: Network> Engine<D, N> {
     /// Joins the three.
     pub fn new(core: Core, device: D, network: N) -> Self {
+        let now = core.now();
         Self {
             core,
             device,
@@ -51,6 +56,7 @@ impl<D: Device, N: Network> Engine<D, N> {
             inner: Vec::with_capacity(PACKETS),
             replies: Replies::default(),
             outbox: Outbox::new(),
+            ask_at: now,
         }
     }
 
@@ -80,7 +86,7 @@ impl<D: Device, N: Network> Engine<D, N> {
     /// # Errors
     /// When the device or the network is of no use any more.
     pub fn step_network(&mut self) -> Result<bool, EngineError> {
-        let Self { core, device, network, arrivals, inner, outbox, replies } = self;
+        let Self { core, device, network, arrivals, inner, outbox, replies, .. } = self;
         arrivals.list.clear();
         let more = network.receive(arrivals).map_err(EngineError::Network)?;
         for arrival in &arrivals.list {
@@ -109,6 +115,11 @@ impl<D: Device, N: Network> Engine<D, N> {
     /// When the device is of no use any more.
     pub fn step_time(&mut self, now: Instant) -> Result<Instant, PortError> {
         self.core.advance(now);
+        if now >= self.ask_at {
+            self.ask_at = now + ASK;
+            let Self { core, network, .. } = self;
+            core.ask_ways(|way| network.path_mtu(way));
+        }
         if now >= self.core.poll_timeout() {
             self.core.handle_timeout(now, &mut self.outbox);
             flush(&mut self.core, &mut self.network, &mut self.outbox);

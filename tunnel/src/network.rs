@@ -17,7 +17,8 @@ const LONGEST: usize = 65_536;
 pub enum Origin {
     /// Over UDP, from this address; the payload is given.
     Udp(SocketAddr),
-    /// As an IPv4 packet of protocol 4 or 41; its header is given too.
+    /// As an IPv4 packet of protocol 4 or 41, or an error of ICMP; its header is given
+    /// too.
     Ip,
 }
 
@@ -60,6 +61,9 @@ pub trait Network {
 
     /// Sends a batch; gives the number of datagrams that were refused.
     fn send(&mut self, batch: &Transmit) -> usize;
+
+    /// Largest packet that the way to `to` takes, as far as is known.
+    fn path_mtu(&mut self, to: Destination) -> Option<u16>;
 }
 
 /// A network in memory: tests carry datagrams from one to another by hand, and
@@ -70,6 +74,8 @@ pub struct MemoryNetwork {
     pub incoming: VecDeque<MemoryDatagram>,
     /// What was sent, oldest first.
     pub outgoing: VecDeque<(Destination, MemoryDatagram)>,
+    /// What [`Network::path_mtu`] says.
+    pub path_mtu: Option<u16>,
 }
 
 /// A datagram in a [`MemoryNetwork`].
@@ -106,5 +112,9 @@ impl Network for MemoryNetwork {
             self.outgoing.push_back((batch.to(), datagram));
         }
         0
+    }
+
+    fn path_mtu(&mut self, _: Destination) -> Option<u16> {
+        self.path_mtu
     }
 }

@@ -12,13 +12,16 @@ use std::io::{self, IoSliceMut, Read};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, RawFd};
 
-use conet_wire::ip::{Ecn, PROTO_IPV4, PROTO_IPV6};
+use conet_wire::ip::{Ecn, PROTO_ICMP, PROTO_IPV4, PROTO_IPV6};
 use quinn_udp::{EcnCodepoint, RecvMeta, UdpSockRef, UdpSocketState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
+use rustix::net::sockopt::{
+    ip_mtu, ipv6_mtu, set_ip_mtu_discover, set_ipv6_mtu_discover,
+    set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sys::set_udp_gro;
+use crate::sys::{hear_icmp_errors, set_udp_gro};
 use crate::{Arrival, Arrivals, Destination, Network, Offloads, Origin, Transmit};
 
 /// Datagram buffers per receive call; each may hold a GRO batch of 64.
@@ -27,6 +30,8 @@ const BUFFERS: usize = 4;
 const BUFFER_BYTES: usize = 65_536;
 /// Socket buffers: 4 MiB is 3 ms at 10 Gb/s.
 const SOCKET_BUFFER: usize = 4 << 20;
+/// A port that is never sent to (RFC 863).
+const DISCARD: u16 = 9;
 /// How long a full send queue may hold the thread up before datagrams are lost.
 /// It throttles the sender, whose packets wait in the device meanwhile.
 const SEND_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -37,7 +42,8 @@ pub(crate) struct Sockets {
     state: UdpSocketState,
     /// The UDP socket is an IPv6 one and speaks IPv4 by mapped addresses.
     mapped: bool,
-    raw: Option<[Socket; 2]>,
+    /// For protocols 4, 41, and for errors of ICMP.
+    raw: Option<[Socket; 3]>,
     /// Datagrams a send call may take.
     most: usize,
     metas: [RecvMeta; BUFFERS],
@@ -85,12 +91,13 @@ impl Sockets {
 
     /// Opens the raw sockets unless they are open; gives their descriptors when
     /// they are new.
-    pub(crate) fn open_raw(&mut self) -> io::Result<Option<[RawFd; 2]>> {
+    pub(crate) fn open_raw(&mut self) -> io::Result<Option<[RawFd; 3]>> {
         if self.raw.is_some() {
             return Ok(None);
         }
-        let raw = [open_raw(PROTO_IPV4)?, open_raw(PROTO_IPV6)?];
-        let descriptors = [raw[0].as_raw_fd(), raw[1].as_raw_fd()];
+        let raw = [open_raw(PROTO_IPV4)?, open_raw(PROTO_IPV6)?, open_raw(PROTO_ICMP)?];
+        hear_icmp_errors(&raw[2])?;
+        let descriptors = [raw[0].as_raw_fd(), raw[1].as_raw_fd(), raw[2].as_raw_fd()];
         self.raw = Some(raw);
         Ok(Some(descriptors))
     }
@@ -153,6 +160,9 @@ impl Sockets {
                 quinn_udp::Transmit { destination, ecn, contents, segment_size, src_ip: None };
             self.patiently(|| self.state.try_send(UdpSockRef::from(&self.udp), &transmit))
         };
+        if batch.may_fragment() {
+            return self.send_fragmentable(batch, send);
+        }
         let most = self.state.max_gso_segments().clamp(1, self.most);
         let mut refused = 0;
         for part in batch.contents().chunks(batch.segment() * most) {
@@ -167,8 +177,31 @@ impl Sockets {
         refused
     }
 
+    /// One by one, and without DF, which UDP sockets have or have not as a whole.
+    fn send_fragmentable(
+        &self,
+        batch: &Transmit,
+        send: impl Fn(&[u8], Option<usize>) -> io::Result<()>,
+    ) -> usize {
+        // Where it cannot be set, datagrams that do not fit are refused, and counted.
+        drop(self.set_dont_fragment(false));
+        let refused = batch.datagrams().filter(|datagram| send(datagram, None).is_err()).count();
+        drop(self.set_dont_fragment(true));
+        refused
+    }
+
+    /// As quinn-udp sets it: DF always, never what the kernel believes of the path.
+    fn set_dont_fragment(&self, on: bool) -> io::Result<()> {
+        use rustix::net::sockopt::{Ipv4PathMtuDiscovery as V4, Ipv6PathMtuDiscovery as V6};
+        if self.mapped {
+            set_ipv6_mtu_discover(&self.udp, if on { V6::PROBE } else { V6::DONT })?;
+        }
+        set_ip_mtu_discover(&self.udp, if on { V4::PROBE } else { V4::DONT })?;
+        Ok(())
+    }
+
     fn send_raw(&self, to: SocketAddrV4, batch: &Transmit) -> usize {
-        let Some([raw, _]) = &self.raw else { return batch.datagrams().len() };
+        let Some([raw, ..]) = &self.raw else { return batch.datagrams().len() };
         let to = to.into();
         let lost = |packet: &&[u8]| self.patiently(|| raw.send_to(packet, &to)).is_err();
         batch.datagrams().filter(lost).count()
@@ -193,6 +226,19 @@ impl Network for Sockets {
     fn receive(&mut self, into: &mut Arrivals) -> io::Result<bool> {
         let more = self.receive_udp(into)?;
         Ok(self.receive_raw(into)? || more)
+    }
+
+    fn path_mtu(&mut self, to: Destination) -> Option<u16> {
+        // A socket that is connected there is told what the kernel knows of the way.
+        let to = match to {
+            Destination::Udp(to) => to,
+            Destination::Ip(to) => SocketAddr::from((to, DISCARD)),
+        };
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP)).ok()?;
+        socket.connect(&to.into()).ok()?;
+        let mtu = if to.is_ipv4() { ip_mtu(&socket) } else { ipv6_mtu(&socket) };
+        // Of the loopback it is 65,536.
+        Some(u16::try_from(mtu.ok()?).unwrap_or(u16::MAX))
     }
 
     fn send(&mut self, batch: &Transmit) -> usize {

@@ -184,7 +184,10 @@ impl Lane {
             }
             Kind::WireGuardGo | Kind::BoringTun | Kind::GotaTun => {
                 let mut command = Command::new(self.kind.program().context("not installed")?);
-                command.args(["-f", &device]).env("LOG_LEVEL", "error").env("WG_SUDO", "1");
+                command.args(["-f", &device]).env("LOG_LEVEL", "error");
+                if self.kind != Kind::WireGuardGo {
+                    command.arg("--disable-drop-privileges");
+                }
                 command
             }
         };

@@ -11,12 +11,21 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use conet_dataplane::DropReason;
-use conet_wire::ip::{Ecn, IPV4_HEADER, IpView, OuterV4, PROTO_IPV4, PROTO_IPV6, packet_length};
+use conet_wire::ip::{
+    self, Ecn, IPV4_HEADER, IcmpError, IpView, OuterV4, PROTO_ICMP, PROTO_IPV4, PROTO_IPV6,
+    packet_length,
+};
 
-use super::peer::Peer;
+use super::outbox::Way;
+use super::peer::{LEAST_PATH_MTU, LEAST_V6_MTU, Peer};
 use super::routes::Slot;
 use super::{Core, Destination, Outbox, Replies};
 use crate::{Inner, Mode, Outgoing};
+
+/// Types and codes of ICMP (RFC 792, RFC 1191).
+const DESTINATION_UNREACHABLE: u8 = 3;
+const FRAGMENTATION_NEEDED: u8 = 4;
+const TIME_EXCEEDED: u8 = 11;
 
 /// Hops of an outer packet (RFC 2003 §3.1 asks for the default; RFC 1700: 64).
 const OUTER_TTL: u8 = 64;
@@ -25,6 +34,7 @@ const OUTER_TTL: u8 = 64;
 pub(crate) fn over_ip(
     peer: &mut Peer,
     packet: &Outgoing<'_>,
+    may_fragment: bool,
     out: &mut Outbox,
 ) -> Result<(), DropReason> {
     let destination = peer.ipip_endpoint().ok_or(DropReason::NoEndpoint)?;
@@ -38,14 +48,15 @@ pub(crate) fn over_ip(
         protocol: if view.is_v6() { PROTO_IPV6 } else { PROTO_IPV4 },
         ttl: OUTER_TTL,
         ecn: view.ecn(),
-        dont_fragment: view.dont_fragment(),
+        dont_fragment: view.dont_fragment() && !may_fragment,
         total_len: 0,
     };
+    let way = Way { may_fragment, ..Way::new(Destination::Ip(destination), Ecn::NotEct) };
     for index in 0..packet.count() {
         let len = packet.len_of(index);
         let total = IPV4_HEADER + len;
         header.total_len = u16::try_from(total).map_err(|_| DropReason::TooLong)?;
-        let space = out.reserve(Destination::Ip(destination), Ecn::NotEct, total, total);
+        let space = out.reserve(way, total, total);
         let Some((outer, inner)) = space.split_first_chunk_mut::<IPV4_HEADER>() else {
             return Err(DropReason::TooLong);
         };
@@ -61,6 +72,7 @@ pub(crate) fn over_ip(
 pub(crate) fn over_udp(
     peer: &mut Peer,
     packet: &Outgoing<'_>,
+    may_fragment: bool,
     out: &mut Outbox,
 ) -> Result<(), DropReason> {
     let endpoint = peer.endpoint.ok_or(DropReason::NoEndpoint)?;
@@ -68,9 +80,10 @@ pub(crate) fn over_udp(
     if is_tunnel(view) {
         return Err(DropReason::Nested);
     }
+    let way = Way { may_fragment, ..Way::new(Destination::Udp(endpoint), view.ecn()) };
     for index in 0..packet.count() {
         let len = packet.len_of(index);
-        packet.write(index, out.reserve(Destination::Udp(endpoint), view.ecn(), len, len));
+        packet.write(index, out.reserve(way, len, len));
         out.commit(len);
         peer.tx.count(1, len);
     }
@@ -79,8 +92,17 @@ pub(crate) fn over_udp(
 
 impl Core {
     /// An IPv4 packet of protocol 4 or 41 from the network, with its header. Gives
-    /// where the packet inside is, if it may go to the device.
-    pub fn handle_ip(&mut self, datagram: &mut [u8], _back: &mut Replies) -> Option<Inner> {
+    /// where the packet inside is, if it may go to the device. An error of ICMP about
+    /// such a packet of ours is told to its sender in `back`.
+    pub fn handle_ip(&mut self, datagram: &mut [u8], back: &mut Replies) -> Option<Inner> {
+        if let Some(error) = IcmpView::of(datagram) {
+            self.relay(&error, back);
+            return None;
+        }
+        // The socket for errors hears those of others, too.
+        if IpView::new(&*datagram).is_ok_and(|view| view.protocol() == PROTO_ICMP) {
+            return None;
+        }
         match self.find_sender(datagram) {
             Ok(slot) => {
                 let inner = self.unwrap_ip(slot, datagram);
@@ -91,6 +113,29 @@ impl Core {
                 None
             }
         }
+    }
+
+    /// Tells the sender of the packet inside what became of the packet outside
+    /// (RFC 2003 §4): only about what may have come through here to a peer. Redirects
+    /// and whatever is said about the outer header alone are ours to ignore.
+    fn relay(&mut self, error: &IcmpView<'_>, back: &mut Replies) {
+        let &IcmpView { kind, code, mtu, outer, inner } = error;
+        let IpAddr::V4(to) = outer.destination() else { return };
+        let Some(&slot) = self.by_address.get(&to) else { return };
+        if self.routes.owner(inner.destination()) != Some(slot) {
+            return self.drop_from(slot, DropReason::BadError);
+        }
+        let overhead = Mode::IpIp.overhead(false);
+        let what = match (kind, code) {
+            (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED) => {
+                let fits = mtu.max(LEAST_PATH_MTU) - overhead;
+                IcmpError::TooBig(if inner.is_v6() { fits.max(LEAST_V6_MTU) } else { fits })
+            }
+            (DESTINATION_UNREACHABLE | TIME_EXCEEDED, _) => IcmpError::Unreachable,
+            _ => return,
+        };
+        let from = self.own.error_source(&inner);
+        back.push(|space| ip::error(&inner, from, what, space));
     }
 
     /// A datagram that begins as an IP packet does.
@@ -172,6 +217,28 @@ impl Core {
             peer.rx.count(1, len);
         }
         Ok(Inner { at: 0..len, trusted })
+    }
+}
+
+/// An error of ICMP that quotes a packet of a tunnel.
+struct IcmpView<'a> {
+    kind: u8,
+    code: u8,
+    mtu: u16,
+    outer: IpView<&'a [u8]>,
+    inner: IpView<&'a [u8]>,
+}
+
+impl<'a> IcmpView<'a> {
+    /// None where it is something else, or quotes less than the inner header.
+    fn of(datagram: &'a [u8]) -> Option<Self> {
+        let view = IpView::new(datagram).ok().filter(|view| view.protocol() == PROTO_ICMP)?;
+        let (head, quoted) = datagram[view.header_len()..].split_first_chunk::<8>()?;
+        let outer =
+            IpView::quoted(quoted).ok().filter(|outer| !outer.is_v6() && is_tunnel(outer))?;
+        let inner = IpView::quoted(&quoted[outer.header_len()..]).ok()?;
+        let mtu = u16::from_be_bytes([head[6], head[7]]);
+        Some(Self { kind: head[0], code: head[1], mtu, outer, inner })
     }
 }
 

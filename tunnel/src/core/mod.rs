@@ -28,7 +28,7 @@ use conet_wire::ip::{self, IpView};
 
 pub use self::outbox::{Destination, Outbox, Transmit};
 pub use self::peer::PeerSnapshot;
-use self::peer::{Peer, canonical};
+use self::peer::{LEAST_V6_MTU, Peer, canonical};
 pub use self::replies::Replies;
 use self::routes::{Routes, Slot};
 use crate::noise::{Gate, Identity};
@@ -36,6 +36,23 @@ use crate::{Mode, Outgoing, PeerConfig, PeerError, PrivateKey, PublicKey};
 
 /// Session numbers have 24 bits for the peer.
 const MAX_PEERS: usize = 1 << 24;
+
+impl OwnAddresses {
+    /// Where an error about a packet comes from: the device. A host takes nothing from
+    /// its own address that comes from outside, so it hears of its own packets from
+    /// where they were going; and so does whoever speaks a family that the device does
+    /// not.
+    fn error_source(&self, packet: &IpView<&[u8]>) -> IpAddr {
+        let own = self.inner.iter().find(|a| a.is_ipv6() == packet.is_v6());
+        match own {
+            Some(&own) if own != packet.source() => own,
+            _ => packet.destination(),
+        }
+    }
+}
+
+/// Longest inner packet: with any mode's overhead it is still one UDP datagram.
+const LONGEST: usize = 65_000;
 
 /// Addresses that are ours.
 #[derive(Debug, Clone, Default)]
@@ -104,6 +121,11 @@ impl Core {
     /// Tells the time. It never goes back.
     pub fn advance(&mut self, now: Instant) {
         self.now = self.now.max(now);
+    }
+
+    /// The time, as it was last told.
+    pub fn now(&self) -> Instant {
+        self.now
     }
 
     /// Adds a peer.
@@ -209,6 +231,16 @@ impl Core {
         self.own = own;
     }
 
+    /// Asks `path_mtu` about the ways to all peers that were sent to since the last
+    /// time; what it does not know is what the configuration says.
+    pub fn ask_ways(&mut self, mut path_mtu: impl FnMut(Destination) -> Option<u16>) {
+        for peer in self.peers.iter_mut().flatten() {
+            if let Some(way) = peer.take_way() {
+                peer.set_path_mtu(path_mtu(way));
+            }
+        }
+    }
+
     /// All peers, in the order of their addition as far as none was removed.
     pub fn peers(&self) -> Vec<PeerSnapshot> {
         self.peers.iter().flatten().map(|peer| peer.snapshot(self.now)).collect()
@@ -265,25 +297,27 @@ impl Core {
         if own.outer.contains(&view.source()) || endpoint == Some(view.destination()) {
             return Err(DropReason::Loop);
         }
-        let mtu = peer.inner_mtu();
-        if packet.len_of(0) > usize::from(mtu) {
-            // Without DF the kernel fragments to the MTU of the device; what
-            // still does not fit here cannot be sent, and says so if it may.
-            let told = if view.is_v6() { mtu.max(1280) } else { mtu };
-            let from = own.inner.iter().find(|a| a.is_ipv6() == view.is_v6());
-            if let Some(&from) = from.filter(|_| view.dont_fragment()) {
-                back.push(|error| ip::too_big(view, from, told, error));
-            }
+        let (mtu, len) = (peer.inner_mtu(), packet.len_of(0));
+        if len > LONGEST {
+            return Err(DropReason::TooLong);
+        }
+        let told = if view.is_v6() { mtu.max(LEAST_V6_MTU) } else { mtu };
+        // What may not be dropped (no DF, or the least that IPv6 promises) is
+        // fragmented outside.
+        let may_fragment = len > usize::from(mtu);
+        if may_fragment && view.dont_fragment() && len > usize::from(told) {
+            let from = own.error_source(view);
+            back.push(|error| ip::too_big(view, from, told, error));
             return Err(DropReason::TooBig);
         }
         match peer.mode {
             Mode::WireGuard => {
-                wireguard::encapsulate(peer, self.now, packet, out)?;
+                wireguard::encapsulate(peer, self.now, packet, may_fragment, out)?;
                 self.speak(slot, out);
                 Ok(())
             }
-            Mode::IpUdp => bare::over_udp(peer, packet, out),
-            Mode::IpIp => bare::over_ip(peer, packet, out),
+            Mode::IpUdp => bare::over_udp(peer, packet, may_fragment, out),
+            Mode::IpIp => bare::over_ip(peer, packet, may_fragment, out),
         }
     }
 

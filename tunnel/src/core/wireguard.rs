@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use conet_dataplane::DropReason;
 use conet_wire::ip::{Ecn, IpView, packet_length};
 
+use super::outbox::Way;
 use super::peer::Peer;
 use super::routes::Slot;
 use super::{Core, Destination, Outbox};
@@ -43,10 +44,12 @@ pub(crate) fn encapsulate(
     peer: &mut Peer,
     now: Instant,
     packet: &Outgoing<'_>,
+    may_fragment: bool,
     out: &mut Outbox,
 ) -> Result<(), DropReason> {
     let endpoint = peer.endpoint.ok_or(DropReason::NoEndpoint)?;
-    let (ecn, mtu) = (packet.view().ecn(), usize::from(peer.inner_mtu()));
+    let mtu = usize::from(peer.inner_mtu());
+    let way = Way { may_fragment, ..Way::new(Destination::Udp(endpoint), packet.view().ecn()) };
     let (mut packets, mut bytes) = (0, 0);
     for index in 0..packet.count() {
         let len = packet.len_of(index);
@@ -57,7 +60,7 @@ pub(crate) fn encapsulate(
             peer.tunn.enqueue(now, &waiting);
             continue;
         }
-        seal(peer, now, (endpoint, ecn), [len, mtu], out, |space| packet.write(index, space))?;
+        seal(peer, now, way, [len, mtu], out, |space| packet.write(index, space))?;
     }
     peer.tx.count(packets, bytes);
     count_lost(peer);
@@ -68,14 +71,14 @@ pub(crate) fn encapsulate(
 fn seal(
     peer: &mut Peer,
     now: Instant,
-    (endpoint, ecn): (SocketAddr, Ecn),
+    way: Way,
     [len, mtu]: [usize; 2],
     out: &mut Outbox,
     write: impl FnOnce(&mut [u8]),
 ) -> Result<(), DropReason> {
     let padded = len.next_multiple_of(PADDING).min(mtu.max(len));
     let expected = DATA_HEADER + padded + TAG;
-    let space = out.reserve(Destination::Udp(endpoint), ecn, expected, expected);
+    let space = out.reserve(way, expected, expected);
     let (text, padding) = space[DATA_HEADER..DATA_HEADER + padded].split_at_mut(len);
     write(text);
     padding.fill(0);
@@ -285,7 +288,10 @@ impl Core {
         while let Some(packet) = peer.tunn.dequeue() {
             let ecn = IpView::new(&packet[..]).map_or(Ecn::NotEct, |view| view.ecn());
             let write = |space: &mut [u8]| space.copy_from_slice(&packet);
-            if let Err(reason) = seal(peer, now, (endpoint, ecn), [packet.len(), mtu], out, write) {
+            // It fitted when it came.
+            let may_fragment = packet.len() > mtu;
+            let way = Way { may_fragment, ..Way::new(Destination::Udp(endpoint), ecn) };
+            if let Err(reason) = seal(peer, now, way, [packet.len(), mtu], out, write) {
                 peer.drops.count(reason);
             }
         }
@@ -335,7 +341,8 @@ impl Core {
 }
 
 fn send(out: &mut Outbox, to: SocketAddr, message: &[u8]) {
-    let space = out.reserve(Destination::Udp(to), Ecn::NotEct, message.len(), message.len());
+    let way = Way::new(Destination::Udp(to), Ecn::NotEct);
+    let space = out.reserve(way, message.len(), message.len());
     space.copy_from_slice(message);
     out.commit(message.len());
 }
