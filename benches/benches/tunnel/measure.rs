@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::Options;
 use crate::scene::{Kind, Lane};
-use crate::traffic::{Flow, ping, tcp, udp};
+use crate::traffic::{Flow, flooded, ping, tcp, udp};
 
 /// Bytes of a datagram that fill a packet of 1,420.
 const FULL: usize = 1392;
@@ -22,13 +22,21 @@ const PACE: f64 = 200e6;
 /// Echo requests a round.
 const PINGS: u16 = 200;
 
-const CASES: [&str; 6] = [
+/// Bogus handshakes a second of the flood.
+const FLOOD: u32 = 1000;
+
+const FLOODED: &str = "tcp, 1 flow, 1,000 bogus handshakes a second";
+/// The same lane without the flood.
+const QUIET: &str = "CPU quiet";
+
+const CASES: [&str; 7] = [
     "tcp, 1 flow",
     "tcp, 8 flows",
     "udp, 200 Mb/s",
     "udp, at the limit",
     "udp, 64 B packets",
     "ping",
+    FLOODED,
 ];
 
 /// Measurements of one lane in one case, by metric.
@@ -61,6 +69,12 @@ fn once(case: &str, lane: &Lane, duration: Duration) -> Result<Vec<(&'static str
         "udp, 200 Mb/s" => udp(lane, FULL, Some(PACE), duration)?,
         "udp, at the limit" => udp(lane, FULL, None, duration)?,
         "udp, 64 B packets" => udp(lane, SMALL, None, duration)?,
+        FLOODED => {
+            let quiet = tcp(lane, 1, duration)?;
+            let flooded = flooded(lane, FLOOD, || tcp(lane, 1, duration))??;
+            let cpu = |flow: &Flow| flow.per_gb(flow.cpu);
+            return Ok(vec![("CPU", cpu(&flooded)), (QUIET, cpu(&quiet))]);
+        }
         _ => {
             let count = if duration < Duration::from_millis(500) { 5 } else { PINGS };
             let mut times = ping(lane, count, Duration::from_secs(1))?;
@@ -75,7 +89,7 @@ fn once(case: &str, lane: &Lane, duration: Duration) -> Result<Vec<(&'static str
 
 fn unit(metric: &str) -> &'static str {
     match metric {
-        "CPU" | "CPU with the ends'" | "time" => "s/GB",
+        "CPU" | QUIET | "CPU with the ends'" | "time" => "s/GB",
         "CPU a packet" | "time a packet" => "ns",
         "lost" => "%",
         _ => "us",
@@ -111,6 +125,9 @@ fn aead(duration: Duration) -> Result<f64> {
 /// What a lane of ours should be, by the figures that the project is built to.
 fn rules(case: &str, metric: &str, kind: Kind) -> Vec<Rule> {
     let Kind::Ours(mode, Offloads::ALL) = kind else { return vec![] };
+    if case == FLOODED {
+        return if metric == "CPU" { vec![Rule::times(1.1, "quiet")] } else { vec![] };
+    }
     match (mode, case.starts_with("tcp"), metric) {
         (Mode::WireGuard, true, "CPU") => vec![
             Rule::times(0.4, "boringtun-cli"),
@@ -128,7 +145,7 @@ fn rules(case: &str, metric: &str, kind: Kind) -> Vec<Rule> {
 }
 
 /// One case: rounds over all lanes, each beginning with another.
-fn case(report: &mut Report, options: &Options, case: &str, lanes: &mut Vec<Lane>) -> Result<()> {
+fn case(report: &mut Report, options: &Options, case: &str, lanes: &[Lane]) -> Result<()> {
     report.progress(case);
     let mut values: Vec<Values> = lanes.iter().map(|_| Vec::new()).collect();
     let mut bound = Vec::new();
@@ -138,6 +155,9 @@ fn case(report: &mut Report, options: &Options, case: &str, lanes: &mut Vec<Lane
         }
         for i in 0..lanes.len() {
             let i = (i + round) % lanes.len();
+            if case == FLOODED && !lanes[i].kind.has_handshakes() {
+                continue;
+            }
             let measured = match once(case, &lanes[i], options.duration) {
                 Ok(measured) => measured,
                 Err(error) if matches!(lanes[i].kind, Kind::Ours(..) | Kind::Bare) => {
@@ -183,6 +203,10 @@ fn rows(
         let others = (0..lanes.len()).filter(|other| *other != i);
         let mut peers: Vec<_> =
             others.filter_map(|o| Some((lanes[o].kind.name(), median(of(o)?)))).collect();
+        let quiet = values[i].iter().find(|(known, _)| *known == QUIET);
+        if let Some((_, quiet)) = quiet.filter(|_| metric == "CPU") {
+            peers.push(("quiet".to_owned(), median(quiet)));
+        }
         let has_bound = metric == "CPU" && !bound.is_empty();
         if has_bound {
             peers.push(("aead".to_owned(), median(bound)));
@@ -236,7 +260,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     for name in CASES {
         if options.case.as_ref().is_none_or(|wanted| name.contains(wanted.as_str())) {
-            case(&mut report, options, name, &mut lanes)?;
+            case(&mut report, options, name, &lanes)?;
         }
     }
     report.finish()?;

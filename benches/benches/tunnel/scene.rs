@@ -49,6 +49,11 @@ impl Kind {
         }
     }
 
+    /// Whether its handshakes cost something.
+    pub(crate) fn has_handshakes(self) -> bool {
+        !matches!(self, Self::Bare | Self::Ours(Mode::IpUdp | Mode::IpIp, _))
+    }
+
     /// The program of somebody else's, where it is installed.
     pub(crate) fn program(self) -> Option<PathBuf> {
         let named = match self {
@@ -101,7 +106,7 @@ fn net(text: &str) -> Result<IpNet> {
     text.parse().with_context(|| format!("{text} is no prefix"))
 }
 
-fn outer(n: u8) -> Ipv4Addr {
+pub(crate) fn outer(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, n)
 }
 
@@ -109,7 +114,7 @@ fn inner(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, n, 1)
 }
 
-fn key(n: u8) -> PrivateKey {
+pub(crate) fn key(n: u8) -> PrivateKey {
     PrivateKey::from_bytes([n; 32])
 }
 

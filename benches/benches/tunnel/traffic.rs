@@ -2,16 +2,20 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use blake2::digest::{KeyInit, Mac, consts::U16};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use conet_tunnel::DEFAULT_PORT;
 use conet_wire::ip::checksum;
 use rustix::time::ClockId;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::measure::own_time;
-use crate::scene::Lane;
+use crate::scene::{Lane, key, outer};
 
 /// What arrived, in how long, and what the tunnels spent on it.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +80,41 @@ pub(crate) fn tcp(lane: &Lane, flows: usize, duration: Duration) -> Result<Flow>
     let cpu = (lane.cpu()? - before).as_secs_f64();
     let ends = own_time(ClockId::ProcessCPUTime) - own;
     Ok(Flow { bytes: bytes as f64, packets: 0.0, sent: bytes as f64, elapsed, cpu, ends })
+}
+
+/// Does `work` while somebody sends the far end `rate` initiations a second that know
+/// its key and nobody's secret.
+pub(crate) fn flooded<T: Send>(lane: &Lane, rate: u32, work: impl FnOnce() -> T) -> Result<T> {
+    let sender = lane.run(1, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    sender.connect((outer(2), DEFAULT_PORT))?;
+    let mac1_key = Blake2s256::new().chain_update(b"mac1----").chain_update(key(2).public().0);
+    let mac1_key = mac1_key.finalize();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flooding = scope.spawn(|| -> Result<()> {
+            let (began, mut sent) = (Instant::now(), 0u32);
+            while !done.load(Ordering::Relaxed) {
+                if f64::from(sent) >= began.elapsed().as_secs_f64() * f64::from(rate) {
+                    thread::sleep(Duration::from_micros(500));
+                    continue;
+                }
+                sent += 1;
+                let mut message = [0x5a; 148];
+                message[..4].copy_from_slice(&[1, 0, 0, 0]);
+                message[8..12].copy_from_slice(&sent.to_le_bytes());
+                let mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&mac1_key)?;
+                let mac1 = Mac::chain_update(mac, &message[..116]).finalize().into_bytes();
+                message[116..132].copy_from_slice(&mac1);
+                // Refused by a full queue: the next one.
+                drop(sender.send(&message));
+            }
+            Ok(())
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        joined(flooding.join())?;
+        Ok(result)
+    })
 }
 
 /// Datagrams of `payload` bytes for `duration`, `rate` bits a second or as many as go.
