@@ -296,6 +296,8 @@ pub(crate) struct Output {
 pub(crate) enum ModeName {
     /// Encrypted, over UDP.
     Wireguard,
+    /// In the clear, over UDP.
+    IpUdp,
     /// In the clear, IP protocol 4.
     Ipip,
 }
@@ -323,6 +325,7 @@ impl From<ModeName> for Mode {
     fn from(name: ModeName) -> Self {
         match name {
             ModeName::Wireguard => Self::WireGuard,
+            ModeName::IpUdp => Self::IpUdp,
             ModeName::Ipip => Self::IpIp,
         }
     }

@@ -32,6 +32,8 @@ reasons! {
     NoEndpoint => "no_endpoint",
     /// From the network: nobody we know, or a session that is not there.
     UnknownPeer => "unknown_peer",
+    /// It waited for a session that did not come, or behind too many others.
+    NoSession => "no_session",
     /// From a peer, but not in the mode configured for it.
     WrongMode => "wrong_mode",
     /// A handshake that does not know our key, or cannot be followed.
@@ -62,6 +64,8 @@ reasons! {
     TooBig => "too_big",
     /// Longer than any buffer.
     TooLong => "too_long",
+    /// An error of ICMP about a packet that we cannot have sent to this peer.
+    BadError => "bad_error",
     /// The device refused it.
     Device => "device",
     /// The network refused it, or its queue stayed full.

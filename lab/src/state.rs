@@ -28,7 +28,7 @@ pub const STATE_DIR: &str = "/run/conet-lab";
 /// A lab, as its file describes it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabState {
-    /// How packets between hosts travel: `wireguard` or `ipip`.
+    /// How packets between hosts travel: `wireguard`, `ip-udp` or `ipip`.
     pub mode: String,
     /// Guests of each host.
     pub guests: u8,

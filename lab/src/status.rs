@@ -12,7 +12,7 @@ use crate::up::{ask_status, host_ids};
 /// A lab and its hosts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LabReport {
-    /// How packets between hosts travel: `wireguard` or `ipip`.
+    /// How packets between hosts travel: `wireguard`, `ip-udp` or `ipip`.
     pub mode: String,
     /// By number.
     pub hosts: Vec<HostReport>,

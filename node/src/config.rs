@@ -8,7 +8,11 @@
 //! # name = "…"                      the host's name where absent
 //! # port = 47700                    UDP for sessions, TCP for the links of processes
 //! # wireguard_port = 51820
-//! # mode = "wireguard"              or "ipip": how peers are reached that do not say
+//! # mode = "wireguard"              or "ip-udp" or "ipip": how peers are reached that
+//! #                                 do not say
+//! # tun_offload = true              TCP and UDP pass the tunnel's device in large pieces
+//! # udp_gso = true                  datagrams are sent many at a time
+//! # udp_gro = true                  and received so
 //! # state_dir = "/run/conet"
 //! # socket = "…"                    state_dir/control.sock where absent
 //! # guests_from = ["a"]             whose processes may run here
@@ -58,6 +62,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use conet_tunnel::Offloads;
 use ipnet::{IpNet, Ipv4Net};
 
 pub(crate) use check::is_name;
@@ -122,6 +127,8 @@ pub struct NodeConfig {
     pub link_timeout: Duration,
     /// Added to the machine's clock to make this host's.
     pub clock_offset: ClockOffset,
+    /// Batches of the kernel's that the tunnel uses.
+    pub offloads: Offloads,
 }
 
 impl NodeConfig {
@@ -150,6 +157,8 @@ impl NodeConfig {
 pub enum Mode {
     /// Encrypted, over UDP.
     WireGuard,
+    /// In the clear, over UDP, for trusted networks, also behind NAT.
+    IpUdp,
     /// In the clear, IP protocol 4 (RFC 2003), for trusted networks.
     IpIp,
 }
@@ -160,6 +169,7 @@ impl Mode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::WireGuard => "wireguard",
+            Self::IpUdp => "ip-udp",
             Self::IpIp => "ipip",
         }
     }
@@ -173,7 +183,7 @@ impl fmt::Display for Mode {
 
 /// A word that names no mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a mode; write wireguard or ipip")]
+#[error("not a mode; write wireguard, ip-udp or ipip")]
 pub struct UnknownMode;
 
 impl FromStr for Mode {
@@ -182,6 +192,7 @@ impl FromStr for Mode {
     fn from_str(text: &str) -> Result<Self, UnknownMode> {
         match text {
             "wireguard" => Ok(Self::WireGuard),
+            "ip-udp" => Ok(Self::IpUdp),
             "ipip" => Ok(Self::IpIp),
             _ => Err(UnknownMode),
         }

@@ -22,12 +22,14 @@
 mod guests;
 mod start;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use conet_dataplane::DropCounts;
 use conet_transport::endpoint::{Endpoint, EndpointEvent, Ticket};
 use conet_transport::session::handshake::PublicKey;
 use conet_tunnel::Tunnel;
@@ -297,6 +299,10 @@ impl<P: Processes> Daemon<P> {
             device: snapshot.device.as_str().to_owned(),
             peers: count(self.config.peers.len()),
             peers_up: count(self.peers.iter().filter(|(_, state)| state.up).count()),
+            drops: {
+                let of_peers = snapshot.peers.iter().map(|peer| peer.drops);
+                by_reason(of_peers.chain([snapshot.drops]))
+            },
             guests: self.guests.list(),
         })
     }
@@ -330,12 +336,24 @@ impl<P: Processes> Daemon<P> {
                     .map(|age| age.as_secs()),
                 rx_bytes: packets.map_or(0, |packets| packets.rx_bytes),
                 tx_bytes: packets.map_or(0, |packets| packets.tx_bytes),
+                drops: by_reason(packets.map(|packets| packets.drops)),
+                path_mtu: packets.map(|packets| packets.path_mtu),
+                keepalive_s: packets.and_then(|packets| packets.keepalive),
                 guests_from: peer.grants.guests_from,
                 host_for_us: peer.grants.host_for_us,
             }
         });
         Ok(rows.collect())
     }
+}
+
+/// Sums of counters, under the names of their reasons; those that are not 0.
+fn by_reason(all: impl IntoIterator<Item = DropCounts>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (reason, count) in all.into_iter().flat_map(|drops| drops.nonzero().collect::<Vec<_>>()) {
+        *sums.entry(reason.to_string()).or_default() += count;
+    }
+    sums
 }
 
 /// The failure where a thread of the daemon has died.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use boringtun::x25519;
 use conet_netsys::{IfName, IpNet};
+use x25519_dalek as x25519;
 
 /// MTU of the device unless told otherwise: 1500 less the 80 bytes of WireGuard
 /// over IPv6, as `wg-quick(8)` chooses; it also suits IP-in-IP, so a peer's mode
@@ -23,6 +23,8 @@ pub enum Mode {
     /// Encrypted, over UDP.
     #[default]
     WireGuard,
+    /// Bare, over UDP.
+    IpUdp,
     /// Bare, as protocol 4 (RFC 2003) or 41 (RFC 4213).
     IpIp,
 }
@@ -32,6 +34,7 @@ impl Mode {
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::WireGuard => "wireguard",
+            Mode::IpUdp => "ip-udp",
             Mode::IpIp => "ipip",
         }
     }
@@ -42,6 +45,7 @@ impl Mode {
         match self {
             // UDP 8; WireGuard's header 16 and tag 16.
             Mode::WireGuard => outer + 8 + 32,
+            Mode::IpUdp => outer + 8,
             Mode::IpIp => outer,
         }
     }
@@ -101,8 +105,9 @@ pub struct PeerConfig {
     /// How packets travel to it.
     pub mode: Mode,
     /// Where it is. WireGuard learns it from the peer when absent, and follows
-    /// the peer when it moves; IP-in-IP needs it, uses its address and ignores
-    /// its port.
+    /// the peer when it moves, as does IP-in-UDP by the handshakes and keepalives of
+    /// a peer with `keepalive`; IP-in-IP needs it, uses its address and ignores its
+    /// port.
     pub endpoint: Option<SocketAddr>,
     /// Inner addresses that it may use as sources, and that are routed to it.
     pub allowed: Vec<IpNet>,
@@ -127,6 +132,32 @@ impl PeerConfig {
     }
 }
 
+/// Batches that a tunnel uses where the kernel has them. Each is given up by itself
+/// when the kernel refuses it at run time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads {
+    /// The device hands over and takes TCP, and UDP from Linux 6.2 on, in pieces of up
+    /// to 64 KiB (IFF_VNET_HDR, TUNSETOFFLOAD).
+    pub device: bool,
+    /// Up to 64 datagrams a send call (UDP_SEGMENT, Linux 4.18).
+    pub send: bool,
+    /// Up to 64 datagrams a received buffer (UDP_GRO, Linux 5.0).
+    pub receive: bool,
+}
+
+impl Offloads {
+    /// All of them.
+    pub const ALL: Self = Self { device: true, send: true, receive: true };
+    /// None of them.
+    pub const NONE: Self = Self { device: false, send: false, receive: false };
+}
+
+impl Default for Offloads {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
 /// A tunnel.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -140,8 +171,8 @@ pub struct Config {
     pub addresses: Vec<IpNet>,
     /// MTU of the device; [`DEFAULT_MTU`] suits every mode.
     pub mtu: u16,
-    /// Let the kernel hand over and take TCP in large pieces (TUN offloads).
-    pub offload: bool,
+    /// What of the kernel's batches is used.
+    pub offloads: Offloads,
     /// The peers at the start.
     pub peers: Vec<PeerConfig>,
 }
@@ -177,8 +208,9 @@ pub enum PeerError {
     /// IP-in-IP needs to know the peer by an IPv4 address.
     #[error("peer {0} in ipip mode needs an IPv4 endpoint")]
     NeedsIpv4Endpoint(PublicKey),
-    /// In ipip mode a peer is known by its address alone.
-    #[error("{endpoint} is the endpoint of peer {owner} already; in ipip mode each needs its own")]
+    /// Without keys a peer is known by where it is: by its address in ipip mode, with
+    /// its port in ip-udp mode.
+    #[error("{endpoint} is the endpoint of peer {owner} already; in its mode each needs its own")]
     EndpointTaken {
         /// The address.
         endpoint: IpAddr,

@@ -22,7 +22,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use conet_dataplane::DropCounts;
 use conet_netsys::{IfName, IpNet, NetError, Netlink, Route, Sysctl};
@@ -31,7 +31,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::engine::EngineError;
 use crate::sockets::Sockets;
-use crate::tun::{self, TunPort};
+use crate::tun::TunDevice;
 use crate::{
     Config, Core, Engine, Mode, OwnAddresses, PeerConfig, PeerError, PeerSnapshot, PublicKey,
 };
@@ -200,6 +200,26 @@ impl Tunnel {
         self.change(move |core| core.set_allowed(key, &allowed))
     }
 
+    /// Changes the seconds between keepalives to a peer.
+    ///
+    /// # Errors
+    /// [`TunnelError`].
+    pub fn set_keepalive(&self, key: PublicKey, to: Option<u16>) -> Result<(), TunnelError> {
+        self.change(move |core| core.set_keepalive(key, to))
+    }
+
+    /// Changes the secret shared with a peer, from the next handshake on.
+    ///
+    /// # Errors
+    /// [`TunnelError`].
+    pub fn set_preshared_key(
+        &self,
+        key: PublicKey,
+        to: Option<[u8; 32]>,
+    ) -> Result<(), TunnelError> {
+        self.change(move |core| core.set_preshared_key(key, to))
+    }
+
     /// Whether its thread still runs; it ends when somebody deletes the device.
     pub fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
@@ -238,7 +258,7 @@ impl Drop for Tunnel {
 }
 
 struct Driver {
-    engine: Engine<TunPort, Sockets>,
+    engine: Engine<TunDevice, Sockets>,
     poll: Poll,
     messages: Receiver<Message>,
     netlink: Netlink,
@@ -252,16 +272,16 @@ impl Driver {
     fn new(config: &Config, poll: Poll, messages: Receiver<Message>) -> Result<Self, StartError> {
         let mut netlink = Netlink::open()?;
         let own = own_addresses(&mut netlink, &config.addresses)?;
-        let mut core = Core::new(config.private_key.clone(), own, Instant::now());
+        let mut core = Core::new(config.private_key.clone(), own, Instant::now(), unix_time());
         for peer in &config.peers {
             core.add_peer(peer)?;
         }
-        let sockets = Sockets::bind(config.listen)
+        let sockets = Sockets::bind(config.listen, config.offloads)
             .map_err(|source| StartError::Listen { listen: config.listen, source })?;
         let listen = sockets
             .local_addr()
             .map_err(|source| StartError::Listen { listen: config.listen, source })?;
-        let device = TunPort::create(config.device, config.mtu, config.offload)
+        let device = TunDevice::create(config.device, config.offloads.device)
             .map_err(|source| StartError::Device { device: config.device, source })?;
         watch(&poll, device.as_raw_fd(), DEVICE).map_err(StartError::Thread)?;
         watch(&poll, sockets.udp_fd(), NETWORK).map_err(StartError::Thread)?;
@@ -277,7 +297,7 @@ impl Driver {
         }
         netlink.set_up(config.device)?;
         let mut driver = Self {
-            engine: Engine::new(core, device, sockets, tun::CAPACITY),
+            engine: Engine::new(core, device, sockets),
             poll,
             messages,
             netlink,
@@ -305,7 +325,7 @@ impl Driver {
         loop {
             let deadline = self.engine.step_time(Instant::now())?;
             let wait = match device || network {
-                true => std::time::Duration::ZERO,
+                true => Duration::ZERO,
                 false => deadline.saturating_duration_since(Instant::now()),
             };
             match self.poll.poll(&mut events, Some(wait)) {
@@ -403,6 +423,11 @@ impl Drop for Driver {
             }
         }
     }
+}
+
+/// The time of day; before 1970 it is 1970.
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 fn watch(poll: &Poll, fd: RawFd, token: Token) -> io::Result<()> {

@@ -4,14 +4,20 @@
 //! ready and asks for the next deadline. Each step handles one bounded batch and
 //! leaves nothing unsent, so the order of steps does not matter for correctness.
 //!
-//! Invariant: after warm-up a step allocates nothing.
+//! ```text
+//! device ─ one read: up to 64 KiB of a flow ─ cut and sealed in its datagrams' places ─ one send
+//! network ─ one receive: 4 × up to 64 datagrams ─ opened where they lie ─ one write a flow
+//! ```
+//!
+//! Invariant: after warm-up a step allocates nothing, but for packets that wait for a
+//! session.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use conet_dataplane::{DropReason, Packet, Port, PortError};
+use conet_dataplane::{DropReason, PortError};
 
-use crate::{Arrival, Core, Inbox, Network, Outbox};
+use crate::{Arrivals, Core, Device, Inner, Network, Origin, Outbox, Replies};
 
 /// A core between two ports.
 #[derive(Debug)]
@@ -22,43 +28,56 @@ pub struct Engine<D, N> {
     pub device: D,
     /// Outer datagrams.
     pub network: N,
-    inbox: Inbox,
+    arrivals: Arrivals,
+    inner: Vec<Inner>,
+    replies: Replies,
     outbox: Outbox,
-    batch: Vec<Packet>,
+    ask_at: Instant,
 }
 
-/// Packets that a pool keeps: one network step may bring four GRO batches of 64.
-const POOLED: usize = 512;
+/// How often the ways to peers are asked about: the kernel learns their MTU from ICMP
+/// errors, and forgets it (`net.ipv4.route.mtu_expires`).
+const ASK: Duration = Duration::from_millis(500);
+/// Datagrams of the greatest length that fit at a time: four GRO batches and room for
+/// raw packets.
+const DATAGRAMS: usize = 7;
+/// Inner packets that one receive may bring.
+const PACKETS: usize = 512;
 
-impl<D: Port, N: Network> Engine<D, N> {
-    /// Joins the three. `capacity` is the longest datagram or packet in bytes
-    /// that will be handled; a device that coalesces needs 64 KiB and some.
-    pub fn new(core: Core, device: D, network: N, capacity: usize) -> Self {
+impl<D: Device, N: Network> Engine<D, N> {
+    /// Joins the three.
+    pub fn new(core: Core, device: D, network: N) -> Self {
+        let now = core.now();
         Self {
             core,
             device,
             network,
-            inbox: Inbox::new(capacity, POOLED),
+            arrivals: Arrivals::new(DATAGRAMS),
+            inner: Vec::with_capacity(PACKETS),
+            replies: Replies::default(),
             outbox: Outbox::new(),
-            batch: Vec::with_capacity(POOLED),
+            ask_at: now,
         }
     }
 
-    /// Takes what the device has, once; says whether more may be waiting.
+    /// Takes what the device has; says whether more may be waiting.
     ///
     /// # Errors
     /// When the device is of no use any more.
     pub fn step_device(&mut self) -> Result<bool, PortError> {
-        let progress = self.device.receive(&mut self.inbox.pool, &mut self.batch)?;
-        self.core.count_refused(DropReason::Device, progress.refused);
-        for packet in self.batch.drain(..) {
-            self.core.handle_device(packet.data(), &mut self.outbox, &mut self.inbox);
-            self.inbox.pool.give(packet);
-            if self.outbox.is_full() {
-                flush(&mut self.core, &mut self.network, &mut self.outbox);
+        let Self { core, device, network, replies, outbox, .. } = self;
+        let progress = device.receive(&mut |packet| {
+            match packet {
+                Ok(packet) => core.handle_device(&packet, outbox, replies),
+                Err(reason) => core.count_refused(reason, 1),
             }
-        }
-        self.flush()?;
+            if outbox.is_full() {
+                flush(core, network, outbox);
+            }
+        })?;
+        self.core.count_refused(DropReason::Device, progress.refused);
+        flush(&mut self.core, &mut self.network, &mut self.outbox);
+        self.reply()?;
         Ok(progress.more)
     }
 
@@ -67,13 +86,27 @@ impl<D: Port, N: Network> Engine<D, N> {
     /// # Errors
     /// When the device or the network is of no use any more.
     pub fn step_network(&mut self) -> Result<bool, EngineError> {
-        let (core, inbox, outbox) = (&mut self.core, &mut self.inbox, &mut self.outbox);
-        let more = self.network.receive(&mut |arrival| match arrival {
-            Arrival::Udp { from, ecn, bytes } => core.handle_udp(from, ecn, bytes, outbox, inbox),
-            Arrival::Ip { bytes } => core.handle_ip(bytes, inbox),
-        });
-        self.flush()?;
-        more.map_err(EngineError::Network)
+        let Self { core, device, network, arrivals, inner, outbox, replies, .. } = self;
+        arrivals.list.clear();
+        let more = network.receive(arrivals).map_err(EngineError::Network)?;
+        for arrival in &arrivals.list {
+            let bytes = &mut arrivals.buffer[arrival.at.clone()];
+            let found = match arrival.origin {
+                Origin::Udp(from) => core.handle_udp(from, arrival.ecn, bytes, outbox),
+                Origin::Ip => core.handle_ip(bytes, replies),
+            };
+            let Some(Inner { at, trusted }) = found else { continue };
+            let base = arrival.at.start;
+            inner.push(Inner { at: base + at.start..base + at.end, trusted });
+        }
+        flush(core, network, outbox);
+        if !inner.is_empty() {
+            let progress = device.send(&arrivals.buffer, inner)?;
+            core.count_refused(DropReason::Device, progress.refused);
+            inner.clear();
+        }
+        self.reply()?;
+        Ok(more)
     }
 
     /// Does what is due at `now` and gives the next deadline.
@@ -81,23 +114,25 @@ impl<D: Port, N: Network> Engine<D, N> {
     /// # Errors
     /// When the device is of no use any more.
     pub fn step_time(&mut self, now: Instant) -> Result<Instant, PortError> {
+        self.core.advance(now);
+        if now >= self.ask_at {
+            self.ask_at = now + ASK;
+            let Self { core, network, .. } = self;
+            core.ask_ways(|way| network.path_mtu(way));
+        }
         if now >= self.core.poll_timeout() {
             self.core.handle_timeout(now, &mut self.outbox);
-            self.flush()?;
+            flush(&mut self.core, &mut self.network, &mut self.outbox);
         }
         Ok(self.core.poll_timeout())
     }
 
-    /// Packet buffers allocated so far.
-    pub fn allocated(&self) -> u64 {
-        self.inbox.pool.allocated()
-    }
-
-    fn flush(&mut self) -> Result<(), PortError> {
-        flush(&mut self.core, &mut self.network, &mut self.outbox);
-        if !self.inbox.packets.is_empty() {
-            let progress = self.device.send(&mut self.inbox.packets, &mut self.inbox.pool)?;
+    /// Gives the device what was made for its senders.
+    fn reply(&mut self) -> Result<(), PortError> {
+        if !self.replies.packets().is_empty() {
+            let progress = self.device.send(self.replies.buffer(), self.replies.packets())?;
             self.core.count_refused(DropReason::Device, progress.refused);
+            self.replies.clear();
         }
         Ok(())
     }

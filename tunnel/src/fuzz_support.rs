@@ -1,9 +1,9 @@
 //! Entry for the fuzz target `tunnel_packet`; its seeds come from `tests/corpus.rs`.
 //!
 //! The first byte of an input says how the rest reaches a core that has one
-//! WireGuard peer with a live session and one IP-in-IP peer:
+//! WireGuard peer with a live session, one IP-in-IP and one IP-in-UDP peer:
 //!
-//! | byte mod 6 | the rest is |
+//! | byte mod 8 | the rest is |
 //! |---|---|
 //! | 0 | a UDP datagram, as is |
 //! | 1 | a UDP data message whose session number is made valid |
@@ -11,30 +11,36 @@
 //! | 3 | an IPv4 packet from the raw socket, as is |
 //! | 4 | an inner packet, wrapped by the real IP-in-IP peer |
 //! | 5 | a packet from the device |
+//! | 6 | a frame from the device, with its virtio header |
+//! | 7 | a datagram from the IP-in-UDP peer |
 //!
 //! What must hold: no panic; nothing reaches the device unless it is one whole
 //! IP packet with a source that its peer may use.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use boringtun::noise::{Tunn, TunnResult};
-use boringtun::x25519;
 use conet_wire::ip::{Ecn, IPV4_HEADER, IpView, OuterV4, PROTO_IPV4, PROTO_IPV6};
 
-use crate::{Core, Inbox, Mode, Outbox, OwnAddresses, PeerConfig, PrivateKey};
+use crate::noise::{DATA_HEADER, INITIATION, Identity, TAG, Tunn};
+use crate::{
+    Core, Mode, Outbox, Outgoing, OwnAddresses, PeerConfig, PrivateKey, PublicKey, Replies,
+};
 
 const WG_ADDRESS: [u8; 4] = [192, 0, 2, 2];
 const IPIP_ADDRESS: [u8; 4] = [192, 0, 2, 3];
+const IP_UDP_ADDRESS: [u8; 4] = [192, 0, 2, 4];
 /// Longest input that is looked at: no datagram is longer.
 const INPUT_MAX: usize = 65_000;
 
 struct Target {
     core: Core,
+    them: Identity,
     peer: Tunn,
+    now: Instant,
     out: Outbox,
-    inbox: Inbox,
+    replies: Replies,
     /// Session number by which the peer addresses the core.
     index: [u8; 4],
 }
@@ -53,12 +59,7 @@ pub fn tunnel_packet(input: &[u8]) -> usize {
     let rest = &rest[..rest.len().min(INPUT_MAX)];
     TARGET.with_borrow_mut(|slot| {
         let target = slot.get_or_insert_with(Target::new);
-        let forwarded = target.run(how, rest);
-        // A live session ages: renew it well before it would expire.
-        if target.is_stale() {
-            *slot = None;
-        }
-        forwarded
+        target.run(how, rest)
     })
 }
 
@@ -71,99 +72,131 @@ impl Target {
             inner: vec![IpAddr::from([10, 77, 1, 1])],
             outer: vec![IpAddr::from([192, 0, 2, 1])],
         };
-        let mut core = Core::new(ours.clone(), own, Instant::now());
+        let now = Instant::now();
+        let mut core = Core::new(ours.clone(), own, now, Duration::from_secs(1 << 30));
         let prefixes = |texts: [&str; 2]| texts.iter().filter_map(|t| t.parse().ok()).collect();
+        let at = |address: [u8; 4], port| Some(SocketAddr::from((address, port)));
         let wireguard = PeerConfig::new(
             theirs.public(),
-            Some(SocketAddr::from((WG_ADDRESS, 51820))),
+            at(WG_ADDRESS, 51820),
             prefixes(["10.77.2.0/24", "fd00:2::/32"]),
         );
         let ipip = PeerConfig {
             mode: Mode::IpIp,
             ..PeerConfig::new(
                 third.public(),
-                Some(SocketAddr::from((IPIP_ADDRESS, 0))),
+                at(IPIP_ADDRESS, 0),
                 prefixes(["10.77.3.0/24", "fd00:3::/32"]),
             )
         };
-        for peer in [&wireguard, &ipip] {
+        let ip_udp = PeerConfig {
+            mode: Mode::IpUdp,
+            ..PeerConfig::new(
+                PublicKey([4; 32]),
+                at(IP_UDP_ADDRESS, 51820),
+                prefixes(["10.77.4.0/24", "fd00:4::/32"]),
+            )
+        };
+        for peer in [&wireguard, &ipip, &ip_udp] {
             assert_eq!(core.add_peer(peer), Ok(()));
         }
-        let public = x25519::PublicKey::from(ours.public().0);
-        let peer = Tunn::new(theirs.0, public, None, None, 7, None);
-        let inbox = Inbox::new(INPUT_MAX + 64, 16);
-        let mut target = Self { core, peer, out: Outbox::new(), inbox, index: [0; 4] };
+        let them = Identity::new(theirs.0);
+        let peer = Tunn::new(&them, ours.public().0, None, None, 7, now);
+        let (out, replies) = (Outbox::new(), Replies::default());
+        let mut target = Self { core, them, peer, now, out, replies, index: [0; 4] };
         target.handshake();
         target
     }
 
     /// Initiation from the peer, response from the core, first data back.
     fn handshake(&mut self) {
-        let mut buffer = [0; 2048];
-        let TunnResult::WriteToNetwork(init) =
-            self.peer.format_handshake_initiation(&mut buffer, true)
-        else {
-            return;
-        };
-        let init = init.to_vec();
-        self.udp(&init);
+        self.peer.enqueue(self.now, b"x");
+        self.speak();
         let response: Vec<u8> = self.out.transmits().flat_map(|t| t.contents().to_vec()).collect();
         self.out.clear();
-        let mut buffer = [0; 2048];
-        if let TunnResult::WriteToNetwork(keepalive) =
-            self.peer.decapsulate(None, &response, &mut buffer)
+        // The receiver's number in a data message is the core's.
+        if let Ok(response) = response.as_slice().try_into()
+            && self.peer.finish(&self.them, self.now, response).is_ok()
         {
-            // The receiver's number in a data message is the core's.
-            self.index.copy_from_slice(&keepalive[4..8]);
-            let keepalive = keepalive.to_vec();
-            self.udp(&keepalive);
+            self.index.copy_from_slice(&response[4..8]);
+        }
+        self.peer.dequeue();
+        self.peer.enqueue(self.now, b"x");
+        self.speak();
+    }
+
+    fn speak(&mut self) {
+        let mut message = [0; INITIATION];
+        let unix = Duration::from_secs(1 << 30);
+        while self.peer.has_message() {
+            if let Some(len) = self.peer.poll_message(&self.them, self.now, unix, &mut message) {
+                self.udp(&message[..len]);
+            }
         }
     }
 
-    fn is_stale(&self) -> bool {
-        self.peer.time_since_last_handshake().is_none_or(|age| age.as_secs() > 60)
+    fn udp(&mut self, datagram: &[u8]) -> Vec<Vec<u8>> {
+        self.udp_from(WG_ADDRESS, datagram)
     }
 
-    fn udp(&mut self, datagram: &[u8]) {
-        let from = SocketAddr::from((WG_ADDRESS, 51820));
-        self.core.handle_udp(from, Ecn::NotEct, datagram, &mut self.out, &mut self.inbox);
+    fn udp_from(&mut self, from: [u8; 4], datagram: &[u8]) -> Vec<Vec<u8>> {
+        let from = SocketAddr::from((from, 51820));
+        let mut bytes = datagram.to_vec();
+        let inner = self.core.handle_udp(from, Ecn::NotEct, &mut bytes, &mut self.out);
+        inner.map(|inner| bytes[inner.at].to_vec()).into_iter().collect()
+    }
+
+    fn ip(&mut self, datagram: &[u8]) -> Vec<Vec<u8>> {
+        let mut bytes = datagram.to_vec();
+        let inner = self.core.handle_ip(&mut bytes, &mut self.replies);
+        inner.map(|inner| bytes[inner.at].to_vec()).into_iter().collect()
+    }
+
+    fn device(&mut self, outgoing: Option<Outgoing<'_>>) -> Vec<Vec<u8>> {
+        if let Some(outgoing) = outgoing {
+            self.core.handle_device(&outgoing, &mut self.out, &mut self.replies);
+        }
+        Vec::new()
+    }
+
+    fn sealed(&mut self, inner: &[u8]) -> Option<Vec<u8>> {
+        let mut space = vec![0; DATA_HEADER + inner.len() + TAG];
+        space[DATA_HEADER..DATA_HEADER + inner.len()].copy_from_slice(inner);
+        self.peer.seal(self.now, &mut space, inner.len()).ok().map(|_| space)
     }
 
     fn run(&mut self, how: u8, rest: &[u8]) -> usize {
-        match how % 6 {
+        let mut packets = match how % 8 {
             0 => self.udp(rest),
             1 => {
                 let mut datagram = rest.to_vec();
                 if let Some(number) = datagram.get_mut(4..8) {
                     number.copy_from_slice(&self.index);
                 }
-                self.udp(&datagram);
+                self.udp(&datagram)
             }
-            2 => {
-                let mut buffer = vec![0; rest.len() + 256];
-                if let TunnResult::WriteToNetwork(datagram) =
-                    self.peer.encapsulate(rest, &mut buffer)
-                {
-                    let datagram = datagram.to_vec();
-                    self.udp(&datagram);
-                }
-            }
-            3 => self.core.handle_ip(rest, &mut self.inbox),
+            2 => match self.sealed(rest) {
+                Some(datagram) => self.udp(&datagram),
+                None => Vec::new(),
+            },
+            3 => self.ip(rest),
             4 => self.wrapped(rest),
-            _ => self.core.handle_device(rest, &mut self.out, &mut self.inbox),
-        }
+            5 => self.device(Outgoing::whole(rest).ok()),
+            6 => self.device(Outgoing::gso(rest).ok()),
+            _ => self.udp_from(IP_UDP_ADDRESS, rest),
+        };
         self.out.clear();
-        let packets = std::mem::take(&mut self.inbox.packets);
-        let forwarded = packets.len();
-        for packet in packets {
-            self.check(how, packet.data());
-            self.inbox.pool.give(packet);
+        let buffer = self.replies.buffer();
+        packets.extend(self.replies.packets().iter().map(|p| buffer[p.at.clone()].to_vec()));
+        self.replies.clear();
+        for packet in &packets {
+            self.check(how % 8, packet);
         }
-        forwarded
+        packets.len()
     }
 
-    fn wrapped(&mut self, inner: &[u8]) {
-        let Ok(total_len) = u16::try_from(IPV4_HEADER + inner.len()) else { return };
+    fn wrapped(&mut self, inner: &[u8]) -> Vec<Vec<u8>> {
+        let Ok(total_len) = u16::try_from(IPV4_HEADER + inner.len()) else { return Vec::new() };
         let v6 = inner.first().is_some_and(|b| b >> 4 == 6);
         let header = OuterV4 {
             source: IPIP_ADDRESS.into(),
@@ -178,7 +211,7 @@ impl Target {
         header.emit(&mut outer);
         let mut datagram = outer.to_vec();
         datagram.extend_from_slice(inner);
-        self.core.handle_ip(&datagram, &mut self.inbox);
+        self.ip(&datagram)
     }
 
     /// What may reach the device.
@@ -187,11 +220,13 @@ impl Target {
         assert!(view.is_ok(), "no whole packet reached the device");
         let Ok(view) = view else { return };
         let source = view.source();
-        let third_octets = match (how % 6, source) {
-            // ICMP errors of our own.
-            (5, IpAddr::V4(a)) => return assert_eq!(a, Ipv4Addr::new(10, 77, 1, 1)),
+        let third_octets = match (how, source) {
+            // ICMP errors, from the device or from where the packet was going.
+            (5 | 6, _) => return,
             (0..=2, IpAddr::V4(a)) => a.octets()[..3] == [10, 77, 2],
             (0..=2, IpAddr::V6(a)) => a.segments()[..2] == [0xfd00, 2],
+            (7, IpAddr::V4(a)) => a.octets()[..3] == [10, 77, 4],
+            (7, IpAddr::V6(a)) => a.segments()[..2] == [0xfd00, 4],
             (_, IpAddr::V4(a)) => a.octets()[..3] == [10, 77, 3],
             (_, IpAddr::V6(a)) => a.segments()[..2] == [0xfd00, 3],
         };

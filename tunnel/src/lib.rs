@@ -1,51 +1,54 @@
 //! WireGuard and IP-in-IP tunnels with longest-prefix routes between hosts.
 //!
 //! A sans-IO [`Core`] (peers, routes, encapsulation, counters, the next
-//! deadline) between two ports: a device that inner packets come out of and go
-//! into ([`conet_dataplane::Port`]), and a [`Network`] that carries outer
-//! datagrams. [`Engine`] pumps packets between the three; [`Tunnel`] runs an
+//! deadline) between two ports: a [`Device`] that inner packets come out of and go
+//! into, and a [`Network`] that carries outer datagrams. [`Engine`] pumps packets between the three; [`Tunnel`] runs an
 //! engine on a thread with a TUN device, a UDP socket and raw sockets. Both ports
 //! have adapters in memory, so that everything but the sockets runs in tests.
 //!
 //! ```text
 //!            Tunnel (thread, mio, netsys: addresses and routes)
-//!   TUN ── Port ──► Engine ──► Network ── UDP (WireGuard)
+//!   TUN ─ Device ──► Engine ──► Network ── UDP (WireGuard, IP-in-UDP)
 //!                    │  ▲                 raw 4, 41 (IP-in-IP)
 //!                    ▼  │
-//!                    Core: routes → peer → WireGuard | IP-in-IP → Outbox
+//!                    Core: routes → peer → WireGuard | IP-in-UDP | IP-in-IP → Outbox
 //!                          checks ◄─ peer ◄─ index or address
 //! ```
 //!
 //! | mode | for | carrier |
 //! |---|---|---|
 //! | [`Mode::WireGuard`] | default; encrypted | UDP |
+//! | [`Mode::IpUdp`] | a trusted network, also behind NAT | UDP |
 //! | [`Mode::IpIp`] | a trusted network | protocol 4, and 41 for IPv6 inside |
 //!
 //! A packet from the network is forwarded only if the *longest match* of its
 //! inner source over the addresses of **all** peers is the peer it came from. In
-//! `ipip` mode the peer is known by its outer source address alone, which
-//! anybody on that network can forge: it is for networks where nobody does.
+//! `ipip` and `ip-udp` mode the peer is known by its outer source address alone, which
+//! anybody on that network can forge: they are for networks where nobody does.
 //!
-//! Limits: see `ARCHITECTURE.md`, section tunnel. The WireGuard protocol itself
-//! is boringtun's, which reads the clock on its own.
-
-#![forbid(unsafe_code)]
+//! Limits: see `ARCHITECTURE.md`, section tunnel.
 
 mod config;
 mod core;
+mod device;
 mod driver;
 mod engine;
 pub mod fuzz_support;
 mod network;
+mod noise;
+mod offload;
 pub mod probe;
 mod sockets;
+mod sys;
 mod tun;
 
 pub use config::{
-    Config, DEFAULT_MTU, DEFAULT_PATH_MTU, DEFAULT_PORT, Mode, PeerConfig, PeerError, PrivateKey,
-    PublicKey,
+    Config, DEFAULT_MTU, DEFAULT_PATH_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PeerError,
+    PrivateKey, PublicKey,
 };
-pub use core::{Core, Destination, Inbox, Outbox, OwnAddresses, PeerSnapshot, Transmit};
+pub use core::{Core, Destination, Outbox, OwnAddresses, PeerSnapshot, Replies, Transmit};
+pub use device::{Device, Inner};
 pub use driver::{Snapshot, StartError, Tunnel, TunnelError};
 pub use engine::{Engine, EngineError};
-pub use network::{Arrival, MemoryDatagram, MemoryNetwork, Network};
+pub use network::{Arrival, Arrivals, MemoryDatagram, MemoryNetwork, Network, Origin};
+pub use offload::Outgoing;

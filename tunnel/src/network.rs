@@ -3,43 +3,67 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use conet_wire::ip::Ecn;
 
 use crate::{Destination, Transmit};
 
-/// A datagram that has arrived.
-#[derive(Debug, Clone, Copy)]
-pub enum Arrival<'a> {
-    /// Over UDP.
-    Udp {
-        /// Sender.
-        from: SocketAddr,
-        /// Congestion mark of the outer header.
-        ecn: Ecn,
-        /// Payload.
-        bytes: &'a [u8],
-    },
-    /// An IPv4 packet of protocol 4 or 41, with its header.
-    Ip {
-        /// The packet.
-        bytes: &'a [u8],
-    },
+/// Longest datagram or packet.
+const LONGEST: usize = 65_536;
+
+/// How a datagram came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Over UDP, from this address; the payload is given.
+    Udp(SocketAddr),
+    /// As an IPv4 packet of protocol 4 or 41, or an error of ICMP; its header is given
+    /// too.
+    Ip,
+}
+
+/// A datagram that has arrived: where it lies in [`Arrivals::buffer`].
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// How it came.
+    pub origin: Origin,
+    /// Congestion mark of the outer header, for UDP.
+    pub ecn: Ecn,
+    /// Its bytes.
+    pub at: Range<usize>,
+}
+
+/// Datagrams that have arrived together, in one buffer where they are also opened.
+#[derive(Debug)]
+pub struct Arrivals {
+    /// Their bytes.
+    pub buffer: Vec<u8>,
+    /// What lies where.
+    pub list: Vec<Arrival>,
+}
+
+impl Arrivals {
+    /// Room for `datagrams` of the greatest length.
+    pub fn new(datagrams: usize) -> Self {
+        Self { buffer: vec![0; datagrams * LONGEST], list: Vec::with_capacity(512) }
+    }
 }
 
 /// The outer network, never blocking for long.
 pub trait Network {
-    /// Hands some datagrams that have arrived to `each`; says whether more may
-    /// be waiting. It hands over a bounded number, so that other work is not
-    /// starved.
+    /// Puts datagrams that have arrived into `into`, whose list is empty; says whether
+    /// more may be waiting.
     ///
     /// # Errors
     /// When the network is of no use any more; errors about single datagrams
     /// are not reported.
-    fn receive(&mut self, each: &mut dyn FnMut(Arrival<'_>)) -> io::Result<bool>;
+    fn receive(&mut self, into: &mut Arrivals) -> io::Result<bool>;
 
     /// Sends a batch; gives the number of datagrams that were refused.
     fn send(&mut self, batch: &Transmit) -> usize;
+
+    /// Largest packet that the way to `to` takes, as far as is known.
+    fn path_mtu(&mut self, to: Destination) -> Option<u16>;
 }
 
 /// A network in memory: tests carry datagrams from one to another by hand, and
@@ -50,6 +74,8 @@ pub struct MemoryNetwork {
     pub incoming: VecDeque<MemoryDatagram>,
     /// What was sent, oldest first.
     pub outgoing: VecDeque<(Destination, MemoryDatagram)>,
+    /// What [`Network::path_mtu`] says.
+    pub path_mtu: Option<u16>,
 }
 
 /// A datagram in a [`MemoryNetwork`].
@@ -64,15 +90,20 @@ pub struct MemoryDatagram {
 }
 
 impl Network for MemoryNetwork {
-    fn receive(&mut self, each: &mut dyn FnMut(Arrival<'_>)) -> io::Result<bool> {
-        for datagram in self.incoming.drain(..) {
-            let bytes = datagram.bytes.as_slice();
-            each(match datagram.from {
-                Some(from) => Arrival::Udp { from, ecn: datagram.ecn, bytes },
-                None => Arrival::Ip { bytes },
-            });
+    fn receive(&mut self, into: &mut Arrivals) -> io::Result<bool> {
+        let mut used = 0;
+        while let Some(datagram) = self.incoming.pop_front() {
+            if used + datagram.bytes.len() > into.buffer.len() {
+                self.incoming.push_front(datagram);
+                break;
+            }
+            let at = used..used + datagram.bytes.len();
+            used = at.end;
+            into.buffer[at.clone()].copy_from_slice(&datagram.bytes);
+            let origin = datagram.from.map_or(Origin::Ip, Origin::Udp);
+            into.list.push(Arrival { origin, ecn: datagram.ecn, at });
         }
-        Ok(false)
+        Ok(!self.incoming.is_empty())
     }
 
     fn send(&mut self, batch: &Transmit) -> usize {
@@ -81,5 +112,9 @@ impl Network for MemoryNetwork {
             self.outgoing.push_back((batch.to(), datagram));
         }
         0
+    }
+
+    fn path_mtu(&mut self, _: Destination) -> Option<u16> {
+        self.path_mtu
     }
 }

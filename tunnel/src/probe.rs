@@ -11,7 +11,7 @@ use conet_wire::ip::PROTO_IPV4;
 use quinn_udp::{UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::tun::TunPort;
+use crate::tun::TunDevice;
 
 /// What a TUN device of this kernel does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct DeviceOffloads {
 /// ENOENT where `/dev/net/tun` is not there, EACCES where it may not be opened,
 /// EPERM without CAP_NET_ADMIN.
 pub fn device(name: IfName) -> io::Result<DeviceOffloads> {
-    let port = TunPort::create(name, crate::DEFAULT_MTU, true)?;
+    let port = TunDevice::create(name, true)?;
     let (tcp, udp) = port.offloads();
     Ok(DeviceOffloads { tcp, udp })
 }

@@ -1,67 +1,51 @@
-//! The TUN device as a [`Port`].
+//! The TUN device as a [`Device`].
 //!
-//! With offloads on, one read brings up to 64 KiB of one TCP or UDP flow, which
-//! is cut into packets of the device's MTU here; one write may take several
-//! packets of a flow joined. Should the kernel refuse joined packets (EINVAL:
-//! a kernel or a path that cannot take them), joining is switched off for good.
+//! With offloads on, one read brings up to 64 KiB of one TCP or UDP flow; one write
+//! takes a run of packets of a flow, gathered from where they lie. Should the kernel
+//! refuse joined packets (EINVAL: a kernel or a path that cannot take them), they are
+//! written singly, and joining of that protocol is switched off for good.
 //!
 //! Sources: Linux `Documentation/networking/tuntap.rst`, virtio 1.3 §5.1.6.
 
-use std::io;
-use std::mem;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 
-use conet_dataplane::{HEAD_ROOM, Packet, Pool, Port, PortError, Progress};
+use conet_dataplane::{DropReason, PortError, Progress};
 use conet_netsys::IfName;
-use rustix::io::Errno;
-use tun_rs::{DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_HDR_LEN};
+use rustix::io::{Errno, writev};
+use tun_rs::{DeviceBuilder, SyncDevice};
 
-/// Longest joined packet, and what the device library demands around it (its
-/// offset twice).
-pub(crate) const CAPACITY: usize = 65_535 + 2 * HEAD_ROOM;
+use crate::offload::{self, Joined, Joiner};
+use crate::{Device, Inner, Outgoing};
 
-// The virtio header is written into the head room of a packet.
-const _: () = assert!(VIRTIO_NET_HDR_LEN <= HEAD_ROOM);
+/// A virtio header and the longest packet.
+const FRAME: usize = offload::HEADER + 65_535;
+/// Reads before other work has its turn.
+const READS: usize = 64;
+/// Header and pieces of one write, with one to spare.
+const VECTORS: usize = 66;
 
 /// A TUN device, deleted by the kernel when this is dropped.
-pub(crate) struct TunPort {
+pub(crate) struct TunDevice {
     device: SyncDevice,
-    /// One raw read: virtio header and up to 64 KiB.
-    raw: Vec<u8>,
-    /// Buffers for the pieces of the next read.
-    pieces: Vec<Piece>,
-    sizes: Vec<usize>,
-    /// Buffers of the packets being written.
-    writing: Vec<Vec<u8>>,
-    table: GROTable,
-    joining: bool,
-    mtu: usize,
+    frame: Box<[u8]>,
+    joiner: Joiner,
+    /// Whether packets bear a virtio header.
+    headers: bool,
+    /// Whether TCP and UDP are joined.
+    joins: (bool, bool),
 }
 
-/// A packet as the device library wants to see it while reading.
-struct Piece(Packet);
-
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
-        self.0.data()
-    }
-}
-
-impl AsMut<[u8]> for Piece {
-    fn as_mut(&mut self) -> &mut [u8] {
-        self.0.data_mut()
-    }
-}
-
-impl std::fmt::Debug for TunPort {
+impl std::fmt::Debug for TunDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TunPort").field("joining", &self.joining).finish_non_exhaustive()
+        f.debug_struct("TunDevice").field("joins", &self.joins).finish_non_exhaustive()
     }
 }
 
-impl TunPort {
+impl TunDevice {
     /// Makes the device, down, in the namespace of the calling thread.
-    pub(crate) fn create(name: IfName, mtu: u16, offload: bool) -> io::Result<Self> {
+    pub(crate) fn create(name: IfName, offload: bool) -> io::Result<Self> {
         let device = DeviceBuilder::new()
             .name(name.as_str())
             .enable(false)
@@ -70,102 +54,134 @@ impl TunPort {
             })
             .build_sync()?;
         device.set_nonblocking(true)?;
-        Ok(Self {
-            device,
-            raw: vec![0; VIRTIO_NET_HDR_LEN + 65_535],
-            pieces: Vec::with_capacity(IDEAL_BATCH_SIZE),
-            sizes: vec![0; IDEAL_BATCH_SIZE],
-            writing: Vec::with_capacity(IDEAL_BATCH_SIZE),
-            table: GROTable::default(),
-            joining: offload,
-            mtu: usize::from(mtu),
-        })
+        let joins = (device.tcp_gso(), device.udp_gso());
+        let headers = offload && joins.0;
+        let frame = vec![0; FRAME].into_boxed_slice();
+        Ok(Self { device, frame, joiner: Joiner::default(), headers, joins })
     }
 
     /// Whether the device takes TCP, and UDP, in large pieces.
     pub(crate) fn offloads(&self) -> (bool, bool) {
-        (self.device.tcp_gso(), self.device.udp_gso())
+        self.joins
     }
 
-    fn write(&mut self, from: usize, to: usize) -> io::Result<usize> {
-        let packets = &mut self.writing[from..to];
-        self.device.send_multiple(&mut self.table, packets, HEAD_ROOM)
-    }
-
-    /// Writes each packet on its own.
-    fn write_singly(&mut self) -> Result<usize, PortError> {
-        let mut refused = 0;
-        for i in 0..self.writing.len() {
-            match self.write(i, i + 1) {
-                Ok(_) => {}
-                Err(e) if is_gone(&e) => return Err(PortError::Gone),
-                Err(_) => refused += 1,
-            }
+    fn read(&mut self) -> Read {
+        match self.device.recv(&mut self.frame) {
+            Ok(len) => Read::Frame(len),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Read::Empty,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Read::Again,
+            Err(e) if is_gone(&e) => Read::Failed(PortError::Gone),
+            // The kernel could not describe one packet by a header; that one is gone.
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => Read::Refused,
+            Err(e) => Read::Failed(PortError::Kernel(e)),
         }
-        Ok(refused)
     }
 }
 
-impl AsRawFd for TunPort {
+enum Read {
+    Frame(usize),
+    Empty,
+    Again,
+    Refused,
+    Failed(PortError),
+}
+
+impl AsRawFd for TunDevice {
     fn as_raw_fd(&self) -> RawFd {
         self.device.as_raw_fd()
     }
 }
 
-impl Port for TunPort {
-    fn receive(&mut self, pool: &mut Pool, into: &mut Vec<Packet>) -> Result<Progress, PortError> {
-        while self.pieces.len() < IDEAL_BATCH_SIZE {
-            let mut packet = pool.take();
-            packet.set_len(self.mtu);
-            self.pieces.push(Piece(packet));
-        }
-        let read = self.device.recv_multiple(&mut self.raw, &mut self.pieces, &mut self.sizes, 0);
-        match read {
-            Ok(count) => {
-                for (piece, &size) in self.pieces.drain(..count).zip(&self.sizes) {
-                    let Piece(mut packet) = piece;
-                    packet.set_len(size);
-                    into.push(packet);
+impl Device for TunDevice {
+    fn receive(
+        &mut self,
+        each: &mut dyn FnMut(Result<Outgoing<'_>, DropReason>),
+    ) -> Result<Progress, PortError> {
+        let mut progress = Progress { more: true, ..Progress::default() };
+        for _ in 0..READS {
+            match self.read() {
+                Read::Frame(len) => {
+                    let frame = self.frame.get(..len).unwrap_or_default();
+                    let outgoing =
+                        if self.headers { Outgoing::gso(frame) } else { Outgoing::whole(frame) };
+                    each(outgoing);
+                    progress.packets += 1;
                 }
-                Ok(Progress { packets: count, refused: 0, more: true })
+                Read::Empty => {
+                    progress.more = false;
+                    break;
+                }
+                Read::Again => {}
+                Read::Refused => progress.refused += 1,
+                Read::Failed(error) => return Err(error),
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Progress::default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {
-                Ok(Progress { more: true, ..Progress::default() })
+        }
+        Ok(progress)
+    }
+
+    fn send(&mut self, buffer: &[u8], packets: &[Inner]) -> Result<Progress, PortError> {
+        let Self { device, joiner, headers, joins, .. } = self;
+        let mut writer = Writer { device, buffer, headers: *headers, joins: *joins, refused: 0 };
+        for Inner { at, trusted } in packets {
+            let may = writer.joins;
+            joiner.push(buffer, at.clone(), *trusted, may, &mut |joined| writer.write(&joined))?;
+        }
+        joiner.finish(&mut |joined| writer.write(&joined))?;
+        let Writer { joins, refused, .. } = writer;
+        self.joins = joins;
+        Ok(Progress { packets: packets.len() - refused.min(packets.len()), refused, more: false })
+    }
+}
+
+struct Writer<'a> {
+    device: &'a SyncDevice,
+    buffer: &'a [u8],
+    headers: bool,
+    joins: (bool, bool),
+    refused: usize,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, joined: &Joined<'_>) -> Result<(), PortError> {
+        if joined.head.is_empty() {
+            return joined.pieces.iter().try_for_each(|at| self.write_single(at.clone()));
+        }
+        let mut vectors = [IoSlice::new(&[]); VECTORS];
+        let parts = joined.pieces.iter().map(|at| &self.buffer[at.clone()]);
+        let filled = vectors.iter_mut().zip(std::iter::once(joined.head).chain(parts));
+        let count = filled.map(|(vector, part)| *vector = IoSlice::new(part)).count();
+        match writev(self.device, &vectors[..count]) {
+            Ok(_) => Ok(()),
+            Err(Errno::BADFD) => Err(PortError::Gone),
+            Err(Errno::INVAL) => {
+                tracing::warn!(udp = joined.is_udp, "the device takes no joined packets");
+                let joins = if joined.is_udp { &mut self.joins.1 } else { &mut self.joins.0 };
+                *joins = false;
+                // The packets are whole where they lie.
+                let headers = joined.headers;
+                joined
+                    .pieces
+                    .iter()
+                    .try_for_each(|at| self.write_single(at.start - headers..at.end))
             }
-            Err(e) if is_gone(&e) => Err(PortError::Gone),
-            // An errno is the device's own; anything else is about one packet
-            // that the library could not cut.
-            Err(e) if e.raw_os_error().is_some() => Err(PortError::Kernel(e)),
-            Err(_) => Ok(Progress { refused: 1, more: true, packets: 0 }),
+            // A device that is down refuses them (EIO).
+            Err(_) => {
+                self.refused += joined.pieces.len();
+                Ok(())
+            }
         }
     }
 
-    fn send(&mut self, packets: &mut Vec<Packet>, pool: &mut Pool) -> Result<Progress, PortError> {
-        let count = packets.len();
-        self.writing.extend(packets.iter_mut().map(|p| mem::take(p.backing_mut())));
-        let result = if self.joining {
-            match self.write(0, count) {
-                Ok(_) => Ok(0),
-                Err(e) if is_gone(&e) => Err(PortError::Gone),
-                Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => {
-                    tracing::warn!("the device takes no joined packets; sending them singly");
-                    self.joining = false;
-                    // Which of them were written is unknown: these are lost, as
-                    // on any wire, and counted.
-                    Ok(count)
-                }
-                // A device that is down refuses them all (EIO).
-                Err(_) => Ok(count),
-            }
-        } else {
-            self.write_singly()
-        };
-        for (packet, backing) in packets.iter_mut().zip(self.writing.drain(..)) {
-            *packet.backing_mut() = backing;
+    fn write_single(&mut self, at: Range<usize>) -> Result<(), PortError> {
+        let header = [0; offload::HEADER];
+        let header = if self.headers { &header[..] } else { &[] };
+        let vectors = [IoSlice::new(header), IoSlice::new(&self.buffer[at])];
+        match writev(self.device, &vectors) {
+            Ok(_) => {}
+            Err(Errno::BADFD) => return Err(PortError::Gone),
+            Err(_) => self.refused += 1,
         }
-        packets.drain(..).for_each(|packet| pool.give(packet));
-        result.map(|refused| Progress { packets: count - refused, refused, more: false })
+        Ok(())
     }
 }
 

@@ -21,6 +21,8 @@ const ENCRYPTED: u8 = 2;
 const RAW: u8 = 3;
 const WRAPPED: u8 = 4;
 const DEVICE: u8 = 5;
+const FRAME: u8 = 6;
+const BARE: u8 = 7;
 
 const WIREGUARD_PEER: [u8; 4] = [192, 0, 2, 2];
 const IPIP_PEER: [u8; 4] = [192, 0, 2, 3];
@@ -126,6 +128,28 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
             add(format!("device-to-{name}-{len}-bytes"), DEVICE, &packet);
         }
     }
+    for (name, packet) in inner_packets(4) {
+        add(format!("bare-{name}"), BARE, &packet);
+    }
+    let tcp = edited(&v4([10, 77, 1, 2], [10, 77, 2, 2], 6, &vec![7; 4020]), |p| p[32] = 0x50);
+    let udp = v4([10, 77, 1, 2], [10, 77, 2, 2], 17, &vec![7; 4008]);
+    // flags, type, header length, size, checksum from and at.
+    for (name, header, packet) in [
+        ("plain", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &udp[..100]),
+        ("tcp", [1, 1, 40, 0, 0xe8, 3, 20, 0, 16, 0], &tcp),
+        ("tcp-ecn", [1, 0x81, 40, 0, 0xe8, 3, 20, 0, 16, 0], &tcp),
+        ("udp", [1, 5, 28, 0, 0xe8, 3, 20, 0, 6, 0], &udp),
+        ("size-0", [1, 1, 40, 0, 0, 0, 20, 0, 16, 0], &tcp),
+        ("size-65535", [1, 1, 40, 0, 0xff, 0xff, 20, 0, 16, 0], &tcp),
+        ("tcp-as-v6", [1, 4, 40, 0, 0xe8, 3, 20, 0, 16, 0], &tcp),
+        ("checksum-beyond", [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], &tcp),
+        ("transport-beyond", [1, 1, 40, 0, 0xe8, 3, 0xff, 0xff, 16, 0], &tcp),
+        ("unknown-type", [1, 3, 40, 0, 0xe8, 3, 20, 0, 16, 0], &tcp),
+    ] {
+        let mut frame = header.to_vec();
+        frame.extend_from_slice(packet);
+        add(format!("frame-{name}"), FRAME, &frame);
+    }
     add("device-loop".into(), DEVICE, &v4(us, [10, 77, 2, 2], 6, b"payload"));
     seeds
 }
@@ -158,16 +182,17 @@ fn the_seeds_reach_the_device_where_they_should_and_only_there() {
         let forwarded = tunnel_packet(&input);
         let (how, what) = name.split_once('-').unwrap();
         let expected = match how {
-            // WireGuard does not look for tunnels inside, and boringtun cuts
-            // what follows a packet (WireGuard pads).
+            // WireGuard does not look for tunnels inside, and what follows a packet
+            // is padding.
             "wireguard" => {
                 through.contains(&what)
                     || ["nested-4", "nested-41", "trailing-bytes"].contains(&what)
             }
-            "ipip" => through.contains(&what) || what == "trailing-bytes",
+            "ipip" | "bare" => through.contains(&what) || what == "trailing-bytes",
             "raw" => what == "good" || what == "congested",
             // The error for a packet that does not fit.
             "device" => ["to-wireguard-1600-bytes", "to-ipip-1600-bytes"].contains(&what),
+            "frame" => what == "size-65535",
             _ => false,
         };
         assert_eq!(forwarded == 1, expected, "{name}");

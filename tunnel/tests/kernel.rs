@@ -1,143 +1,21 @@
 //! The tunnel as a whole in the running kernel: two namespaces joined by a veth
-//! pair. Needs root and `/dev/net/tun`; one test needs Debian's `wireguard-go`
-//! and `wg`, which are not conet's.
-//!
-//! Namespaces are named `conet-t<pid>-…` and removed on drop.
+//! pair. Needs root and `/dev/net/tun`.
 
 #![allow(clippy::unwrap_used, reason = "the lint's exception for tests leaves out their helpers")]
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
-use std::process::{self, Child, Command};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-use std::{fs, thread};
+mod common;
 
-use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Route, RouteKind, Sysctl, Veth};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{MODES, config, ifname, inner, key, net, peer, transfer, wire};
+use conet_netsys::{IpNet, Route, RouteKind};
 use conet_testkit::{Need, privileged};
 use conet_tunnel::{
-    Config, DEFAULT_MTU, DEFAULT_PORT, Mode, PeerConfig, PrivateKey, StartError, Tunnel,
-    TunnelError,
+    Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, StartError, TunnelError,
 };
-
-struct Scratch {
-    name: NetnsName,
-    netns: Netns,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = NetnsName::new(&format!("conet-t{}-{n}", process::id())).unwrap();
-        let netns = Netns::create(&name).unwrap();
-        Self { name, netns }
-    }
-
-    fn netlink(&self) -> Netlink {
-        Netlink::open_in(&self.netns).unwrap()
-    }
-
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.netns.run(work).unwrap()
-    }
-
-    fn start(&self, config: Config) -> Result<Tunnel, StartError> {
-        self.run(|| Tunnel::start(config))
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", self.name.as_str(), program]).args(arguments);
-        command
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        Netns::delete(&self.name).unwrap();
-    }
-}
-
-fn ifname(name: &str) -> IfName {
-    IfName::new(name).unwrap()
-}
-
-fn key(n: u8) -> PrivateKey {
-    PrivateKey::from_bytes([n; 32])
-}
-
-fn inner(n: u8) -> IpAddr {
-    IpAddr::from([10, 77, n, 1])
-}
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
-
-/// Two namespaces with 192.0.2.1 and 192.0.2.2 on a wire.
-fn wire() -> [Scratch; 2] {
-    let ends = [Scratch::new(), Scratch::new()];
-    let mut first = ends[0].netlink();
-    first
-        .add_veth(&Veth {
-            name: ifname("eth0"),
-            peer: ifname("eth0"),
-            peer_netns: Some(&ends[1].netns),
-            mtu: None,
-            mac: None,
-            peer_mac: None,
-        })
-        .unwrap();
-    for (n, end) in ends.iter().enumerate() {
-        let mut netlink = end.netlink();
-        netlink.add_address(ifname("eth0"), net(&format!("192.0.2.{}/24", n + 1))).unwrap();
-        netlink.set_up(ifname("eth0")).unwrap();
-        netlink.set_up(IfName::LOOPBACK).unwrap();
-    }
-    ends
-}
-
-fn peer(n: u8, mode: Mode) -> PeerConfig {
-    let endpoint = SocketAddr::from(([192, 0, 2, n], DEFAULT_PORT));
-    let allowed = vec![net(&format!("10.77.{n}.0/24"))];
-    PeerConfig { mode, ..PeerConfig::new(key(n).public(), Some(endpoint), allowed) }
-}
-
-fn config(n: u8, mode: Mode) -> Config {
-    Config {
-        device: ifname("conet0"),
-        private_key: key(n),
-        listen: SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)),
-        addresses: vec![net(&format!("10.77.{n}.1/32"))],
-        mtu: DEFAULT_MTU,
-        offload: true,
-        peers: vec![peer(3 - n, mode)],
-    }
-}
-
-fn transfer(from: &Scratch, to: &Scratch, address: IpAddr, megabytes: usize) -> f64 {
-    let listener = to.run(|| TcpListener::bind((address, 0)).unwrap());
-    let at = listener.local_addr().unwrap();
-    let bytes: Vec<u8> = (0..=250).cycle().take(megabytes << 20).collect();
-    let began = Instant::now();
-    thread::scope(|scope| {
-        let receiver = scope.spawn(|| {
-            let mut got = Vec::with_capacity(bytes.len());
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            stream.read_to_end(&mut got).unwrap();
-            got
-        });
-        let connect = || TcpStream::connect_timeout(&at, Duration::from_secs(10)).unwrap();
-        let mut stream = from.run(connect);
-        stream.write_all(&bytes).unwrap();
-        drop(stream);
-        assert!(receiver.join().unwrap() == bytes);
-    });
-    (megabytes << 20) as f64 * 8e-6 / began.elapsed().as_secs_f64()
-}
 
 #[test]
 fn a_tunnel_brings_its_device_and_routes_and_takes_them_away() {
@@ -207,7 +85,7 @@ fn peers_change_while_it_runs() {
         two.start(config(2, Mode::WireGuard)).unwrap(),
     ];
     transfer(one, two, inner(2), 1);
-    for mode in [Mode::IpIp, Mode::WireGuard] {
+    for mode in [Mode::IpIp, Mode::IpUdp, Mode::WireGuard] {
         tunnels[0].set_mode(key(2).public(), mode).unwrap();
         tunnels[1].set_mode(key(1).public(), mode).unwrap();
         transfer(one, two, inner(2), 1);
@@ -233,9 +111,9 @@ fn peers_change_while_it_runs() {
 #[test]
 fn without_offloads_it_works_too() {
     privileged!(Need::Tun);
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let [one, two] = wire();
-        let plain = |n| Config { offload: false, ..config(n, mode) };
+        let plain = |n| Config { offloads: Offloads::NONE, ..config(n, mode) };
         let _tunnels = [one.start(plain(1)).unwrap(), two.start(plain(2)).unwrap()];
         let rate = transfer(&one, &two, inner(2), 4);
         println!("{mode} without offloads: {rate:.0} Mb/s");
@@ -284,7 +162,7 @@ fn without_its_device_no_packet_takes_another_way() {
 #[test]
 fn garbage_from_the_lan_does_not_disturb() {
     privileged!(Need::Tun);
-    for mode in [Mode::WireGuard, Mode::IpIp] {
+    for mode in MODES {
         let [one, two] = wire();
         let tunnels = [one.start(config(1, mode)).unwrap(), two.start(config(2, mode)).unwrap()];
         transfer(&one, &two, inner(2), 1);
@@ -305,61 +183,85 @@ fn garbage_from_the_lan_does_not_disturb() {
     }
 }
 
-/// wireguard-go, ended with the test, also by a panic. Killed, it leaves its
-/// control socket behind.
-struct WireGuardGo {
-    process: Child,
-    socket: PathBuf,
-}
-
-impl Drop for WireGuardGo {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        drop(fs::remove_file(&self.socket));
+/// A router between the two whose far link takes 1280 bytes, and which says so.
+#[test]
+fn a_hop_of_1280_bytes_is_found_and_told() {
+    privileged!(Need::Tun);
+    for mode in MODES {
+        let [one, two] = common::routed(1280);
+        let far = |n| {
+            let endpoint = Some(SocketAddr::from(([198, 51, 100, 2], DEFAULT_PORT)));
+            PeerConfig { endpoint, ..peer(n, mode) }
+        };
+        let near = Config { peers: vec![far(2)], ..config(1, mode) };
+        let tunnels = [one.start(near).unwrap(), two.start(config(2, mode)).unwrap()];
+        // Large segments are lost until the router has spoken.
+        let rate = transfer(&one, &two, inner(2), 4);
+        let back = transfer(&two, &one, inner(1), 4);
+        println!("{mode} over 1280 bytes: {rate:.0} and {back:.0} Mb/s");
+        // What may not be dropped comes through in fragments.
+        let receiver = two.run(|| UdpSocket::bind((inner(2), 0)).unwrap());
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let sender = one.run(|| UdpSocket::bind((inner(1), 0)).unwrap());
+        rustix::net::sockopt::set_ip_mtu_discover(
+            &sender,
+            rustix::net::sockopt::Ipv4PathMtuDiscovery::DONT,
+        )
+        .unwrap();
+        let sent: Vec<u8> = (0..1380u16).map(|byte| byte.to_le_bytes()[0]).collect();
+        let to = receiver.local_addr().unwrap();
+        // The way is asked about while it is used.
+        let began = Instant::now();
+        while tunnels[0].snapshot().unwrap().peers[0].path_mtu != 1280 {
+            assert!(began.elapsed() < Duration::from_secs(10), "{mode}: not known");
+            sender.send_to(b"small", to).unwrap();
+            receiver.recv(&mut [0; 9]).unwrap();
+            thread::sleep(Duration::from_millis(100));
+        }
+        sender.send_to(&sent, to).unwrap();
+        let mut got = [0; 2000];
+        let (len, _) = receiver.recv_from(&mut got).unwrap();
+        assert_eq!(got[..len], sent, "{mode}");
     }
 }
 
 #[test]
-fn wireguard_go_is_a_peer_like_any_other() {
-    privileged!(Need::Tun, Need::Program("wireguard-go"), Need::Program("wg"), Need::Program("ip"));
-    let [one, two] = wire();
-    let tunnel = one.start(config(1, Mode::WireGuard)).unwrap();
-    let name = format!("wg{}", process::id());
-    let mut go = two.command("wireguard-go", &["-f", &name]);
-    let process = go.env("LOG_LEVEL", "error").spawn().unwrap();
-    let socket = PathBuf::from(format!("/var/run/wireguard/{name}.sock"));
-    let go = WireGuardGo { process, socket };
-    let began = Instant::now();
-    while !go.socket.exists() {
-        assert!(began.elapsed() < Duration::from_secs(5), "wireguard-go does not start");
-        thread::sleep(Duration::from_millis(20));
+fn the_outer_network_may_be_ipv6_and_the_inner_one_too() {
+    privileged!(Need::Tun);
+    for mode in [Mode::WireGuard, Mode::IpUdp] {
+        let ends = wire();
+        for (n, end) in (1..).zip(&ends) {
+            let mut netlink = end.netlink();
+            netlink.add_address(ifname("eth0"), net(&format!("2001:db8::{n}/64"))).unwrap();
+        }
+        let over_v6 = |n: u16| {
+            let small = u8::try_from(n).unwrap();
+            let other = 3 - n;
+            let at = format!("[2001:db8::{other}]:{DEFAULT_PORT}").parse().unwrap();
+            let mut peer = PeerConfig { endpoint: Some(at), ..peer(3 - small, mode) };
+            peer.allowed.push(net(&format!("fd77:{other}::/32")));
+            let mut addresses = config(small, mode).addresses;
+            addresses.push(net(&format!("fd77:{n}::1/128")));
+            let listen = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT));
+            Config { addresses, listen, peers: vec![peer], ..config(small, mode) }
+        };
+        let [one, two] = &ends;
+        // Addresses are tentative for a moment (RFC 4862 §5.4).
+        let patience = Instant::now();
+        let mut tunnels = Vec::new();
+        for (n, end) in [(1, one), (2, two)] {
+            loop {
+                match end.start(over_v6(n)) {
+                    Ok(tunnel) => break tunnels.push(tunnel),
+                    Err(error) => assert!(patience.elapsed() < Duration::from_secs(5), "{error}"),
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+        transfer(one, two, inner(2), 4);
+        transfer(two, one, "fd77:1::1".parse().unwrap(), 4);
+        let snapshot = tunnels[0].snapshot().unwrap();
+        assert!(snapshot.peers[0].endpoint.unwrap().is_ipv6());
+        assert!(snapshot.peers[0].rx_bytes > 4 << 20, "{snapshot:?}");
     }
-    // wg wants base64; all 32 bytes of the key are 2.
-    let private = std::env::temp_dir().join(format!("conet-t{}-key", process::id()));
-    fs::write(&private, "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\n").unwrap();
-    let set = two
-        .command("wg", &["set", &name, "listen-port", "51820", "private-key"])
-        .arg(&private)
-        .args(["peer", &key(1).public().to_string()])
-        .args(["endpoint", "192.0.2.1:51820", "allowed-ips", "10.77.1.0/24"])
-        .status();
-    fs::remove_file(&private).unwrap();
-    assert!(set.unwrap().success());
-    let mut netlink = two.netlink();
-    let device = ifname(&name);
-    two.run(|| drop(Sysctl::DisableIpv6(Some(device)).write("1")));
-    netlink.add_address(device, net("10.77.2.1/32")).unwrap();
-    netlink.set_mtu(device, u32::from(DEFAULT_MTU)).unwrap();
-    netlink.set_up(device).unwrap();
-    netlink.add_route(&Route::on_link(net("10.77.1.0/24"), device)).unwrap();
-
-    let there = transfer(&one, &two, inner(2), 8);
-    let back = transfer(&two, &one, inner(1), 8);
-    println!("with wireguard-go: {there:.0} and {back:.0} Mb/s");
-    let snapshot = tunnel.snapshot().unwrap();
-    let peer = &snapshot.peers[0];
-    assert!(peer.last_handshake.is_some());
-    assert!(peer.rx_bytes > 8 << 20 && peer.tx_bytes > 8 << 20, "{peer:?}");
-    assert_eq!(peer.drops.total() + snapshot.drops.total(), 0, "{snapshot:?}");
 }

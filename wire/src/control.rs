@@ -20,6 +20,7 @@
 
 extern crate alloc;
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -222,6 +223,9 @@ pub struct Status {
     pub peers: u32,
     /// Peers that have answered on their session.
     pub peers_up: u32,
+    /// Packets that the tunnel dropped, of all peers and of strangers, by reason.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
     /// The node's guests.
     pub guests: Vec<Guest>,
 }
@@ -281,6 +285,15 @@ pub struct Peer {
     pub rx_bytes: u64,
     /// Inner bytes sent to it.
     pub tx_bytes: u64,
+    /// Packets from or to it that were dropped, by reason.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+    /// Largest outer packet on the way to it, as far as is known.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
+    /// Seconds between keepalives to it.
+    #[serde(default)]
+    pub keepalive_s: Option<u16>,
     /// Whether its processes may run here.
     pub guests_from: bool,
     /// Whether it may run ours.

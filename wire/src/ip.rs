@@ -89,7 +89,8 @@ impl Ecn {
 
 /// A packet whose lengths have been checked.
 ///
-/// Invariant: the bytes hold a whole header and exactly `total length` bytes.
+/// Invariant: the bytes hold a whole header and exactly `total length` bytes, or, of a
+/// packet that is quoted, any number.
 #[derive(Debug, Clone, Copy)]
 pub struct IpView<T> {
     bytes: T,
@@ -110,6 +111,26 @@ impl<T: AsRef<[u8]>> IpView<T> {
         }
         let v6 = packet[0] >> 4 == 6;
         Ok(Self { bytes, v6 })
+    }
+
+    /// Checks the header of a packet that an ICMP error quotes: what follows it may be
+    /// cut short, so that the lengths of the header and of the bytes differ.
+    ///
+    /// # Errors
+    /// [`IpError`] when there is no whole header.
+    pub fn quoted(bytes: T) -> Result<Self, IpError> {
+        let packet = bytes.as_ref();
+        let v6 = match packet.first().map(|first| first >> 4) {
+            None => return Err(IpError::Truncated),
+            Some(4) if usize::from(packet[0] & 0xf) * 4 < IPV4_HEADER => {
+                return Err(IpError::Length);
+            }
+            Some(4) => false,
+            Some(6) => true,
+            Some(_) => return Err(IpError::Version),
+        };
+        let header = if v6 { IPV6_HEADER } else { usize::from(packet[0] & 0xf) * 4 };
+        if packet.len() < header { Err(IpError::Truncated) } else { Ok(Self { bytes, v6 }) }
     }
 
     /// Whether it is IPv6.
@@ -303,18 +324,37 @@ impl OuterV4 {
     }
 }
 
-/// Most bytes of an error that [`too_big`] writes: 576 for IPv4 (RFC 1812
+/// Most bytes of an error that [`error`] writes: 576 for IPv4 (RFC 1812
 /// §4.3.2.3), 1280 for IPv6 (RFC 4443 §2.4(c)).
 pub const ICMP_ERROR_MAX: usize = 1280;
 
-/// Writes the error that tells the sender of `packet` to send at most `mtu`
-/// bytes: Fragmentation Needed (RFC 1191 §4) or Packet Too Big (RFC 4443 §3.2).
-/// Gives its length, or `None` when no error may be sent about the packet or
-/// when `from` is of the other family.
+/// What a sender is told about its packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IcmpError {
+    /// Send at most so many bytes: Fragmentation Needed (RFC 1191 §4), Packet Too Big
+    /// (RFC 4443 §3.2).
+    TooBig(u16),
+    /// Host Unreachable (RFC 792), Address Unreachable (RFC 4443 §3.1).
+    Unreachable,
+}
+
+/// As [`error`] with [`IcmpError::TooBig`].
 pub fn too_big<T: AsRef<[u8]>>(
     packet: &IpView<T>,
     from: IpAddr,
     mtu: u16,
+    out: &mut [u8; ICMP_ERROR_MAX],
+) -> Option<usize> {
+    error(packet, from, IcmpError::TooBig(mtu), out)
+}
+
+/// Writes the error that tells the sender of `packet` what became of it. Gives its
+/// length, or `None` when no error may be sent about the packet or when `from` is of
+/// the other family.
+pub fn error<T: AsRef<[u8]>>(
+    packet: &IpView<T>,
+    from: IpAddr,
+    what: IcmpError,
     out: &mut [u8; ICMP_ERROR_MAX],
 ) -> Option<usize> {
     if !packet.may_cause_error() {
@@ -335,7 +375,11 @@ pub fn too_big<T: AsRef<[u8]>>(
             };
             header.emit(out.first_chunk_mut()?);
             let icmp = &mut out[IPV4_HEADER..total];
-            icmp[..8].copy_from_slice(&[3, 4, 0, 0, 0, 0, 0, 0]);
+            let (code, mtu) = match what {
+                IcmpError::TooBig(mtu) => (4, mtu),
+                IcmpError::Unreachable => (1, 0),
+            };
+            icmp[..8].copy_from_slice(&[3, code, 0, 0, 0, 0, 0, 0]);
             icmp[6..8].copy_from_slice(&mtu.to_be_bytes());
             icmp[8..].copy_from_slice(&packet.bytes()[..quoted]);
             let sum = checksum(icmp, 0);
@@ -354,7 +398,11 @@ pub fn too_big<T: AsRef<[u8]>>(
             let pseudo =
                 sum_of(&out[8..40]) + u32::try_from(length).ok()? + u32::from(PROTO_ICMPV6);
             let icmp = &mut out[IPV6_HEADER..total];
-            icmp[..8].copy_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]);
+            let (kind, code, mtu) = match what {
+                IcmpError::TooBig(mtu) => (2, 0, mtu),
+                IcmpError::Unreachable => (1, 3, 0),
+            };
+            icmp[..8].copy_from_slice(&[kind, code, 0, 0, 0, 0, 0, 0]);
             icmp[4..8].copy_from_slice(&u32::from(mtu).to_be_bytes());
             icmp[8..].copy_from_slice(&packet.bytes()[..quoted]);
             let sum = checksum(icmp, pseudo);

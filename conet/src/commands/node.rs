@@ -1,5 +1,6 @@
 //! `conet up`, `down`, `status` and `peers`.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -67,6 +68,9 @@ fn print_status(status: &Status) -> Result<()> {
     for (name, value) in rows {
         table::line(&format!("{name:<12}{value}"))?;
     }
+    if !status.drops.is_empty() {
+        table::line(&format!("{:<12}{}", "drops", reasons(&status.drops)))?;
+    }
     if status.guests.is_empty() {
         table::line("guests      none")?;
     }
@@ -110,6 +114,15 @@ fn print_peer(peer: &Peer) -> Result<()> {
         ("transfer", format!("{} received, {} sent", bytes(peer.rx_bytes), bytes(peer.tx_bytes))),
         ("grants", grants.to_owned()),
     ];
+    if let Some(seconds) = peer.keepalive_s {
+        rows.push(("keepalive", format!("every {seconds} s")));
+    }
+    if let Some(mtu) = peer.path_mtu {
+        rows.push(("path mtu", format!("{mtu} B")));
+    }
+    if !peer.drops.is_empty() {
+        rows.push(("drops", reasons(&peer.drops)));
+    }
     if let Some(rtt) = peer.rtt_us {
         rows.push(("round trip", format!("{rtt} µs")));
     }
@@ -121,6 +134,12 @@ fn print_peer(peer: &Peer) -> Result<()> {
         table::line(&format!("  {name:<12}{value}"))?;
     }
     Ok(())
+}
+
+/// Reasons and how often, as in `bad_tag 3, replay 1`.
+fn reasons(drops: &BTreeMap<String, u64>) -> String {
+    let each: Vec<_> = drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    each.join(", ")
 }
 
 fn seconds(seconds: u64) -> String {

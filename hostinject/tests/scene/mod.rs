@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use conet_hostinject::{GuestPort, GuestSpec, PortKind};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns, NetnsName, Sysctl, Veth};
-use conet_tunnel::{Config, DEFAULT_MTU, DEFAULT_PORT, Mode, PeerConfig, PrivateKey, Tunnel};
+use conet_tunnel::{
+    Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PrivateKey, Tunnel,
+};
 use conet_wire::ip::{Ecn, IPV4_HEADER, IpView, OuterV4, checksum, packet_length};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -183,7 +185,7 @@ fn config(h: u8, mode: Mode) -> Config {
             format!("fd00:{h}::1/128").parse().unwrap(),
         ],
         mtu: DEFAULT_MTU,
-        offload: true,
+        offloads: Offloads::ALL,
         peers: vec![PeerConfig { mode, ..peer }],
     }
 }

@@ -32,7 +32,7 @@ impl Need {
     fn names(self) -> &'static [&'static str] {
         match self {
             Self::Nothing => &[],
-            Self::Lab(Mode::WireGuard) => &["network-namespaces", "tun"],
+            Self::Lab(Mode::WireGuard | Mode::IpUdp) => &["network-namespaces", "tun"],
             Self::Lab(Mode::IpIp) => &["network-namespaces", "tun", "raw-sockets"],
             Self::Moving => {
                 &["kernel", "processor", "user-namespaces", "ptrace", "seccomp", "set-tid", "vdso"]

@@ -132,9 +132,9 @@ fn check(lab: &Raised, captured: &Captured, one: &Guest, two: &Guest) -> Result<
             }
             Ok(())
         }
-        Mode::IpIp if seen(PATTERN) == 0 || seen(&header) == 0 => {
+        Mode::IpUdp | Mode::IpIp if seen(PATTERN) == 0 || seen(&header) == 0 => {
             Err(StepError::NothingSeen { what: "inner packets in the clear" })
         }
-        Mode::IpIp => Ok(()),
+        Mode::IpUdp | Mode::IpIp => Ok(()),
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use conet_tunnel::Offloads;
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeValue;
@@ -42,6 +43,9 @@ const NODE_KEYS: &[&str] = &[
     "guest_uid_base",
     "link_timeout",
     "clock_offset",
+    "tun_offload",
+    "udp_gso",
+    "udp_gro",
 ];
 const PEER_KEYS: &[&str] = &[
     "name",
@@ -58,7 +62,7 @@ const GUEST_KEYS: &[&str] = &["name", "kind", "address", "addresses"];
 const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
 const A_PORT: &str = "a port from 1 to 65535";
 const AN_ENDPOINT: &str = "an address and port, as in \"192.0.2.2:47700\"";
-const A_MODE: &str = "\"wireguard\" or \"ipip\"";
+const A_MODE: &str = "\"wireguard\", \"ip-udp\" or \"ipip\"";
 const PEER_NAMES: &str = "a list of names of peers, as in [\"a\", \"b\"]";
 
 /// The whole file.
@@ -148,6 +152,11 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
     let an_offset = "a signed number with ns, us, ms, s, m, h or d, as in \"-90s\"";
     let clock_offset = section.parsed::<ClockOffset>("clock_offset", an_offset)?;
     let link_timeout = link_timeout(section)?;
+    let offloads = Offloads {
+        device: section.boolean("tun_offload")?.unwrap_or(true),
+        send: section.boolean("udp_gso")?.unwrap_or(true),
+        receive: section.boolean("udp_gro")?.unwrap_or(true),
+    };
     let node = NodeConfig {
         name,
         identity,
@@ -161,6 +170,7 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         guest_uid_base: guest_uid_base.unwrap_or(DEFAULT_GUEST_UID_BASE),
         link_timeout,
         clock_offset: clock_offset.map(|offset| offset.value).unwrap_or_default(),
+        offloads,
     };
     Ok((node, mode))
 }

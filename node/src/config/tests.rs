@@ -99,6 +99,8 @@ allow_root = true
 guest_uid_base = 0x10_0000
 link_timeout = 7
 clock_offset = "-90s"
+tun_offload = false
+udp_gso = false
 {PEER}persistent_keepalive = 25
 wireguard_endpoint = "192.0.2.9:9"
 
@@ -109,7 +111,7 @@ public_key = "/FHNjmIYoaONpH7QAjDwWAgW7RO6MwOsXeuRFUiQgCU="
 
 [[peer]]
 name = "four"
-mode = "wireguard"
+mode = "ip-udp"
 wireguard_key = "{OWN_PUBLIC}"
 
 [[guest]]
@@ -127,6 +129,8 @@ address = "10.77.1.2"
     assert_eq!(node.link_timeout, Duration::from_secs(7));
     assert_eq!(node.clock_offset.nanoseconds, -90_000_000_000);
     assert!(node.allow_root);
+    let offloads = conet_tunnel::Offloads { device: false, send: false, receive: true };
+    assert_eq!(node.offloads, offloads);
     let two = config.peer("two").unwrap();
     assert_eq!(two.mode, Mode::IpIp);
     assert_eq!(two.grants, Grants { guests_from: true, ..Grants::default() });
@@ -138,6 +142,7 @@ address = "10.77.1.2"
     assert_eq!(three.grants, Grants { host_for_us: true, plain_links: true, ..Grants::default() });
     assert_eq!(three.endpoint, None);
     assert_eq!(config.peer("four").unwrap().key.identity(), None);
+    assert_eq!(config.peer("four").unwrap().mode, Mode::IpUdp);
     assert_eq!(config.guests[0].addresses, [Ipv4Addr::new(10, 77, 1, 2)]);
 }
 
@@ -209,7 +214,7 @@ fn wrong_types_and_values_are_refused_with_what_to_write() {
             "port = 51820",
             "wireguard_port: 51820 is already the port for sessions; give WireGuard another",
         ),
-        ("mode = \"fou\"", "mode: `fou` is not valid; write \"wireguard\" or \"ipip\""),
+        ("mode = \"fou\"", "mode: `fou` is not valid; write \"wireguard\", \"ip-udp\" or \"ipip\""),
         ("allow_root = 1", "allow_root: is an integer; write true or false"),
         (
             "guest_uid_base = 1000",

@@ -252,7 +252,7 @@ fn tunnel_config(config: &Config) -> Result<conet_tunnel::Config, DaemonError> {
         listen: SocketAddr::new(node.address, node.wireguard_port),
         addresses: vec![IpNet::from(std::net::IpAddr::V4(node.gateway()))],
         mtu: DEFAULT_MTU,
-        offload: true,
+        offloads: node.offloads,
         peers: config.peers.iter().map(tunnel_peer).collect(),
     })
 }
@@ -261,6 +261,7 @@ fn tunnel_peer(peer: &PeerConfig) -> conet_tunnel::PeerConfig {
     use crate::config::Mode;
     let (mode, endpoint) = match peer.mode {
         Mode::WireGuard => (conet_tunnel::Mode::WireGuard, peer.wireguard_endpoint),
+        Mode::IpUdp => (conet_tunnel::Mode::IpUdp, peer.wireguard_endpoint),
         Mode::IpIp => (conet_tunnel::Mode::IpIp, peer.endpoint.or(peer.wireguard_endpoint)),
     };
     let key = conet_tunnel::PublicKey(peer.key.x25519().0);

@@ -2,47 +2,57 @@
 //!
 //! Inputs: a packet from the device ([`Core::handle_device`]), a datagram from
 //! the network ([`Core::handle_udp`], [`Core::handle_ip`]), the time
-//! ([`Core::handle_timeout`]), changes of peers. Outputs: datagrams in an
-//! [`Outbox`], inner packets in an [`Inbox`], counters, the next deadline
-//! ([`Core::poll_timeout`]).
+//! ([`Core::advance`], [`Core::handle_timeout`]), changes of peers. Outputs: datagrams
+//! in an [`Outbox`], the place of an inner packet within its datagram, packets for
+//! senders in [`Replies`], counters, the next deadline ([`Core::poll_timeout`]).
 //!
 //! Invariants: every packet that goes in comes out or is counted under one
 //! [`DropReason`], either of its peer or, where no peer is known, of the core.
 //! No input panics. A prefix has one owner; in ipip mode an outer address has
-//! one peer.
-//!
-//! One clock is not given from outside: boringtun reads its own for session
-//! ages and cookies.
+//! one peer, in ip-udp mode an address and port.
 
-mod ipip;
+mod bare;
 mod outbox;
 mod peer;
+mod replies;
 mod routes;
 mod wireguard;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::x25519;
-use conet_dataplane::{DropCounts, DropReason, Packet, Pool};
+use conet_dataplane::{DropCounts, DropReason};
 use conet_netsys::IpNet;
-use conet_wire::ip::{self, ICMP_ERROR_MAX, IpView};
+use conet_wire::ip::{self, IpView};
 
 pub use self::outbox::{Destination, Outbox, Transmit};
-use self::peer::Peer;
 pub use self::peer::PeerSnapshot;
+use self::peer::{LEAST_V6_MTU, Peer, canonical};
+pub use self::replies::Replies;
 use self::routes::{Routes, Slot};
-use crate::{Mode, PeerConfig, PeerError, PrivateKey, PublicKey};
+use crate::noise::{Gate, Identity};
+use crate::{Mode, Outgoing, PeerConfig, PeerError, PrivateKey, PublicKey};
 
-/// Handshake messages per second, from everybody together, before cookies are
-/// asked for. Each initiation is checked twice (here, to find its peer, and in
-/// boringtun), so this is 100 a second, the figure of boringtun's own device.
-const HANDSHAKES_PER_SECOND: u64 = 200;
 /// Session numbers have 24 bits for the peer.
 const MAX_PEERS: usize = 1 << 24;
+
+impl OwnAddresses {
+    /// Where an error about a packet comes from: the device. A host takes nothing from
+    /// its own address that comes from outside, so it hears of its own packets from
+    /// where they were going; and so does whoever speaks a family that the device does
+    /// not.
+    fn error_source(&self, packet: &IpView<&[u8]>) -> IpAddr {
+        let own = self.inner.iter().find(|a| a.is_ipv6() == packet.is_v6());
+        match own {
+            Some(&own) if own != packet.source() => own,
+            _ => packet.destination(),
+        }
+    }
+}
+
+/// Longest inner packet: with any mode's overhead it is still one UDP datagram.
+const LONGEST: usize = 65_000;
 
 /// Addresses that are ours.
 #[derive(Debug, Clone, Default)]
@@ -53,30 +63,20 @@ pub struct OwnAddresses {
     pub outer: Vec<IpAddr>,
 }
 
-/// Inner packets on their way to the device, and the buffers for them.
-#[derive(Debug)]
-pub struct Inbox {
-    /// Buffers; their capacity bounds the datagrams that are accepted.
-    pub pool: Pool,
-    /// The packets.
-    pub packets: Vec<Packet>,
-}
-
-impl Inbox {
-    /// An empty inbox whose packets hold up to `capacity` bytes, at least 1,500.
-    pub fn new(capacity: usize, keep: usize) -> Self {
-        Self { pool: Pool::new(capacity.max(1500), keep), packets: Vec::with_capacity(keep) }
-    }
-}
-
 /// The sans-IO tunnel.
 pub struct Core {
-    private: PrivateKey,
-    public: x25519::PublicKey,
-    limiter: Arc<RateLimiter>,
+    us: Identity,
+    gate: Gate,
+    now: Instant,
+    /// Time of day less `began`, for the timestamps of handshakes.
+    unix: Duration,
+    began: Instant,
     peers: Vec<Option<Peer>>,
     by_key: HashMap<PublicKey, Slot>,
+    /// Peers in ipip mode.
     by_address: HashMap<Ipv4Addr, Slot>,
+    /// Peers in ip-udp mode.
+    by_endpoint: HashMap<SocketAddr, Slot>,
     routes: Routes,
     own: OwnAddresses,
     drops: DropCounts,
@@ -94,17 +94,18 @@ impl std::fmt::Debug for Core {
 }
 
 impl Core {
-    /// A tunnel without peers.
-    pub fn new(private: PrivateKey, own: OwnAddresses, now: Instant) -> Self {
-        let public = x25519::PublicKey::from(&private.0);
-        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND));
+    /// A tunnel without peers; `unix` is the time of day at `now`.
+    pub fn new(private: PrivateKey, own: OwnAddresses, now: Instant, unix: Duration) -> Self {
         Self {
-            private,
-            public,
-            limiter,
+            us: Identity::new(private.0),
+            gate: Gate::default(),
+            now,
+            unix,
+            began: now,
             peers: Vec::new(),
             by_key: HashMap::new(),
             by_address: HashMap::new(),
+            by_endpoint: HashMap::new(),
             routes: Routes::default(),
             own,
             drops: DropCounts::default(),
@@ -114,7 +115,17 @@ impl Core {
 
     /// Our public key.
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(self.public.to_bytes())
+        PublicKey(self.us.public.to_bytes())
+    }
+
+    /// Tells the time. It never goes back.
+    pub fn advance(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
+    /// The time, as it was last told.
+    pub fn now(&self) -> Instant {
+        self.now
     }
 
     /// Adds a peer.
@@ -132,7 +143,7 @@ impl Core {
         let free = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
         let slot = Slot::try_from(free).ok().filter(|_| free < MAX_PEERS);
         let slot = slot.ok_or(PeerError::TooMany)?;
-        let peer = Peer::new(config, &self.private, slot, self.limiter.clone());
+        let peer = Peer::new(config, &self.us, slot, self.now);
         self.check_endpoint(slot, &peer)?;
         self.check_prefixes(slot, &peer.allowed, peer.configured)?;
         if free == self.peers.len() {
@@ -151,7 +162,7 @@ impl Core {
     pub fn remove_peer(&mut self, key: PublicKey) -> Result<(), PeerError> {
         let slot = self.by_key.remove(&key).ok_or(PeerError::Unknown(key))?;
         if let Some(peer) = self.peers.get_mut(slot as usize).and_then(Option::take) {
-            self.unindex(&peer);
+            self.unindex(slot, &peer);
         }
         Ok(())
     }
@@ -175,7 +186,7 @@ impl Core {
     ) -> Result<(), PeerError> {
         self.change(key, |peer| {
             peer.configured = endpoint;
-            peer.endpoint = endpoint;
+            peer.endpoint = endpoint.map(canonical);
         })
     }
 
@@ -188,14 +199,51 @@ impl Core {
         self.change(key, |peer| peer.allowed = allowed)
     }
 
+    /// Changes the seconds between keepalives to a peer; `None` is none.
+    ///
+    /// # Errors
+    /// [`PeerError::Unknown`].
+    pub fn set_keepalive(&mut self, key: PublicKey, to: Option<u16>) -> Result<(), PeerError> {
+        let now = self.now;
+        self.change(key, |peer| {
+            peer.keepalive = to;
+            peer.tunn.set_keepalive(to, now);
+        })
+    }
+
+    /// Changes the secret shared with a peer, from the next handshake on.
+    ///
+    /// # Errors
+    /// [`PeerError::Unknown`].
+    pub fn set_preshared_key(
+        &mut self,
+        key: PublicKey,
+        to: Option<[u8; 32]>,
+    ) -> Result<(), PeerError> {
+        let slot = *self.by_key.get(&key).ok_or(PeerError::Unknown(key))?;
+        let peer = self.peers.get_mut(slot as usize).and_then(Option::as_mut);
+        peer.ok_or(PeerError::Unknown(key))?.tunn.set_preshared(&self.us, to);
+        Ok(())
+    }
+
     /// Changes our own addresses.
     pub fn set_own_addresses(&mut self, own: OwnAddresses) {
         self.own = own;
     }
 
+    /// Asks `path_mtu` about the ways to all peers that were sent to since the last
+    /// time; what it does not know is what the configuration says.
+    pub fn ask_ways(&mut self, mut path_mtu: impl FnMut(Destination) -> Option<u16>) {
+        for peer in self.peers.iter_mut().flatten() {
+            if let Some(way) = peer.take_way() {
+                peer.set_path_mtu(path_mtu(way));
+            }
+        }
+    }
+
     /// All peers, in the order of their addition as far as none was removed.
     pub fn peers(&self) -> Vec<PeerSnapshot> {
-        self.peers.iter().flatten().map(Peer::snapshot).collect()
+        self.peers.iter().flatten().map(|peer| peer.snapshot(self.now)).collect()
     }
 
     /// Drops that concern no known peer.
@@ -208,68 +256,68 @@ impl Core {
         self.drops[reason] += packets as u64;
     }
 
-    /// A packet from the device, to be sent to the peer that owns its
-    /// destination. What its sender must be told goes into `back`.
-    pub fn handle_device(&mut self, packet: &[u8], out: &mut Outbox, back: &mut Inbox) {
-        match self.route(packet) {
-            Ok((slot, view)) => {
-                if let Err(reason) = self.encapsulate(slot, &view, out, back)
+    /// A packet from the device, or many in one piece, to be sent to the peer that
+    /// owns its destination. What its sender must be told goes into `back`.
+    pub fn handle_device(&mut self, packet: &Outgoing<'_>, out: &mut Outbox, back: &mut Replies) {
+        let packets = packet.count() as u64;
+        match self.route(packet.view()) {
+            Ok(slot) => {
+                if let Err(reason) = self.encapsulate(slot, packet, out, back)
                     && let Some(peer) = self.peer_mut(slot)
                 {
-                    peer.drops.count(reason);
+                    peer.drops[reason] += packets;
                 }
             }
-            Err(reason) => self.drops.count(reason),
+            Err(reason) => self.drops[reason] += packets,
         }
     }
 
-    fn route<'a>(&self, packet: &'a [u8]) -> Result<(Slot, IpView<&'a [u8]>), DropReason> {
-        let view = IpView::new(packet).map_err(|_| DropReason::Malformed)?;
+    fn route(&self, view: &IpView<&[u8]>) -> Result<Slot, DropReason> {
         if !ip::is_unicast(view.source()) || !ip::is_unicast(view.destination()) {
             return Err(DropReason::NotUnicast);
         }
-        let slot = self.routes.owner(view.destination()).ok_or(DropReason::NoRoute)?;
-        Ok((slot, view))
+        self.routes.owner(view.destination()).ok_or(DropReason::NoRoute)
     }
 
     fn encapsulate(
         &mut self,
         slot: Slot,
-        view: &IpView<&[u8]>,
+        packet: &Outgoing<'_>,
         out: &mut Outbox,
-        back: &mut Inbox,
+        back: &mut Replies,
     ) -> Result<(), DropReason> {
-        let own = &self.own;
+        let (own, view) = (&self.own, packet.view());
         let peer = self.peers.get_mut(slot as usize).and_then(Option::as_mut);
         let peer = peer.ok_or(DropReason::NoRoute)?;
         // The kernel has counted the hop when it routed the packet to the device.
         if view.hops() == 0 {
             return Err(DropReason::NoHops);
         }
-        let endpoint = peer.endpoint.map(|e| e.ip().to_canonical());
+        let endpoint = peer.endpoint.map(|e| e.ip());
         if own.outer.contains(&view.source()) || endpoint == Some(view.destination()) {
             return Err(DropReason::Loop);
         }
-        let mtu = peer.inner_mtu();
-        if view.bytes().len() > usize::from(mtu) {
-            // Without DF the kernel fragments to the MTU of the device; what
-            // still does not fit here cannot be sent, and says so if it may.
-            let told = if view.is_v6() { mtu.max(1280) } else { mtu };
-            let from = own.inner.iter().find(|a| a.is_ipv6() == view.is_v6());
-            if let Some(&from) = from.filter(|_| view.dont_fragment()) {
-                let mut error = [0; ICMP_ERROR_MAX];
-                if let Some(len) = ip::too_big(view, from, told, &mut error) {
-                    let mut packet = back.pool.take();
-                    packet.set_len(len);
-                    packet.data_mut().copy_from_slice(&error[..len]);
-                    back.packets.push(packet);
-                }
-            }
+        let (mtu, len) = (peer.inner_mtu(), packet.len_of(0));
+        if len > LONGEST {
+            return Err(DropReason::TooLong);
+        }
+        let told = if view.is_v6() { mtu.max(LEAST_V6_MTU) } else { mtu };
+        // What may not be dropped (no DF, or the least that IPv6 promises) is
+        // fragmented outside.
+        let may_fragment = len > usize::from(mtu);
+        if may_fragment && view.dont_fragment() && len > usize::from(told) {
+            let from = own.error_source(view);
+            back.push(|error| ip::too_big(view, from, told, error));
             return Err(DropReason::TooBig);
         }
         match peer.mode {
-            Mode::WireGuard => wireguard::encapsulate(peer, view, out),
-            Mode::IpIp => ipip::encapsulate(peer, view, out),
+            Mode::WireGuard => {
+                wireguard::encapsulate(peer, self.now, packet, may_fragment, out)?;
+                self.speak(slot, out);
+                Ok(())
+            }
+            Mode::IpUdp => bare::over_udp(peer, packet, may_fragment, out),
+            Mode::IpIp => bare::over_ip(peer, packet, may_fragment, out),
         }
     }
 
@@ -307,7 +355,7 @@ impl Core {
         let slot = *self.by_key.get(&key).ok_or(PeerError::Unknown(key))?;
         let peer = self.peers.get_mut(slot as usize).and_then(Option::take);
         let mut peer = peer.ok_or(PeerError::Unknown(key))?;
-        self.unindex(&peer);
+        self.unindex(slot, &peer);
         let before = (peer.mode, peer.configured, peer.endpoint, peer.allowed.clone());
         edit(&mut peer);
         let checked = self
@@ -328,27 +376,54 @@ impl Core {
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.insert(address, slot);
         }
+        if let Some(endpoint) = peer.endpoint.filter(|_| peer.mode == Mode::IpUdp) {
+            self.by_endpoint.insert(endpoint, slot);
+        }
     }
 
-    fn unindex(&mut self, peer: &Peer) {
+    fn unindex(&mut self, slot: Slot, peer: &Peer) {
         for &prefix in &peer.allowed {
             self.routes.remove(prefix);
         }
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.remove(&address);
         }
+        self.forget_endpoint(slot, peer.endpoint);
+    }
+
+    /// Another peer may have been heard there since.
+    fn forget_endpoint(&mut self, slot: Slot, endpoint: Option<SocketAddr>) {
+        if let Some(endpoint) = endpoint.filter(|e| self.by_endpoint.get(e) == Some(&slot)) {
+            self.by_endpoint.remove(&endpoint);
+        }
+    }
+
+    /// The peer at `slot` was heard from `from`, authentically.
+    fn learn_endpoint(&mut self, slot: Slot, from: SocketAddr) {
+        let Some(peer) = self.peer_mut(slot).filter(|peer| peer.endpoint != Some(from)) else {
+            return;
+        };
+        let (before, mode) = (peer.endpoint.replace(from), peer.mode);
+        self.forget_endpoint(slot, before);
+        if mode == Mode::IpUdp {
+            self.by_endpoint.insert(from, slot);
+        }
     }
 
     fn check_endpoint(&self, slot: Slot, peer: &Peer) -> Result<(), PeerError> {
-        if peer.mode != Mode::IpIp {
-            return Ok(());
-        }
-        let address = peer.ipip_endpoint().ok_or(PeerError::NeedsIpv4Endpoint(peer.key))?;
-        match self.by_address.get(&address).filter(|&&other| other != slot) {
-            Some(&other) => Err(PeerError::EndpointTaken {
-                endpoint: IpAddr::V4(address),
-                owner: self.key_of(other),
-            }),
+        let (endpoint, taken) = match peer.mode {
+            Mode::WireGuard => return Ok(()),
+            Mode::IpUdp => match peer.endpoint {
+                None => return Ok(()),
+                Some(endpoint) => (endpoint.ip(), self.by_endpoint.get(&endpoint)),
+            },
+            Mode::IpIp => {
+                let address = peer.ipip_endpoint().ok_or(PeerError::NeedsIpv4Endpoint(peer.key))?;
+                (IpAddr::V4(address), self.by_address.get(&address))
+            }
+        };
+        match taken.filter(|&&other| other != slot) {
+            Some(&other) => Err(PeerError::EndpointTaken { endpoint, owner: self.key_of(other) }),
             None => Ok(()),
         }
     }

@@ -27,6 +27,8 @@ const BUFFER_BYTES: usize = 65_536;
 const BATCH_SEGMENTS: usize = 64;
 /// Batches after which the engine should send before it encapsulates more.
 const BATCHES: usize = 32;
+/// Bytes after which it should: what waits shall still be in the processor's cache.
+const FULL_BYTES: usize = 128 << 10;
 
 /// Where a batch goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +39,27 @@ pub enum Destination {
     Ip(Ipv4Addr),
 }
 
+/// Where a datagram goes, and how its outer header is marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) to: Destination,
+    /// Congestion codepoint; IP packets bear it already.
+    pub(crate) ecn: Ecn,
+    /// It may be fragmented outside, because its packet may not be dropped.
+    pub(crate) may_fragment: bool,
+}
+
+impl Way {
+    /// To be dropped where it does not fit.
+    pub(crate) fn new(to: Destination, ecn: Ecn) -> Self {
+        Self { to, ecn, may_fragment: false }
+    }
+}
+
 /// A batch of datagrams to one destination.
 #[derive(Debug)]
 pub struct Transmit {
-    to: Destination,
-    ecn: Ecn,
+    way: Way,
     segment: usize,
     count: usize,
     closed: bool,
@@ -50,19 +68,25 @@ pub struct Transmit {
 }
 
 impl Transmit {
-    fn new(to: Destination, ecn: Ecn) -> Self {
+    fn new(way: Way) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { to, ecn, segment: 0, count: 0, closed: false, used: 0, buffer }
+        Self { way, segment: 0, count: 0, closed: false, used: 0, buffer }
     }
 
     /// Where it goes.
     pub fn to(&self) -> Destination {
-        self.to
+        self.way.to
+    }
+
+    /// Whether the datagrams may be fragmented on the way: no DF for UDP; IP packets
+    /// have their own.
+    pub fn may_fragment(&self) -> bool {
+        self.way.may_fragment
     }
 
     /// Congestion codepoint for the outer header; IP packets bear it already.
     pub fn ecn(&self) -> Ecn {
-        self.ecn
+        self.way.ecn
     }
 
     /// Length of each datagram but the last, in bytes; at least 1.
@@ -89,6 +113,7 @@ pub struct Outbox {
     used: usize,
     // Batch and offset of the reservation in progress.
     reserved: (usize, usize),
+    bytes: usize,
 }
 
 impl Outbox {
@@ -97,33 +122,27 @@ impl Outbox {
         Self::default()
     }
 
-    /// Space of `space` bytes for a datagram to `to`, probably `expected` long.
+    /// Space of `space` bytes for a datagram that goes `way`, probably `expected` long.
     /// `space` is at most 65,536; [`Outbox::commit`] follows, or another
     /// reservation that takes this one's place.
-    pub(crate) fn reserve(
-        &mut self,
-        to: Destination,
-        ecn: Ecn,
-        expected: usize,
-        space: usize,
-    ) -> &mut [u8] {
-        let newest = self.transmits[..self.used].iter().rposition(|t| t.to == to);
+    pub(crate) fn reserve(&mut self, way: Way, expected: usize, space: usize) -> &mut [u8] {
+        let newest = self.transmits[..self.used].iter().rposition(|t| t.way.to == way.to);
         let fitting = newest.filter(|&i| {
             let t = &self.transmits[i];
             // An abandoned reservation left it empty: it takes anything.
             t.count == 0
                 || (!t.closed
-                    && t.ecn == ecn
+                    && t.way == way
                     && expected <= t.segment
                     && t.count < BATCH_SEGMENTS
                     && t.used + space <= BATCH_BYTES)
         });
         let index = match fitting {
             Some(index) => index,
-            None => self.begin(to, ecn),
+            None => self.begin(way),
         };
         let offset = self.transmits[index].used;
-        self.transmits[index].ecn = ecn;
+        self.transmits[index].way = way;
         self.reserved = (index, offset);
         &mut self.transmits[index].buffer[offset..offset + space]
     }
@@ -131,11 +150,12 @@ impl Outbox {
     /// Makes the first `len` bytes of the reserved space a datagram.
     pub(crate) fn commit(&mut self, len: usize) {
         let (index, offset) = self.reserved;
+        self.bytes += len;
         let batch = &mut self.transmits[index];
         if batch.count > 0 && len > batch.segment {
             // The guess was too low: it cannot join this batch.
-            let (to, ecn) = (batch.to, batch.ecn);
-            let new = self.begin(to, ecn);
+            let way = batch.way;
+            let new = self.begin(way);
             let (old, rest) = self.transmits.split_at_mut(new);
             rest[0].buffer[..len].copy_from_slice(&old[index].buffer[offset..offset + len]);
             rest[0].append(len);
@@ -157,23 +177,23 @@ impl Outbox {
 
     /// Whether it is time to send.
     pub fn is_full(&self) -> bool {
-        self.used >= BATCHES
+        self.used >= BATCHES || self.bytes >= FULL_BYTES
     }
 
     /// Forgets all batches and keeps their buffers.
     pub fn clear(&mut self) {
-        self.used = 0;
+        (self.used, self.bytes) = (0, 0);
         self.transmits.truncate(BATCHES);
     }
 
-    fn begin(&mut self, to: Destination, ecn: Ecn) -> usize {
+    fn begin(&mut self, way: Way) -> usize {
         let index = self.used;
         match self.transmits.get_mut(index) {
             Some(spare) => {
-                (spare.to, spare.ecn, spare.closed) = (to, ecn, false);
+                (spare.way, spare.closed) = (way, false);
                 (spare.segment, spare.count, spare.used) = (0, 0, 0);
             }
-            None => self.transmits.push(Transmit::new(to, ecn)),
+            None => self.transmits.push(Transmit::new(way)),
         }
         self.used += 1;
         index
@@ -200,7 +220,7 @@ mod tests {
     }
 
     fn put(out: &mut Outbox, to: Destination, guess: usize, bytes: &[u8]) {
-        let space = out.reserve(to, Ecn::NotEct, guess, bytes.len().max(148));
+        let space = out.reserve(Way::new(to, Ecn::NotEct), guess, bytes.len().max(148));
         space[..bytes.len()].copy_from_slice(bytes);
         out.commit(bytes.len());
     }
@@ -239,9 +259,9 @@ mod tests {
         put(&mut out, udp(1), 60, &[1; 60]);
         put(&mut out, udp(2), 60, &[1; 60]);
         put(&mut out, udp(1), 60, &[1; 60]);
-        out.reserve(udp(1), Ecn::Ce, 60, 148)[..60].fill(1);
+        out.reserve(Way::new(udp(1), Ecn::Ce), 60, 148)[..60].fill(1);
         out.commit(60);
-        out.reserve(udp(3), Ecn::NotEct, 60, 148).fill(9);
+        out.reserve(Way::new(udp(3), Ecn::NotEct), 60, 148).fill(9);
         assert_eq!(shape(&out), [(udp(1), vec![60, 60]), (udp(2), vec![60]), (udp(1), vec![60])]);
     }
 

@@ -1,301 +1,361 @@
-//! WireGuard by boringtun's protocol part, fenced in.
+//! WireGuard between the core's peers and the protocol in [`crate::noise`].
 //!
-//! What boringtun 0.7.1 leaves to its caller, and what is done about it here:
+//! What is decided here: whose a datagram is, where a peer is, what goes on to the
+//! device, what waits.
 //!
-//! | trap | fence |
-//! |---|---|
-//! | `decapsulate` panics when `dst` is shorter than a data datagram, before any key is checked | buffers are at least as long as the datagram; longer datagrams are dropped unseen |
-//! | `encapsulate` panics when `dst < src + 32`, and a handshake needs 148 | space for both is always reserved |
-//! | a data counter of 2^64 − 1 overflows its window (panic with overflow checks) | counters from Reject-After-Messages on are dropped (whitepaper §6.1) |
-//! | handshakes end in UnderLoad unless counts are reset | one limiter for all peers, source address always given, reset each second |
-//! | queued packets stay queued after `WriteToNetwork` | asked again until `Done` |
-//! | allowed addresses are checked per peer | [`Core::check_inner`] |
-//! | a cookie reply looks like an answer | it does not count as authentic, so it does not move the endpoint |
+//! An endpoint moves only by a datagram that passed its tag: not by a cookie, a replay
+//! or a forged one.
 //!
-//! Not mended, being inside: no padding to 16 bytes, a replay window of 1024, no
-//! jitter on retries, cookies without the source port, its own clock.
-//!
-//! Source: "WireGuard: Next Generation Kernel Network Tunnel" (whitepaper),
-//! boringtun 0.7.1 `src/noise`.
+//! Source: "WireGuard: Next Generation Kernel Network Tunnel" (whitepaper).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet as Message, Tunn, TunnResult};
 use conet_dataplane::DropReason;
-use conet_wire::ip::{Ecn, IpView};
+use conet_wire::ip::{Ecn, IpView, packet_length};
 
+use super::outbox::Way;
 use super::peer::Peer;
 use super::routes::Slot;
-use super::{Core, Destination, Inbox, Outbox};
-use crate::{Mode, PublicKey};
+use super::{Core, Destination, Outbox};
+use crate::noise::{
+    Claim, DATA_HEADER, INITIATION, Message, NoiseError, Opened, PADDING, RESPONSE, TAG, Verdict,
+};
+use crate::{Inner, Mode, Outgoing, PublicKey};
 
-/// Bytes around an encrypted packet: header 16, tag 16.
-const DATA_OVERHEAD: usize = 32;
-/// Length of a handshake initiation, the longest message without a packet.
-const HANDSHAKE_LEN: usize = 148;
-/// First byte of a cookie reply.
-const COOKIE_REPLY: u8 = 3;
-/// 2^64 − 2^13 − 1, the last counter of a session (whitepaper §6.1).
-const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// How often sessions look at their timers (boringtun's own device: 250 ms).
-const TICK: Duration = Duration::from_millis(250);
-/// How often handshakes are counted anew (boringtun RESET_PERIOD).
-const RESET: Duration = Duration::from_secs(1);
+/// How often the timers of all peers are looked at: they are exact to this.
+const TICK: Duration = Duration::from_millis(100);
 
 /// When something is due.
 #[derive(Debug)]
 pub(crate) struct Timers {
     tick: Instant,
-    reset: Instant,
 }
 
 impl Timers {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { tick: now, reset: now + RESET }
+        Self { tick: now }
     }
 }
 
-/// Encrypts a packet straight into the outbox, or queues it and sends a
-/// handshake.
+/// Encrypts each packet in the place of its datagram, or keeps it for the session to
+/// come.
 pub(crate) fn encapsulate(
     peer: &mut Peer,
-    view: &IpView<&[u8]>,
+    now: Instant,
+    packet: &Outgoing<'_>,
+    may_fragment: bool,
     out: &mut Outbox,
 ) -> Result<(), DropReason> {
     let endpoint = peer.endpoint.ok_or(DropReason::NoEndpoint)?;
-    let packet = view.bytes();
-    let expected = packet.len() + DATA_OVERHEAD;
-    let space =
-        out.reserve(Destination::Udp(endpoint), view.ecn(), expected, expected.max(HANDSHAKE_LEN));
-    match peer.tunn.encapsulate(packet, space) {
-        TunnResult::WriteToNetwork(datagram) => {
-            let len = datagram.len();
-            out.commit(len);
+    let mtu = usize::from(peer.inner_mtu());
+    let way = Way { may_fragment, ..Way::new(Destination::Udp(endpoint), packet.view().ecn()) };
+    let (mut packets, mut bytes) = (0, 0);
+    for index in 0..packet.count() {
+        let len = packet.len_of(index);
+        (packets, bytes) = (packets + 1, bytes + len);
+        if !peer.tunn.is_ready(now) {
+            let mut waiting = vec![0; len];
+            packet.write(index, &mut waiting);
+            peer.tunn.enqueue(now, &waiting);
+            continue;
         }
-        TunnResult::Err(error) => return Err(reason_of(&error)),
-        // Queued behind a handshake that is under way.
-        _ => {}
+        seal(peer, now, way, [len, mtu], out, |space| packet.write(index, space))?;
     }
-    peer.tx.count(packet.len());
+    peer.tx.count(packets, bytes);
+    count_lost(peer);
     Ok(())
 }
 
+/// Seals what `write` writes, `len` bytes, padded as far as `mtu` allows.
+fn seal(
+    peer: &mut Peer,
+    now: Instant,
+    way: Way,
+    [len, mtu]: [usize; 2],
+    out: &mut Outbox,
+    write: impl FnOnce(&mut [u8]),
+) -> Result<(), DropReason> {
+    let padded = len.next_multiple_of(PADDING).min(mtu.max(len));
+    let expected = DATA_HEADER + padded + TAG;
+    let space = out.reserve(way, expected, expected);
+    let (text, padding) = space[DATA_HEADER..DATA_HEADER + padded].split_at_mut(len);
+    write(text);
+    padding.fill(0);
+    let sealed = peer.tunn.seal(now, space, padded).map_err(reason_of)?;
+    out.commit(sealed);
+    Ok(())
+}
+
+fn count_lost(peer: &mut Peer) {
+    peer.drops[DropReason::NoSession] += peer.tunn.take_lost();
+}
+
 impl Core {
-    /// A UDP datagram from the network, marked `ecn` outside.
+    /// A UDP datagram from the network, marked `ecn` outside; it is opened in place.
+    /// Gives where the packet inside is, if it may go to the device.
     pub fn handle_udp(
         &mut self,
         from: SocketAddr,
         ecn: Ecn,
-        datagram: &[u8],
+        datagram: &mut [u8],
         out: &mut Outbox,
-        inbox: &mut Inbox,
-    ) {
-        match self.find_peer(from, datagram, out) {
-            Ok(slot) => {
-                if let Err(reason) = self.decapsulate(slot, from, ecn, datagram, out, inbox) {
+    ) -> Option<Inner> {
+        // The first byte is 1 to 4 for WireGuard, and 0x4_ or 0x6_ for a packet.
+        if datagram.first().is_some_and(|first| matches!(first >> 4, 4 | 6)) {
+            return self.handle_bare(from, ecn, datagram);
+        }
+        match Message::parse(datagram) {
+            Some(Message::Data { receiver, counter }) => {
+                let Some(slot) = self.slot_of(receiver) else {
+                    self.drops.count(DropReason::UnknownPeer);
+                    return None;
+                };
+                let result = self.open(slot, from, ecn, (receiver, counter), datagram, out);
+                result.unwrap_or_else(|reason| {
                     self.drop_from(slot, reason);
+                    None
+                })
+            }
+            Some(message) => {
+                if let Err((slot, reason)) = self.handshake(from, message, datagram, out) {
+                    match slot {
+                        Some(slot) => self.drop_from(slot, reason),
+                        None => self.drops.count(reason),
+                    }
                 }
+                None
             }
-            Err(reason) => self.drops.count(reason),
+            None => {
+                self.drops.count(DropReason::Malformed);
+                None
+            }
         }
     }
 
-    /// Whose datagram it claims to be; no more than a claim yet.
-    fn find_peer(
-        &self,
-        from: SocketAddr,
-        datagram: &[u8],
-        out: &mut Outbox,
-    ) -> Result<Slot, DropReason> {
-        // boringtun's session number of a peer is its slot and eight bits more.
-        let of_index = |index: u32| {
-            let slot = index >> 8;
-            match self.peers.get(slot as usize) {
-                Some(Some(_)) => Ok(slot),
-                _ => Err(DropReason::UnknownPeer),
-            }
-        };
-        match Tunn::parse_incoming_packet(datagram).map_err(|_| DropReason::Malformed)? {
-            Message::HandshakeInit(_) => {}
-            Message::HandshakeResponse(m) => return of_index(m.receiver_idx),
-            Message::PacketCookieReply(m) => return of_index(m.receiver_idx),
-            Message::PacketData(m) => return of_index(m.receiver_idx),
-        }
-        // Before the costly key agreement: does it know our key, and is there
-        // room for it?
-        let mut cookie = [0; HANDSHAKE_LEN];
-        let init = match self.limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
-            Ok(Message::HandshakeInit(init)) => init,
-            Err(TunnResult::WriteToNetwork(reply)) => {
-                let space = out.reserve(Destination::Udp(from), Ecn::NotEct, 0, reply.len());
-                space.copy_from_slice(reply);
-                out.commit(reply.len());
-                return Err(DropReason::RateLimited);
-            }
-            _ => return Err(DropReason::BadHandshake),
-        };
-        let half = parse_handshake_anon(&self.private.0, &self.public, &init)
-            .map_err(|_| DropReason::BadHandshake)?;
-        let slot = self.by_key.get(&PublicKey(half.peer_static_public));
-        slot.copied().ok_or(DropReason::UnknownPeer)
+    /// Whom a session number is for: the slot and eight bits more.
+    fn slot_of(&self, receiver: u32) -> Option<Slot> {
+        let slot = receiver >> 8;
+        matches!(self.peers.get(slot as usize), Some(Some(_))).then_some(slot)
     }
 
-    fn decapsulate(
+    fn open(
         &mut self,
         slot: Slot,
         from: SocketAddr,
         ecn: Ecn,
-        datagram: &[u8],
+        (receiver, counter): (u32, u64),
+        datagram: &mut [u8],
         out: &mut Outbox,
-        inbox: &mut Inbox,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Inner>, DropReason> {
+        let now = self.now;
         let peer = self.peer_mut(slot).ok_or(DropReason::UnknownPeer)?;
-        if peer.mode != Mode::WireGuard {
+        if !peer.hears() {
             return Err(DropReason::WrongMode);
         }
-        if datagram.len() > inbox.pool.capacity() {
-            return Err(DropReason::TooLong);
+        let carries = peer.mode == Mode::WireGuard;
+        let opened = peer.tunn.open(now, receiver, counter, datagram).map_err(reason_of)?;
+        let Opened { len, confirmed } = opened;
+        self.learn_endpoint(slot, from);
+        if confirmed {
+            self.drain(slot, out);
         }
-        let counter = datagram.get(8..16).and_then(|b| b.first_chunk());
-        let is_data = datagram.first() == Some(&4);
-        if is_data && counter.is_none_or(|&c| u64::from_le_bytes(c) >= REJECT_AFTER_MESSAGES) {
-            return Err(DropReason::Replay);
+        self.speak(slot, out);
+        if len == 0 {
+            return Ok(None);
         }
-        let mut packet = inbox.pool.take();
-        packet.set_len(datagram.len().max(HANDSHAKE_LEN));
-        let result = peer.tunn.decapsulate(Some(from.ip()), datagram, packet.data_mut());
-        let received = match result {
-            TunnResult::WriteToTunnelV4(inner, _) | TunnResult::WriteToTunnelV6(inner, _) => {
-                Ok(Received::Packet(inner.len()))
-            }
-            TunnResult::WriteToNetwork(answer) => {
-                Ok(Received::Answer { len: answer.len(), kind: answer.first().copied() })
-            }
-            TunnResult::Done => Ok(Received::Nothing),
-            TunnResult::Err(error) => Err(reason_of(&error)),
-        };
-        let forwarded = match received {
-            Ok(Received::Packet(len)) => {
-                peer.endpoint = Some(from);
-                packet.set_len(len);
-                self.accept(slot, ecn, packet.data_mut())
-            }
-            Ok(Received::Answer { len, kind }) => {
-                let space = out.reserve(Destination::Udp(from), Ecn::NotEct, 0, len);
-                space.copy_from_slice(&packet.data()[..len]);
-                out.commit(len);
-                if kind == Some(COOKIE_REPLY) {
-                    Err(DropReason::RateLimited)
-                } else {
-                    peer.endpoint = Some(from);
-                    drain(peer, out);
-                    Ok(false)
-                }
-            }
-            Ok(Received::Nothing) => {
-                // A keepalive has passed the tag; a cookie says nothing about
-                // where the peer is.
-                if is_data {
-                    peer.endpoint = Some(from);
-                }
-                Ok(false)
-            }
-            Err(reason) => Err(reason),
-        };
-        if forwarded == Ok(true) {
-            inbox.packets.push(packet);
-        } else {
-            inbox.pool.give(packet);
+        if !carries {
+            return Err(DropReason::WrongMode);
         }
-        forwarded.map(|_| ())
+        let packet = &mut datagram[DATA_HEADER..DATA_HEADER + len];
+        let len = self.accept(slot, ecn, packet)?;
+        Ok(Some(Inner { at: DATA_HEADER..DATA_HEADER + len, trusted: true }))
     }
 
-    fn accept(&mut self, slot: Slot, ecn: Ecn, inner: &mut [u8]) -> Result<bool, DropReason> {
-        let len = inner.len();
-        let mut view = IpView::new(inner).map_err(|_| DropReason::Malformed)?;
+    /// Checks a decrypted packet, with its padding, and marks it; gives its length.
+    fn accept(&mut self, slot: Slot, ecn: Ecn, padded: &mut [u8]) -> Result<usize, DropReason> {
+        let len = packet_length(padded).map_err(|_| DropReason::Malformed)?;
+        let mut view = IpView::new(&mut padded[..len]).map_err(|_| DropReason::Malformed)?;
         self.check_inner(slot, &view)?;
-        let marked = view.ecn().decapsulated_under(ecn).ok_or(DropReason::Congestion)?;
-        view.set_ecn(marked);
-        if let Some(peer) = self.peer_mut(slot) {
-            peer.rx.count(len);
+        let before = view.ecn();
+        let marked = before.decapsulated_under(ecn).ok_or(DropReason::Congestion)?;
+        if marked != before {
+            view.set_ecn(marked);
         }
-        Ok(true)
+        if let Some(peer) = self.peer_mut(slot) {
+            peer.rx.count(1, len);
+        }
+        Ok(len)
+    }
+
+    /// Everything but data. Errors say whose they are, where that is known.
+    fn handshake(
+        &mut self,
+        from: SocketAddr,
+        message: Message<'_>,
+        datagram: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), (Option<Slot>, DropReason)> {
+        let claimed = match message {
+            Message::Response(bytes) => Some(u32_at(bytes, 8)),
+            Message::Cookie(bytes) => Some(u32_at(bytes, 4)),
+            _ => None,
+        };
+        let slot = match claimed.map(|number| self.slot_of(number)) {
+            Some(None) => return Err((None, DropReason::UnknownPeer)),
+            Some(slot) => slot,
+            None => None,
+        };
+        if let Message::Cookie(bytes) = message {
+            let now = self.now;
+            let peer = slot.and_then(|slot| self.peer_mut(slot)).filter(|peer| peer.hears());
+            let peer = peer.ok_or((slot, DropReason::WrongMode))?;
+            // It says nothing about where the peer is.
+            return peer.tunn.take_cookie(now, bytes).map_err(|e| (slot, reason_of(e)));
+        }
+        self.admit(from, datagram, out).map_err(|reason| (slot, reason))?;
+        match (message, slot) {
+            (Message::Initiation(bytes), _) => self.answer(from, bytes, out),
+            (Message::Response(bytes), Some(slot)) => {
+                let finished = self.finish(slot, from, bytes, out);
+                finished.map_err(|reason| (Some(slot), reason))
+            }
+            _ => Err((None, DropReason::Malformed)),
+        }
+    }
+
+    /// Before the costly key agreement: does it know our key, and is there room?
+    fn admit(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        match self.gate.judge(&self.us, self.now, from, datagram) {
+            Verdict::Welcome => Ok(()),
+            Verdict::Cookie(reply) => {
+                send(out, from, &reply);
+                Err(DropReason::RateLimited)
+            }
+            Verdict::Refused => Err(DropReason::RateLimited),
+            Verdict::Stranger => Err(DropReason::BadHandshake),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        from: SocketAddr,
+        message: &[u8; INITIATION],
+        out: &mut Outbox,
+    ) -> Result<(), (Option<Slot>, DropReason)> {
+        let claim = Claim::read(&self.us, message).map_err(|_| (None, DropReason::BadHandshake))?;
+        let slot = self.by_key.get(&PublicKey(claim.public)).copied();
+        let slot = slot.ok_or((None, DropReason::UnknownPeer))?;
+        let now = self.now;
+        let peer = self.peer_mut(slot).filter(|peer| peer.hears());
+        let peer = peer.ok_or((Some(slot), DropReason::WrongMode))?;
+        let mut response = [0; RESPONSE];
+        let made = peer.tunn.respond(now, claim, &mut response);
+        made.map_err(|error| (Some(slot), reason_of(error)))?;
+        self.learn_endpoint(slot, from);
+        send(out, from, &response);
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        slot: Slot,
+        from: SocketAddr,
+        message: &[u8; RESPONSE],
+        out: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let now = self.now;
+        let peer = self.peers.get_mut(slot as usize).and_then(Option::as_mut);
+        let peer = peer.filter(|peer| peer.hears()).ok_or(DropReason::WrongMode)?;
+        peer.tunn.finish(&self.us, now, message).map_err(reason_of)?;
+        self.learn_endpoint(slot, from);
+        self.drain(slot, out);
+        self.speak(slot, out);
+        Ok(())
+    }
+
+    /// Sends what has waited for the session.
+    fn drain(&mut self, slot: Slot, out: &mut Outbox) {
+        let now = self.now;
+        let Some(peer) = self.peer_mut(slot) else { return };
+        let Some(endpoint) = peer.endpoint.filter(|_| peer.mode == Mode::WireGuard) else { return };
+        let mtu = usize::from(peer.inner_mtu());
+        while let Some(packet) = peer.tunn.dequeue() {
+            let ecn = IpView::new(&packet[..]).map_or(Ecn::NotEct, |view| view.ecn());
+            let write = |space: &mut [u8]| space.copy_from_slice(&packet);
+            // It fitted when it came.
+            let may_fragment = packet.len() > mtu;
+            let way = Way { may_fragment, ..Way::new(Destination::Udp(endpoint), ecn) };
+            if let Err(reason) = seal(peer, now, way, [packet.len(), mtu], out, write) {
+                peer.drops.count(reason);
+            }
+        }
+    }
+
+    /// Sends the initiations and keepalives that a peer's state asks for.
+    pub(super) fn speak(&mut self, slot: Slot, out: &mut Outbox) {
+        let (now, unix) = (self.now, self.unix + (self.now - self.began));
+        let peer = self.peers.get_mut(slot as usize).and_then(Option::as_mut);
+        let Some(peer) = peer.filter(|peer| peer.tunn.has_message()) else { return };
+        let Some(endpoint) = peer.endpoint.filter(|_| peer.speaks()) else {
+            return peer.tunn.discard_messages();
+        };
+        let mut message = [0; INITIATION];
+        while peer.tunn.has_message() {
+            if let Some(len) = peer.tunn.poll_message(&self.us, now, unix, &mut message) {
+                send(out, endpoint, &message[..len]);
+            }
+        }
     }
 
     /// When [`Core::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Instant {
-        self.timers.tick.min(self.timers.reset)
+        self.timers.tick
     }
 
     /// Does what is due: retries, keepalives, new keys, expiry.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Outbox) {
-        if now >= self.timers.reset {
-            self.limiter.reset_count();
-            self.timers.reset = now + RESET;
-        }
-        if now < self.timers.tick {
+        self.advance(now);
+        if self.now < self.timers.tick {
             return;
         }
+        let now = self.now;
         self.timers.tick = now + TICK;
-        for peer in self.peers.iter_mut().flatten() {
-            let mut message = [0; HANDSHAKE_LEN];
-            // Also in ipip mode and without an endpoint: sessions must age.
-            let result = peer.tunn.update_timers(&mut message);
-            let (TunnResult::WriteToNetwork(message), Mode::WireGuard, Some(to)) =
-                (result, peer.mode, peer.endpoint)
-            else {
+        for slot in 0..self.peers.len() {
+            let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { continue };
+            if peer.tunn.poll_timeout().is_none_or(|at| at > now) {
                 continue;
-            };
-            let space = out.reserve(Destination::Udp(to), Ecn::NotEct, 0, message.len());
-            space.copy_from_slice(message);
-            out.commit(message.len());
-        }
-    }
-}
-
-enum Received {
-    Packet(usize),
-    Answer { len: usize, kind: Option<u8> },
-    Nothing,
-}
-
-/// Sends what was queued while there was no session.
-fn drain(peer: &mut Peer, out: &mut Outbox) {
-    let Some(endpoint) = peer.endpoint else { return };
-    // What is queued passed the check against the inner MTU when it was.
-    let space = usize::from(peer.path_mtu) + DATA_OVERHEAD + HANDSHAKE_LEN;
-    loop {
-        let space = out.reserve(Destination::Udp(endpoint), Ecn::NotEct, 0, space);
-        match peer.tunn.decapsulate(None, &[], space) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let len = datagram.len();
-                out.commit(len);
             }
-            _ => return,
+            peer.tunn.handle_timeout(now);
+            count_lost(peer);
+            if let Ok(slot) = Slot::try_from(slot) {
+                self.speak(slot, out);
+            }
         }
     }
 }
 
-fn reason_of(error: &WireGuardError) -> DropReason {
+fn send(out: &mut Outbox, to: SocketAddr, message: &[u8]) {
+    let way = Way::new(Destination::Udp(to), Ecn::NotEct);
+    let space = out.reserve(way, message.len(), message.len());
+    space.copy_from_slice(message);
+    out.commit(message.len());
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+fn reason_of(error: NoiseError) -> DropReason {
     match error {
-        WireGuardError::InvalidAeadTag => DropReason::BadTag,
-        WireGuardError::InvalidCounter | WireGuardError::DuplicateCounter => DropReason::Replay,
-        WireGuardError::WrongIndex
-        | WireGuardError::NoCurrentSession
-        | WireGuardError::ConnectionExpired => DropReason::UnknownPeer,
-        WireGuardError::UnderLoad => DropReason::RateLimited,
-        WireGuardError::InvalidPacket
-        | WireGuardError::IncorrectPacketLength
-        | WireGuardError::DestinationBufferTooSmall => DropReason::Malformed,
-        WireGuardError::UnexpectedPacket
-        | WireGuardError::WrongPacketType
-        | WireGuardError::WrongKey
-        | WireGuardError::InvalidTai64nTimestamp
-        | WireGuardError::WrongTai64nTimestamp
-        | WireGuardError::InvalidMac
-        | WireGuardError::LockFailed => DropReason::BadHandshake,
+        NoiseError::NoSession => DropReason::UnknownPeer,
+        NoiseError::Replay => DropReason::Replay,
+        NoiseError::Tag => DropReason::BadTag,
+        NoiseError::Handshake | NoiseError::Entropy => DropReason::BadHandshake,
     }
 }
