@@ -80,19 +80,19 @@ fn stranger() -> Vec<u8> {
     [step(0, &initiation), step(1, &response), step(1, &data)].concat()
 }
 
+fn reply_in_pieces() -> Vec<u8> {
+    let (direction, lane) = (Direction::Reply, Lane::Calls);
+    let back = |offset, data| Frame::Chunk { head: head(0, 1, 200), direction, lane, offset, data };
+    let tracked = |frame: Frame<'_>| step(3, &frames(&[frame]));
+    [tracked(back(128, &[3; 72])), pass(10), tracked(back(0, &[1; 128]))].concat()
+}
+
 fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
     let call = Frame::Call { head: head(0, 1, 5), data: b"hello" };
     let reply = Frame::Reply { head: head(0, 1, 3), status: Status::Done, data: b"yes" };
     let chunk = |sequence, offset, data| Frame::Chunk {
         head: head(1, sequence, 200),
         direction: Direction::Call,
-        lane: Lane::Calls,
-        offset,
-        data,
-    };
-    let back = |offset, data| Frame::Chunk {
-        head: head(0, 1, 200),
-        direction: Direction::Reply,
         lane: Lane::Calls,
         offset,
         data,
@@ -140,10 +140,7 @@ fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
             .concat(),
         ),
         ("reply-to-ours", [sealed(&[reply]), sealed(&[reply]), sealed(&[working])].concat()),
-        (
-            "reply-in-pieces",
-            [tracked(&[back(128, &[3; 72])]), pass(10), tracked(&[back(0, &[1; 128])])].concat(),
-        ),
+        ("reply-in-pieces", reply_in_pieces()),
         (
             "acknowledgements",
             [sealed(&[ack, ping, pong]), pass(20), sealed(&[ack]), pass(2000)].concat(),
