@@ -106,6 +106,17 @@ fn ipip_carries_packets_between_host_addresses() {
 }
 
 #[test]
+fn ip_udp_carries_packets_between_host_addresses() {
+    conet_testkit::privileged!(
+        Need::Tun,
+        Need::Program("ping"),
+        Need::Program("iperf3"),
+        Need::Program("tcpdump")
+    );
+    carries_packets("ip-udp", "UDP");
+}
+
+#[test]
 fn a_second_lab_is_refused_and_the_first_stays() {
     conet_testkit::privileged!(Need::Tun);
     let _lab = Lab::up("wireguard");

@@ -771,3 +771,45 @@ fn peers_that_would_contradict_each_other_are_refused_whole() {
     assert_eq!(core.remove_peer(two), Err(PeerError::Unknown(two)));
     core.set_endpoint(three, Some(address(2))).unwrap();
 }
+
+/// 10,000 peers with 100,000 prefixes: each packet finds its own, both ways.
+#[test]
+fn ten_thousand_peers_are_told_apart() {
+    const PEERS: u32 = 10_000;
+    let mut node = node(1);
+    let public = |n: u32| {
+        let mut bytes = [9; 32];
+        bytes[..4].copy_from_slice(&n.to_le_bytes());
+        PublicKey(bytes)
+    };
+    let endpoint = |n: u32| SocketAddr::from((std::net::Ipv4Addr::from(0xc633_0000 + n), 51820));
+    let prefix = |n: u32, i: u32| std::net::Ipv4Addr::from(0x0b00_0000 + (n * 10 + i) * 16);
+    let began = Instant::now();
+    for n in 0..PEERS {
+        let allowed = (0..10).map(|i| format!("{}/28", prefix(n, i)).parse().unwrap()).collect();
+        let peer = PeerConfig::new(public(n), Some(endpoint(n)), allowed);
+        node.core.add_peer(&PeerConfig { mode: Mode::IpUdp, ..peer }).unwrap();
+    }
+    println!("added in {:?}", began.elapsed());
+    let began = Instant::now();
+    for n in (0..PEERS).step_by(97) {
+        let there = prefix(n, n % 10).octets();
+        give(&mut node, packet_from([10, 77, 1, 2], there, Ecn::NotEct, b"x"));
+        node.step_device().unwrap();
+        let (to, _) = node.network.outgoing.pop_front().unwrap();
+        assert_eq!(to, Destination::Udp(endpoint(n)));
+        for (from, arrives) in [(n, 1), (n + 1, 0)] {
+            let bytes = packet_from(there, [10, 77, 1, 2], Ecn::NotEct, b"x");
+            let from = Some(endpoint(from % PEERS));
+            node.network.incoming.push_back(MemoryDatagram { from, ecn: Ecn::NotEct, bytes });
+            node.step_network().unwrap();
+            assert_eq!(taken(&mut node).len(), arrives);
+        }
+    }
+    println!("used in {:?}", began.elapsed());
+    node.step_time(Instant::now() + Duration::from_secs(1)).unwrap();
+    for n in (0..PEERS).step_by(2) {
+        node.core.remove_peer(public(n)).unwrap();
+    }
+    assert_eq!(node.core.peers().len(), 5000);
+}

@@ -51,6 +51,8 @@ impl OwnAddresses {
     }
 }
 
+/// Ways that are asked about at a time; each takes some microseconds.
+const WAYS: usize = 256;
 /// Longest inner packet: with any mode's overhead it is still one UDP datagram.
 const LONGEST: usize = 65_000;
 
@@ -77,6 +79,11 @@ pub struct Core {
     by_address: HashMap<Ipv4Addr, Slot>,
     /// Peers in ip-udp mode.
     by_endpoint: HashMap<SocketAddr, Slot>,
+    /// All peers, by the address that the configuration has: only to tell one in
+    /// another mode from a stranger.
+    by_host: HashMap<IpAddr, Slot>,
+    /// Where asking for ways goes on.
+    asked: usize,
     routes: Routes,
     own: OwnAddresses,
     drops: DropCounts,
@@ -106,6 +113,8 @@ impl Core {
             by_key: HashMap::new(),
             by_address: HashMap::new(),
             by_endpoint: HashMap::new(),
+            by_host: HashMap::new(),
+            asked: 0,
             routes: Routes::default(),
             own,
             drops: DropCounts::default(),
@@ -232,11 +241,19 @@ impl Core {
     }
 
     /// Asks `path_mtu` about the ways to all peers that were sent to since the last
-    /// time; what it does not know is what the configuration says.
+    /// time, some hundred at most; the next call goes on. What it does not know is what
+    /// the configuration says.
     pub fn ask_ways(&mut self, mut path_mtu: impl FnMut(Destination) -> Option<u16>) {
-        for peer in self.peers.iter_mut().flatten() {
+        let (mut left, count) = (WAYS, self.peers.len());
+        for _ in 0..count {
+            self.asked = (self.asked + 1) % count;
+            let Some(peer) = &mut self.peers[self.asked] else { continue };
             if let Some(way) = peer.take_way() {
                 peer.set_path_mtu(path_mtu(way));
+                left -= 1;
+                if left == 0 {
+                    return;
+                }
             }
         }
     }
@@ -373,6 +390,9 @@ impl Core {
         for &prefix in &peer.allowed {
             self.routes.insert(prefix, slot);
         }
+        if let Some(configured) = peer.configured {
+            self.by_host.insert(configured.ip().to_canonical(), slot);
+        }
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.insert(address, slot);
         }
@@ -387,6 +407,10 @@ impl Core {
         }
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.remove(&address);
+        }
+        let host = peer.configured.map(|configured| configured.ip().to_canonical());
+        if let Some(host) = host.filter(|host| self.by_host.get(host) == Some(&slot)) {
+            self.by_host.remove(&host);
         }
         self.forget_endpoint(slot, peer.endpoint);
     }
