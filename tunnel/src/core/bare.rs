@@ -147,7 +147,7 @@ impl Core {
     ) -> Option<Inner> {
         let found = self.by_endpoint.get(&from).copied();
         // Tell a peer in another mode from a stranger: the remedies differ.
-        let Some(slot) = found.or_else(|| self.by_host.get(&from.ip()).copied()) else {
+        let Some(slot) = found.or_else(|| self.at_host(from.ip())) else {
             self.drops.count(DropReason::UnknownPeer);
             return None;
         };
@@ -163,7 +163,7 @@ impl Core {
         let outer = IpView::new(datagram).map_err(|_| DropReason::Malformed)?;
         let IpAddr::V4(source) = outer.source() else { return Err(DropReason::Malformed) };
         let found = self.by_address.get(&source).copied();
-        let other = || self.by_host.get(&IpAddr::V4(source)).copied();
+        let other = || self.at_host(IpAddr::V4(source));
         found.or_else(other).ok_or(DropReason::UnknownPeer)
     }
 

@@ -18,7 +18,7 @@ mod replies;
 mod routes;
 mod wireguard;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ use crate::noise::{Gate, Identity};
 use crate::{Mode, Outgoing, PeerConfig, PeerError, PrivateKey, PublicKey};
 
 /// Session numbers have 24 bits for the peer.
-const MAX_PEERS: usize = 1 << 24;
+const MAX_PEERS: Slot = 1 << 24;
 
 impl OwnAddresses {
     /// Where an error about a packet comes from: the device. A host takes nothing from
@@ -79,9 +79,11 @@ pub struct Core {
     by_address: HashMap<Ipv4Addr, Slot>,
     /// Peers in ip-udp mode.
     by_endpoint: HashMap<SocketAddr, Slot>,
-    /// All peers, by the address that the configuration has: only to tell one in
-    /// another mode from a stranger.
-    by_host: HashMap<IpAddr, Slot>,
+    /// All peers, by the address that the configuration has: to refuse prefixes that
+    /// hold one, and to tell a peer in another mode from a stranger.
+    by_host: BTreeSet<(IpAddr, Slot)>,
+    /// Slots that were left.
+    free: BTreeSet<Slot>,
     /// Where asking for ways goes on.
     asked: usize,
     routes: Routes,
@@ -113,7 +115,8 @@ impl Core {
             by_key: HashMap::new(),
             by_address: HashMap::new(),
             by_endpoint: HashMap::new(),
-            by_host: HashMap::new(),
+            by_host: BTreeSet::new(),
+            free: BTreeSet::new(),
             asked: 0,
             routes: Routes::default(),
             own,
@@ -149,18 +152,17 @@ impl Core {
         if self.by_key.contains_key(&key) {
             return Err(PeerError::Duplicate(key));
         }
-        let free = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
-        let slot = Slot::try_from(free).ok().filter(|_| free < MAX_PEERS);
-        let slot = slot.ok_or(PeerError::TooMany)?;
+        let end = Slot::try_from(self.peers.len()).ok().filter(|&end| end < MAX_PEERS);
+        let slot = self.free.first().copied().or(end).ok_or(PeerError::TooMany)?;
         let peer = Peer::new(config, &self.us, slot, self.now);
         self.check_endpoint(slot, &peer)?;
         self.check_prefixes(slot, &peer.allowed, peer.configured)?;
-        if free == self.peers.len() {
+        if !self.free.remove(&slot) {
             self.peers.push(None);
         }
         self.by_key.insert(key, slot);
         self.index(slot, &peer);
-        self.peers[free] = Some(peer);
+        self.peers[slot as usize] = Some(peer);
         Ok(())
     }
 
@@ -172,6 +174,7 @@ impl Core {
         let slot = self.by_key.remove(&key).ok_or(PeerError::Unknown(key))?;
         if let Some(peer) = self.peers.get_mut(slot as usize).and_then(Option::take) {
             self.unindex(slot, &peer);
+            self.free.insert(slot);
         }
         Ok(())
     }
@@ -391,7 +394,7 @@ impl Core {
             self.routes.insert(prefix, slot);
         }
         if let Some(configured) = peer.configured {
-            self.by_host.insert(configured.ip().to_canonical(), slot);
+            self.by_host.insert((configured.ip().to_canonical(), slot));
         }
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.insert(address, slot);
@@ -408,9 +411,8 @@ impl Core {
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.remove(&address);
         }
-        let host = peer.configured.map(|configured| configured.ip().to_canonical());
-        if let Some(host) = host.filter(|host| self.by_host.get(host) == Some(&slot)) {
-            self.by_host.remove(&host);
+        if let Some(configured) = peer.configured {
+            self.by_host.remove(&(configured.ip().to_canonical(), slot));
         }
         self.forget_endpoint(slot, peer.endpoint);
     }
@@ -460,18 +462,20 @@ impl Core {
         allowed: &[IpNet],
         endpoint: Option<SocketAddr>,
     ) -> Result<(), PeerError> {
-        let others = || self.peers.iter().flatten();
-        let endpoints = others().filter_map(|p| p.configured).chain(endpoint);
-        for endpoint in endpoints.map(|e| e.ip().to_canonical()) {
-            if let Some(&prefix) = allowed.iter().find(|p| p.contains(&endpoint)) {
+        let endpoint = endpoint.map(|e| e.ip().to_canonical());
+        for &prefix in allowed {
+            let (first, last) = (prefix.network(), prefix.broadcast());
+            let within = self.by_host.range((first, 0)..=(last, Slot::MAX)).next();
+            let within = within.map(|&(host, _)| host).filter(|host| prefix.contains(host));
+            let own = endpoint.filter(|endpoint| prefix.contains(endpoint));
+            if let Some(endpoint) = within.or(own) {
                 return Err(PeerError::EndpointInside { prefix, endpoint });
             }
         }
-        if let Some(endpoint) = endpoint.map(|e| e.ip().to_canonical()) {
-            let taken = others().flat_map(|p| &p.allowed).find(|p| p.contains(&endpoint));
-            if let Some(&prefix) = taken {
-                return Err(PeerError::EndpointInside { prefix, endpoint });
-            }
+        if let Some(endpoint) = endpoint
+            && let Some(prefix) = self.routes.prefix_of(endpoint)
+        {
+            return Err(PeerError::EndpointInside { prefix, endpoint });
         }
         for &prefix in allowed {
             if let Some(other) = self.routes.owner_of_prefix(prefix).filter(|&o| o != slot) {
@@ -479,6 +483,11 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// The peer whose configured address it is, in whatever mode.
+    fn at_host(&self, host: IpAddr) -> Option<Slot> {
+        self.by_host.range((host, 0)..=(host, Slot::MAX)).next().map(|&(_, slot)| slot)
     }
 
     fn key_of(&self, slot: Slot) -> PublicKey {
