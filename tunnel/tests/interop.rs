@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{Scratch, config, ifname, inner, key, net, transfer, wire};
 use conet_netsys::{Route, Sysctl};
 use conet_testkit::{Need, privileged};
-use conet_tunnel::{Config, DEFAULT_MTU, Mode, PeerConfig};
+use conet_tunnel::{Config, DEFAULT_MTU, Mode, PeerConfig, PresharedKey};
 
 /// A foreign tunnel, ended with the test, also by a panic. Killed, it leaves its
 /// control socket behind.
@@ -80,7 +80,7 @@ fn works_with(program: &str, arguments: &[&str]) {
     for preshared in [true, false] {
         let [one, two] = wire();
         let mut ours = config(1, Mode::WireGuard);
-        let shared = preshared.then_some([7; 32]);
+        let shared = preshared.then_some(PresharedKey([7; 32]));
         ours.peers[0] = PeerConfig { preshared_key: shared, ..ours.peers[0].clone() };
         let megabytes = if preshared { 8 } else { 100 };
         let tunnel = one.start(Config { ..ours.clone() }).unwrap();

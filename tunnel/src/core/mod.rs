@@ -32,7 +32,7 @@ use self::peer::{LEAST_V6_MTU, Peer, canonical};
 pub use self::replies::Replies;
 use self::routes::{Routes, Slot};
 use crate::noise::{Gate, Identity};
-use crate::{Mode, Outgoing, PeerConfig, PeerError, PrivateKey, PublicKey};
+use crate::{Mode, Outgoing, PeerConfig, PeerError, PresharedKey, PrivateKey, PublicKey};
 
 /// Session numbers have 24 bits for the peer.
 const MAX_PEERS: Slot = 1 << 24;
@@ -230,11 +230,11 @@ impl Core {
     pub fn set_preshared_key(
         &mut self,
         key: PublicKey,
-        to: Option<[u8; 32]>,
+        to: Option<PresharedKey>,
     ) -> Result<(), PeerError> {
         let slot = *self.by_key.get(&key).ok_or(PeerError::Unknown(key))?;
         let peer = self.peers.get_mut(slot as usize).and_then(Option::as_mut);
-        peer.ok_or(PeerError::Unknown(key))?.tunn.set_preshared(&self.us, to);
+        peer.ok_or(PeerError::Unknown(key))?.tunn.set_preshared(&self.us, to.map(|key| key.0));
         Ok(())
     }
 
