@@ -4,6 +4,7 @@
 //! move_out:   READY? ─ clocks ─ rounds ─ freeze ─ the rest ─ PREPARED? ─ the deputy's registers ─ let go, it sends COMMIT
 //!             └──────────── anything fails: undo, the program goes on at home ─────────┘
 //! bring_home: interrupt the deputy ─ it asks the remote half ─ image back ─ HOME ─ clean up
+//! move_on:    rounds of the deputy's memory ─ as bring_home, but HELD ─ the rest ─ … as move_out
 //! ```
 //!
 //! COMMIT is the point of no return: before it the process lives at home, after it
@@ -20,10 +21,14 @@ mod home;
 mod install;
 mod mirror;
 mod out;
+mod relay;
+mod slices;
 mod tracker;
 
 pub use home::{bring_home, take_out};
 pub use out::{How, Method, Round, StopReason, move_out};
+pub use relay::{Relayed, Wish, move_on};
+pub use slices::slices;
 
 use crate::channel::{Channel, ChannelError};
 use crate::image::ImageError;
@@ -138,10 +143,15 @@ pub struct Moved {
 /// A process that has come home.
 #[derive(Clone, Copy, Debug)]
 pub struct Returned {
-    /// From asking until it was at home; of this it did not run for the transfer only.
+    /// From asking until it was at home.
     pub total: Duration,
-    /// Pages that came.
+    /// How much of this it did not run: from its last instruction away, by the clocks
+    /// that the two nodes have compared.
+    pub freeze: Duration,
+    /// Pages that came with it.
     pub pages: u64,
+    /// Pages that had come before, in slices.
+    pub sliced: u64,
     /// Pages of them that differed from what was at home.
     pub changed: u64,
     /// Whether only pages that were changed away came; otherwise, all that it had.

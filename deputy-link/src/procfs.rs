@@ -25,8 +25,21 @@ pub(crate) fn path(pid: Pid, file: &str) -> String {
     format!("/proc/{}/{file}", pid.as_raw_nonzero())
 }
 
-/// Reads `/proc/PID/maps`.
+/// Reads `/proc/PID/maps`, of a process that may run: the kernel gives it page by page,
+/// and a mapping that has grown between two of them may overlap with the one before
+/// (man 5 proc_pid_maps). Then it is read again.
 pub(crate) fn maps(pid: Pid) -> io::Result<Vec<Mapping>> {
+    const TRIES: u32 = 20;
+    for _ in 0..TRIES {
+        let mappings = maps_once(pid)?;
+        if mappings.windows(2).all(|pair| pair[0].end <= pair[1].start) {
+            return Ok(mappings);
+        }
+    }
+    Err(malformed("maps"))
+}
+
+fn maps_once(pid: Pid) -> io::Result<Vec<Mapping>> {
     let text = fs::read(path(pid, "maps"))?;
     text.split(|&b| b == b'\n')
         .filter(|line| !line.is_empty())

@@ -23,12 +23,17 @@ const ROLE: &str = "CONET_TEST_MOVES";
 fn the_mover() {
     let Ok(pid) = std::env::var(ROLE) else { return };
     let pid: u32 = pid.parse().unwrap();
-    let mut node = Node::new();
+    let (mut node, mut other) = (Node::new(), Node::new());
     loop {
         println!("begin");
         match node.take(pid) {
-            Ok(away) => {
+            Ok(mut away) => {
                 thread::sleep(Duration::from_micros(300));
+                // Where it is not there it is at home, or where it was.
+                if let Ok(Some(there)) = other.take_on(&away, pid).away {
+                    away = there;
+                    thread::sleep(Duration::from_micros(300));
+                }
                 if matches!(away.bring_home(pid), Err(mover::MoveError::Gone)) {
                     return;
                 }

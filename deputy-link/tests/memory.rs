@@ -77,6 +77,11 @@ fn travel(program: &str, args: &[&str], how: How, follows: bool) -> (u64, u64) {
         assert_eq!(away.moved.method == Method::Precopy, how == How::Precopy);
         rounds += away.moved.rounds.len() as u64;
         thread::sleep(Duration::from_millis(i % 5 * 11));
+        if i % 2 == 1 {
+            // It may end meanwhile.
+            let sliced = away.slices(pid).unwrap_or(0);
+            assert!(follows || sliced == 0);
+        }
         match away.bring_home(pid) {
             Ok(returned) => {
                 assert_eq!(returned.is_delta, follows);

@@ -18,9 +18,11 @@
 //! says the process itself.
 //!
 //! - `family`: children that programs make while they are away.
+//! - `direct`: from one node to another.
 //! - `home`: records of this node's programs.
 //! - `guests`: programs of others, in sandboxes here.
 
+mod direct;
 mod family;
 mod guests;
 mod home;

@@ -47,6 +47,11 @@ pub mod kind {
     pub const GONE: u32 = 12;
     /// Home → remote: a round of pre-copy is over. Remote → home: it is in place.
     pub const ROUND: u32 = 13;
+    /// Remote → home: a slice of what the program has changed follows, while it runs on:
+    /// [`AREAS`], [`PAGES`] and [`GONE`] up to [`END`], as in a delta. The body is the end
+    /// of its data segment (brk(2)); END's sequence is 1 where this was the last slice of
+    /// a round over all of its memory.
+    pub const SLICE: u32 = 14;
     /// Remote → home: a system call to run.
     pub const CALL: u32 = 16;
     /// Home → remote: its result.

@@ -8,7 +8,7 @@
 //!  Host{ticket, secret, …}  ─────────────►  admits, waits for the link
 //!  TCP: ticket, then sealed records ─────►  hands the socket to the sandbox
 //!  Branch{ticket, …}        ─────────────►  as Host, for a child of one that is there
-//!  Where{ticket}, Ring, Stop, Continue ──►
+//!  Where{ticket}, Ring, Slice, Stop, … ──►
 //!                        ◄─────────────── Ended{ticket, how}
 //! ```
 
@@ -92,6 +92,8 @@ pub enum Ask {
         /// Its wait status (man 2 wait), if the node saw it end.
         status: Option<u32>,
     },
+    /// Have it send home a slice of what the program has changed: [`Answer::Done`].
+    Slice(Ticket),
 }
 
 /// What is answered.

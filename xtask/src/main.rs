@@ -1,5 +1,5 @@
 //! Test and CI runners of the workspace: `cargo xtask test`, `cargo xtask ci`,
-//! `cargo xtask crossing`, `cargo xtask programs`.
+//! `cargo xtask crossing`, `cargo xtask programs`, `cargo xtask moves`.
 //!
 //! What it is not: part of what is shipped. It needs the Rust toolchain; as
 //! root on Debian it installs the programs that the tests use.
@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "usage: cargo xtask test [CARGO TEST ARGUMENTS…] | cargo xtask ci
-       cargo xtask crossing|programs [--seed N] [--hops N] [--seconds N]";
+       cargo xtask crossing|programs [--seed N] [--hops N] [--seconds N]
+       cargo xtask moves [--moves N] [--megabytes M] [--pages-per-second P] [--seed S] [--json]";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Some("test") => test_run::run(&args.collect::<Vec<_>>()).map(|counts| counts.verdict()),
         Some("ci") => ci::run(),
         Some("crossing") => crossing::CROSSING.run(&args.collect::<Vec<_>>()),
+        Some("moves") => crossing::MOVES.run(&args.collect::<Vec<_>>()),
         Some("programs") => crossing::PROGRAMS.run(&args.collect::<Vec<_>>()),
         _ => Err(USAGE.to_owned()),
     };

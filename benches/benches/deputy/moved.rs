@@ -10,7 +10,7 @@ use conet_deputy_link::mover::How;
 use conet_deputy_link::{LinkSecret, Ticket, life, mover};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn secrets(cipher: Cipher, generation: u8) -> (LinkSecret, LinkSecret) {
 
 impl Node {
     pub(crate) fn new() -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = life::listen((Ipv4Addr::LOCALHOST, 0).into())?;
         Ok(Self { directory: tempfile::tempdir()?, listener, generation: 0 })
     }
 
@@ -56,7 +56,7 @@ impl Node {
         self.generation = self.generation.wrapping_add(1);
         let (home, remote) = secrets(cipher, self.generation);
         let socket = self.directory.path().join("warden");
-        let stream = TcpStream::connect(self.listener.local_addr()?)?;
+        let stream = life::connect(self.listener.local_addr()?, PATIENCE)?;
         let (link, _) = self.listener.accept()?;
         // As both nodes do.
         life::keep_alive(&stream, PATIENCE)?;

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+pub(crate) mod scene;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
@@ -55,17 +57,29 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() ->
     begin.elapsed()
 }
 
-/// A lab of two hosts that this test made; removed when dropped.
+/// A lab that this test made; removed when dropped.
 pub(crate) struct Lab {
+    hosts: u32,
     _alone: Exclusive,
 }
 
 impl Lab {
+    /// Of two hosts.
     pub(crate) fn up(mode: &str) -> Self {
+        Self::of(2, mode)
+    }
+
+    pub(crate) fn of(hosts: u32, mode: &str) -> Self {
         let alone = exclusive();
         // Only a lab that came up is ours to remove.
-        ok(&conet(&["lab", "up", "--hosts", "2", "--guests", "1", "--mode", mode]));
-        Self { _alone: alone }
+        let count = hosts.to_string();
+        ok(&conet(&["lab", "up", "--hosts", &count, "--guests", "1", "--mode", mode]));
+        Self { hosts, _alone: alone }
+    }
+
+    /// Names of its hosts.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        (1..=self.hosts).map(|number| format!("conet-h{number}")).collect()
     }
 
     pub(crate) fn exec(host: &str, command: &[&str]) -> Output {
@@ -121,7 +135,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for host in ["conet-h1", "conet-h2"] {
+            for host in self.hosts() {
                 let log = fs::read_to_string(format!("/run/conet-lab/{host}.log"));
                 eprintln!("--- {host}\n{}", log.unwrap_or_default());
             }

@@ -63,12 +63,8 @@ pub(crate) fn send_home(registers: &Registers, xsave: &[u8], leave: Leave) -> ! 
 fn send_all(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Broken> {
     send_head(registers, xsave, leave)?;
     let count = list_areas().ok_or(Broken::Forged)?;
+    send_areas(count)?;
     let (state, lists) = (sys::state(), sys::lists());
-    for chunk in lists.leaving[..count].chunks(AREAS_PER_FRAME) {
-        let bytes = chunk.as_bytes();
-        state.link.body()[..bytes.len()].copy_from_slice(bytes);
-        state.link.send(kind::AREAS, 0, bytes.len())?;
-    }
     let mut out = Outgoing::new();
     for area in &lists.leaving[..count] {
         let is_hidden = area.prot & READ == 0;
@@ -119,8 +115,19 @@ fn send_head(registers: &Registers, xsave: &[u8], leave: Leave) -> Result<(), Br
     state.link.send(kind::HEAD, 0, head.len() + len)
 }
 
-/// Lists what of this address space is the program's, into the state's areas.
-fn list_areas() -> Option<usize> {
+/// Sends the list that [`list_areas`] has made.
+pub(crate) fn send_areas(count: usize) -> Result<(), Broken> {
+    let link = &mut sys::state().link;
+    for chunk in sys::lists().leaving[..count].chunks(AREAS_PER_FRAME) {
+        let bytes = chunk.as_bytes();
+        link.body()[..bytes.len()].copy_from_slice(bytes);
+        link.send(kind::AREAS, 0, bytes.len())?;
+    }
+    Ok(())
+}
+
+/// Lists what of this address space is the program's, into the state's list of what is leaving.
+pub(crate) fn list_areas() -> Option<usize> {
     let (maps, tracks) = (sys::state().remote.maps, sys::state().remote.tracks);
     let lists = sys::lists();
     let held = &lists.present[..lists.present_count];
@@ -218,20 +225,20 @@ fn send_changes(area: &Area, out: &mut Outgoing) -> Result<(), Broken> {
 }
 
 /// Pages on their way: gathered until a frame is full.
-struct Outgoing {
-    batch: PageBatch,
+pub(crate) struct Outgoing {
+    pub(crate) batch: PageBatch,
     gone: [PageRun; GONE_BATCH],
     gone_count: usize,
-    sent: u64,
+    pub(crate) sent: u64,
 }
 
 impl Outgoing {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         let none = PageRun { addr: 0, count: 0 };
         Self { batch: PageBatch::new(), gone: [none; GONE_BATCH], gone_count: 0, sent: 0 }
     }
 
-    fn send(&mut self, mut run: PageRun) -> Result<(), Broken> {
+    pub(crate) fn send(&mut self, mut run: PageRun) -> Result<(), Broken> {
         self.flush_gone()?;
         while run.count > 0 {
             let taken = self.batch.push(run);
@@ -243,7 +250,7 @@ impl Outgoing {
         Ok(())
     }
 
-    fn gone(&mut self, run: PageRun) -> Result<(), Broken> {
+    pub(crate) fn gone(&mut self, run: PageRun) -> Result<(), Broken> {
         self.flush_pages()?;
         if self.gone_count == GONE_BATCH {
             self.flush_gone()?;
@@ -253,7 +260,7 @@ impl Outgoing {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), Broken> {
+    pub(crate) fn flush(&mut self) -> Result<(), Broken> {
         self.flush_gone()?;
         self.flush_pages()
     }

@@ -5,7 +5,7 @@
 //!    │  interrupted, or the image comes by itself
 //!    ▼
 //! COMING ─ END ─► (FINISHING: a pending call ends) ─► HOME: the program goes on
-//!    │
+//!    │                                             └─► HELD: its mover takes it on
 //!    └ link ends or lies ─► LOST: the process ends by SIGKILL
 //! ```
 //!
@@ -19,10 +19,10 @@ use crate::link::{self, Broken, Frame, Keys};
 use crate::restore::{self, Incoming, Side};
 use crate::sys;
 use conet_deputy_core::boot::{
-    ABORTED, BOOT, BROKEN_OFF, Boot, COUNTS, COUNTS_LEN, Count, PARKED, PENDING, Pending, STATUS,
-    Status, fault, phase,
+    ABORTED, BOOT, BROKEN_OFF, Boot, COUNTS, COUNTS_LEN, Count, HOLD_MS, PARKED, PENDING, Pending,
+    STATE, STATUS, Status, fault, phase,
 };
-use conet_wire::image::{Commit, Head, REGION, REGION_LEN, reason};
+use conet_wire::image::{Commit, Head, MemoryMap, REGION, REGION_LEN, reason};
 use conet_wire::link::{
     ComeHome, Exit, MAX_DESCS, PLACE_BUFFER, ParsedRequest, ReplyHead, direction, kind, output_len,
     padded, parse_request,
@@ -150,6 +150,7 @@ impl Deputy {
                 let exit = Exit::read_from_prefix(link.received(&frame));
                 sys::exit(exit.map_or(255, |(exit, _)| exit.status));
             }
+            kind::SLICE => take_slice(&frame),
             kind::HEAD => self.take_home(Some(&frame)),
             _ => lost(fault::PROTOCOL, u64::from(frame.header.kind)),
         }
@@ -294,6 +295,7 @@ impl Deputy {
             match frame.header.kind {
                 // It was sent before COME_HOME was seen; it is issued again.
                 kind::CALL | kind::EXEC | kind::EXEC_DATA | kind::FORK => {}
+                kind::SLICE => take_slice(&frame),
                 kind::EXIT => {
                     status.phase = phase::EXITING;
                     let exit = Exit::read_from_prefix(sys::state().link.received(&frame));
@@ -347,6 +349,13 @@ impl Deputy {
             registers.rip = registers.rip.wrapping_add(2);
             registers.rax = (-4i64).cast_unsigned(); // EINTR
         }
+        status.frozen = sys::clock(nr::CLOCK_MONOTONIC)
+            .saturating_sub(head.clocks.monotonic)
+            .max(0)
+            .cast_unsigned();
+        if status.hold == 1 {
+            hold(&Head { registers, pending: 0, ..head });
+        }
         // A child that the program makes before the daemon has tidied up must not
         // inherit the region (MADV_DONTFORK).
         sys::plain(nr::__NR_madvise, [REGION, REGION_LEN, 10, 0, 0, 0]);
@@ -370,6 +379,53 @@ impl Deputy {
         let flags = sys::action_flags(waiting.trailing_zeros() + 1);
         self.broken_off == ERESTARTNOHAND || flags & SA_RESTART == 0
     }
+}
+
+/// Takes a slice of what the program has changed; it runs on.
+fn take_slice(frame: &Frame) {
+    let body = sys::state().link.received(frame);
+    let Ok((brk, _)) = u64::read_from_prefix(body) else { lost(fault::PROTOCOL, 0) };
+    let head = Head { memory_map: MemoryMap { brk, ..MemoryMap::default() }, ..Head::default() };
+    let bytes = head.as_bytes();
+    sys::slice_mut(STATE, bytes.len()).copy_from_slice(bytes);
+    let mut incoming = Incoming::slice();
+    let is_last = loop {
+        match sys::state().link.receive(link::wait) {
+            Ok(frame) if handle(&mut incoming, &frame) => break frame.header.seq == 1,
+            Ok(_) => {}
+            Err(Broken::Forged) => lost(fault::FORGED, 0),
+            Err(_) => lost(fault::END, 0),
+        }
+    };
+    let status = status();
+    status.slices += 1;
+    status.sliced += incoming.pages().0;
+    status.rounds += u64::from(is_last);
+}
+
+/// Waits for the mover that takes the program on to another node: with new registers it
+/// is a deputy again. Comes back where nobody does, and the program runs here.
+///
+/// Not where a handler is due: it runs at home.
+fn hold(head: &Head) {
+    const STEP_MS: u32 = 5;
+    if sys::pending_signals() & head.handled & !head.blocked != 0 {
+        return;
+    }
+    let bytes = head.as_bytes();
+    sys::slice_mut(STATE, bytes.len()).copy_from_slice(bytes);
+    sys::slice_mut(PENDING, size_of::<Pending>()).fill(0);
+    sys::set_mask(head.blocked | head.handled);
+    status().phase = phase::HELD;
+    for _ in 0..HOLD_MS / STEP_MS {
+        sys::poll(&mut [], STEP_MS.cast_signed());
+        if status().hold == 0 {
+            break;
+        }
+    }
+    // From here on nobody takes it: what follows is done for a program that runs here.
+    status().phase = phase::HOME;
+    sys::set_mask(u64::MAX);
 }
 
 fn handle(incoming: &mut Incoming, frame: &Frame) -> bool {

@@ -29,6 +29,7 @@ mod link;
 mod local;
 mod remote;
 mod restore;
+mod slice;
 mod sys;
 mod tracking;
 mod trap;

@@ -16,7 +16,7 @@ use crate::trap::{give_up, wait_for};
 use crate::{clock, sys, tracking};
 use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::family::MAX_REMOTES;
-use conet_deputy_core::boot::family::remote_fd::{self, LINK, MAPS, PAGEMAP, PROC, WARDEN};
+use conet_deputy_core::boot::family::remote_fd::{self, LINK, MAPS, PAGEMAP, PROC, UFFD, WARDEN};
 use conet_deputy_core::boot::{BOOT, Launch, VDSO, host_fd};
 use conet_deputy_core::filter::{AgentDescriptors, Program};
 use conet_deputy_core::marshal::Signals;
@@ -194,6 +194,7 @@ fn confine(head: &Head) -> Result<(), Refusal> {
         link: number(LINK),
         maps: number(MAPS),
         pagemap: number(PAGEMAP),
+        userfault: number(UFFD),
         warden: number(WARDEN),
         proc: number(PROC),
         names: sys::own_names(),

@@ -110,6 +110,11 @@ impl Incoming {
         }
     }
 
+    /// A slice of what has changed, which has no head of its own.
+    pub(crate) const fn slice() -> Self {
+        Self { has_head: true, is_delta: true, ..Self::new(Side::Home) }
+    }
+
     /// Pages that came, and how many of them differed from what was there.
     pub(crate) const fn pages(&self) -> (u64, u64) {
         (self.pages, self.changed)

@@ -52,6 +52,25 @@ pub(crate) fn register() {
     }
 }
 
+/// Registers what is new, among these areas; false where what it holds could not be told
+/// from what it held before.
+pub(crate) fn register_new(areas: &[Area]) -> bool {
+    const TRIES: u32 = 3;
+    register();
+    let new = areas.iter().filter(|area| area.flags & area_flags::NEW != 0);
+    new.copied().all(|area| {
+        (0..TRIES).any(|_| {
+            let mut is_clean = true;
+            let told = scan(Purpose::Protected, &area, |region| {
+                is_clean = false;
+                sys::release_written(UFFD, (region.start, region.end));
+                Some(())
+            });
+            told.is_some() && is_clean
+        })
+    })
+}
+
 /// From here on, what all areas hold is what they held now.
 pub(crate) fn arm() {
     register();
@@ -70,12 +89,16 @@ pub(crate) fn arm_range(start: u64, end: u64) {
 
 /// Calls `each` for what may have changed in an area; `None` if that is not known, or
 /// `each` gives up.
-pub(crate) fn changes(area: &Area, mut each: impl FnMut(&Region) -> Option<()>) -> Option<()> {
+pub(crate) fn changes(area: &Area, each: impl FnMut(&Region) -> Option<()>) -> Option<()> {
+    scan(Purpose::Changes, area, each)
+}
+
+fn scan(purpose: Purpose, area: &Area, mut each: impl FnMut(&Region) -> Option<()>) -> Option<()> {
     let pagemap = sys::state().remote.pagemap;
     let mut regions = [Region { start: 0, end: 0, categories: 0 }; BATCH];
     let mut at = area.start;
     while at < area.end {
-        let (found, reached) = sys::scan(pagemap, Purpose::Changes, (at, area.end), &mut regions);
+        let (found, reached) = sys::scan(pagemap, purpose, (at, area.end), &mut regions);
         let found = usize::try_from(found).ok()?;
         regions.get(..found)?.iter().try_for_each(&mut each)?;
         if reached <= at {

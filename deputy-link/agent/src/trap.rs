@@ -5,6 +5,7 @@
 //!                   ├─ forward ─► CALL on the link, wait for REPLY
 //!                   └─ no line ─► go home; the call runs there
 //! SIGURG ─ the warden rings: a frame is on the link
+//! SIGWINCH ─ the warden asks for a slice: sent home, and the program goes on
 //! SIGSEGV, … ─ go home; the fault happens again there, natively
 //! ```
 //!
@@ -14,7 +15,7 @@
 use crate::capture::{self, Leave};
 use crate::link::{Broken, Frame};
 use crate::sys::{self, Context, Program};
-use crate::{branch, clock, local};
+use crate::{branch, clock, local, slice};
 use conet_deputy_core::marshal::{self, NotForwarded, Plan, Signals};
 use conet_deputy_core::table::{self, Class, Local};
 use conet_wire::image::{Clocks, reason};
@@ -53,6 +54,8 @@ pub(crate) struct Remote {
     pub(crate) is_timed: bool,
     /// How long the last one took, in nanoseconds, where it was timed.
     pub(crate) took: u64,
+    /// Where the next slice begins.
+    pub(crate) slice_at: u64,
 }
 
 impl Remote {
@@ -71,6 +74,7 @@ impl Remote {
             depth: 0,
             is_timed: false,
             took: 0,
+            slice_at: 0,
         }
     }
 }
@@ -156,6 +160,14 @@ pub(crate) fn on_bell(context: &mut Context) {
             give_up();
         }
         Some(sys::Inside::Midst) => sys::stop_at_return(context),
+    }
+}
+
+/// The warden asks for a slice of what the program has changed.
+pub(crate) fn on_slice() {
+    // Whoever goes home takes all along.
+    if !sys::state().remote.asked && slice::send().is_err() {
+        give_up();
     }
 }
 

@@ -24,6 +24,7 @@ const SIGKILL: u32 = 9;
 const SIGCONT: u32 = 18;
 const SIGSTOP: u32 = 19;
 const SIGURG: u32 = 23;
+const SIGWINCH: u32 = 28;
 const WNOHANG: u32 = 1;
 const POLLIN: u16 = 1;
 const DONT_WAIT: u32 = 0x40;
@@ -287,6 +288,7 @@ impl Warden {
             word::STOP => SIGSTOP,
             word::CONTINUE => SIGCONT,
             word::KILL => SIGKILL,
+            word::SLICE => SIGWINCH,
             word::BRANCH if link >= 0 => {
                 self.branch(&command, link);
                 return;

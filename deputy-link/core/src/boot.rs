@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The daemon reads and writes through `/proc/PID/mem`, so each field is written
-//! by one side only while the deputy runs; [`Status::interrupt`] and
-//! [`Status::is_timed`] are the daemon's.
+//! by one side only while the deputy runs; [`Status::interrupt`],
+//! [`Status::is_timed`] and [`Status::hold`] are the daemon's.
 
 pub mod family;
 
@@ -82,6 +82,10 @@ pub const BROKEN_OFF: i64 = -3500;
 /// (`-ERESTART_RESTARTBLOCK`); `restart_syscall(2)` continues it.
 pub const PARKED: i64 = -4001;
 
+/// How long a program that is to go on to another node is held for its mover, in
+/// milliseconds. A mover takes it within one or two; one that does not come has died.
+pub const HOLD_MS: u32 = 1000;
+
 /// [`Status::phase`].
 pub mod phase {
     /// The region is being prepared; the program still runs here.
@@ -100,6 +104,9 @@ pub mod phase {
     pub const LOST: u32 = 5;
     /// The program called `exit_group`.
     pub const EXITING: u32 = 6;
+    /// The program is here, complete, and waits to be taken to another node. Its state
+    /// is at [`super::STATE`]; where nobody takes it within [`super::HOLD_MS`] it runs.
+    pub const HELD: u32 = 8;
 }
 
 /// Why a deputy gave up; [`Status::fault`].
@@ -229,6 +236,8 @@ pub mod warden {
     pub const KILL: u32 = 4;
     /// To the warden: the remote is about to divide, and this is its child's link.
     pub const BRANCH: u32 = 5;
+    /// To the warden: have the remote send home a slice of what the program has changed.
+    pub const SLICE: u32 = 6;
     /// From the warden: the remote ended.
     pub const ENDED: u32 = 16;
     /// From the warden: this remote is here; on connection each of them, and each new one.
@@ -267,10 +276,23 @@ pub struct Status {
     pub is_timed: u32,
     /// 1 if only what had changed came home.
     pub is_delta: u32,
+    /// Set by the daemon: it goes on to another node, so hold it when it has come.
+    pub hold: u32,
+    /// How long the program did not run when it came home, by the clocks of home as the
+    /// remote half reads them, in nanoseconds.
+    pub frozen: u64,
+    /// Slices of what was changed away that have come while the program ran there.
+    pub slices: u64,
+    /// Pages in them.
+    pub sliced: u64,
+    /// How often a round of slices was complete.
+    pub rounds: u64,
     /// While the other half shares its memory with another's, as after `vfork`: that
     /// one's process id, as the process sees it; else 0. It must not come home then,
     /// or it would share it no more.
     pub shares: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What is known of one system call, at [`COUNTS`].

@@ -19,7 +19,7 @@
 //! Sources: man 2 seccomp, linux/seccomp.h, linux/bpf_common.h.
 
 use crate::boot::family::remote_fd;
-use crate::scan::PAGEMAP_SCAN;
+use crate::scan::{PAGEMAP_SCAN, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT};
 use conet_wire::family::clone;
 use conet_wire::image::REGION;
 use linux_raw_sys::general as nr;
@@ -95,6 +95,8 @@ pub struct AgentDescriptors {
     pub maps: u32,
     /// `/proc/self/pagemap`.
     pub pagemap: u32,
+    /// The userfaultfd.
+    pub userfault: u32,
     /// To the warden.
     pub warden: u32,
     /// The host's `/proc`.
@@ -177,7 +179,7 @@ impl Program {
         self.on_descriptors(nr::__NR_lseek, &[fds.maps]);
         self.on_descriptors(nr::__NR_read, &[fds.maps]);
         self.on_descriptors(nr::__NR_pread64, &[fds.pagemap]);
-        self.scan(fds.pagemap);
+        self.tracking(fds);
         self.dividing(fds);
         for number in [nr::__NR_munmap, nr::__NR_mprotect, nr::__NR_madvise, nr::__NR_mincore] {
             self.away_from_region(number, KILL);
@@ -332,13 +334,19 @@ impl Program {
         self.ret(ALLOW);
     }
 
-    /// `ioctl(pagemap, PAGEMAP_SCAN, …)`: what has changed of the program's own memory.
-    fn scan(&mut self, pagemap: u32) {
-        self.push(JEQ, 0, 6, nr::__NR_ioctl);
+    /// `ioctl(pagemap, PAGEMAP_SCAN, …)`: what has changed of the program's own memory;
+    /// `ioctl(userfault, UFFDIO_REGISTER or UFFDIO_WRITEPROTECT, …)`: to learn it of what is
+    /// new.
+    fn tracking(&mut self, fds: AgentDescriptors) {
+        self.push(JEQ, 0, 10, nr::__NR_ioctl);
         self.load(arg_low(0));
-        self.push(JEQ, 0, 3, pagemap);
+        self.push(JEQ, 0, 2, fds.pagemap);
         self.load(arg_low(1));
-        self.push(JEQ, 0, 1, PAGEMAP_SCAN);
+        self.push(JEQ, 4, 5, PAGEMAP_SCAN);
+        self.push(JEQ, 0, 4, fds.userfault);
+        self.load(arg_low(1));
+        self.push(JEQ, 1, 0, UFFDIO_REGISTER);
+        self.push(JEQ, 0, 1, UFFDIO_WRITEPROTECT);
         self.ret(ALLOW);
         self.ret(KILL);
     }
@@ -374,8 +382,15 @@ mod tests {
     use conet_wire::image::REGION_LEN;
 
     const NAMES: [u64; 2] = [REGION + 0x2345, REGION + 0x2350];
-    const FDS: AgentDescriptors =
-        AgentDescriptors { link: 3, maps: 4, pagemap: 5, warden: 6, proc: 7, names: NAMES };
+    const FDS: AgentDescriptors = AgentDescriptors {
+        link: 3,
+        maps: 4,
+        pagemap: 5,
+        userfault: 8,
+        warden: 6,
+        proc: 7,
+        names: NAMES,
+    };
     const AGENT: u64 = REGION + 0x1234;
     const PROGRAM: u64 = 0x5555_0000_1000;
 
@@ -564,6 +579,15 @@ mod tests {
         assert_eq!(call(nr::__NR_ioctl, AGENT, [5, scan + 1, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_ioctl, AGENT, [0, scan, 0, 0, 0, 0]), KILL);
         assert_eq!(call(nr::__NR_ioctl, PROGRAM, [5, scan, 0, 0, 0, 0]), TRAP);
+        let register = u64::from(UFFDIO_REGISTER);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, register, 0, 0, 0, 0]), ALLOW);
+        let protect = u64::from(UFFDIO_WRITEPROTECT);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, protect, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(call(nr::__NR_ioctl, PROGRAM, [8, protect, 0, 0, 0, 0]), TRAP);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, register + 1, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [8, scan, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, AGENT, [5, register, 0, 0, 0, 0]), KILL);
+        assert_eq!(call(nr::__NR_ioctl, PROGRAM, [8, register, 0, 0, 0, 0]), TRAP);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x32, u64::MAX, 0]), ALLOW);
         assert_eq!(call(nr::__NR_mmap, AGENT, [0x1000, 4096, 3, 0x02, 3, 0]), KILL);
     }

@@ -101,6 +101,14 @@ impl Warden {
         self.command(warden::BELL, ticket)
     }
 
+    /// Has a remote send home a slice of what its program has changed.
+    ///
+    /// # Errors
+    /// When the warden is gone.
+    pub fn slice(&self, ticket: Ticket) -> io::Result<()> {
+        self.command(warden::SLICE, ticket)
+    }
+
     /// Stops a remote, as its home process is stopped.
     ///
     /// # Errors

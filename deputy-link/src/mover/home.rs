@@ -10,12 +10,17 @@ use conet_deputy_core::areas::Backing;
 use conet_deputy_core::boot::{self, STATUS, Status, entry, phase};
 use conet_wire::image::{REGION, REGION_LEN, overlaps_region};
 use rustix::process::Pid;
+use std::fs::File;
 use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// How often the bell is rung until the image comes.
 const BELL_PERIOD: Duration = Duration::from_millis(3);
+/// How often it is looked whether a program has come home.
+const HOME_PERIOD: Duration = Duration::from_micros(200);
+/// The same of one that is held and does not run until that is noticed.
+const HELD_PERIOD: Duration = Duration::from_micros(50);
 
 /// Brings a process home: interrupts its deputy and waits for the image. `ring` has
 /// the remote's warden ring the bell, for a program that computes without calls; it
@@ -26,25 +31,42 @@ const BELL_PERIOD: Duration = Duration::from_millis(3);
 /// is still away; [`MoveError::Locked`] while it shares another's memory, after `vfork`.
 pub fn bring_home(pid: Pid, mut ring: impl FnMut()) -> Result<Returned, MoveError> {
     let begin = Instant::now();
+    let status = fetch(pid, false, &mut ring)?;
+    let returned = Returned::new(&status, begin.elapsed());
+    take_out(pid);
+    Ok(returned)
+}
+
+impl Returned {
+    /// What the deputy says of a program that took `total` to come.
+    pub(super) fn new(status: &Status, total: Duration) -> Self {
+        Self {
+            total,
+            // The other node has a part in it, so it is not taken at its word.
+            freeze: Duration::from_nanos(status.frozen).min(total),
+            pages: status.pages,
+            sliced: status.sliced,
+            changed: status.changed,
+            is_delta: status.is_delta == 1,
+            calls: status.calls,
+        }
+    }
+}
+
+/// Has the program come home, where it is held if it is to go on; what its deputy then
+/// says. It may also run, where it was not to be held or could not.
+pub(super) fn fetch(pid: Pid, hold: bool, ring: &mut impl FnMut()) -> Result<Status, MoveError> {
+    let begin = Instant::now();
     if let Ok(Status { phase: phase::SERVING, shares: other @ 1.., .. }) = status(pid) {
         let other = i32::try_from(other).unwrap_or(0);
         return Err(MoveError::Locked(vec![Lock::SharedMemory(other)]));
     }
-    interrupt(pid)?;
+    interrupt(pid, hold)?;
     let mut last_ring: Option<Instant> = None;
     loop {
         let status = status(pid).map_err(gone)?;
         match status.phase {
-            phase::HOME | phase::FINISHING => {
-                take_out(pid);
-                return Ok(Returned {
-                    total: begin.elapsed(),
-                    pages: status.pages,
-                    changed: status.changed,
-                    is_delta: status.is_delta == 1,
-                    calls: status.calls,
-                });
-            }
+            phase::HOME | phase::FINISHING | phase::HELD => return Ok(status),
             phase::LOST => return Err(MoveError::Lost(fault_name(status.fault))),
             phase::SERVING if last_ring.is_none_or(|at| at.elapsed() > BELL_PERIOD) => {
                 ring();
@@ -53,17 +75,30 @@ pub fn bring_home(pid: Pid, mut ring: impl FnMut()) -> Result<Returned, MoveErro
             _ => {}
         }
         if begin.elapsed() > HOME_TIMEOUT {
+            let_go(pid);
             return Err(MoveError::Late);
         }
-        std::thread::sleep(Duration::from_micros(200));
+        std::thread::sleep(if hold { HELD_PERIOD } else { HOME_PERIOD });
     }
 }
 
+/// Has a program run at home that is held there, or would be when it comes.
+pub(super) fn let_go(pid: Pid) {
+    let hold = STATUS + offset_of!(Status, hold) as u64;
+    let memory = File::options().write(true).open(procfs::path(pid, "mem"));
+    // Where this fails it has ended. It would not be held for long in any case.
+    memory.and_then(|memory| memory.write_all_at(&0u32.to_le_bytes(), hold)).ok();
+}
+
 /// Makes the deputy ask for the program, wherever it is in its loop.
-fn interrupt(pid: Pid) -> Result<(), MoveError> {
+fn interrupt(pid: Pid, hold: bool) -> Result<(), MoveError> {
     let mut stopped = Stopped::new(pid)?;
-    let interrupt = STATUS + offset_of!(Status, interrupt) as u64;
-    stopped.memory().write_all_at(&1u32.to_le_bytes(), interrupt).map_err(MoveError::Process)?;
+    let write = |field: usize, value: u32| {
+        let at = STATUS + field as u64;
+        stopped.memory().write_all_at(&value.to_le_bytes(), at).map_err(MoveError::Process)
+    };
+    write(offset_of!(Status, hold), u32::from(hold))?;
+    write(offset_of!(Status, interrupt), 1)?;
     let regs = *stopped.regs();
     let at = regs.rip.wrapping_sub(agent::ENTRY);
     let target = match at {

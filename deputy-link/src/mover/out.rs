@@ -4,7 +4,7 @@ use super::clocks::compare_clocks;
 use super::install::{Install, close, deputy_regs, open_maps, pass, write_boot};
 use super::mirror::Mirror;
 use super::tracker::{Files, Target, Tracker};
-use super::{MoveError, Moved, expect, gone};
+use super::{MoveError, Moved, expect, gone, read_status};
 use crate::agent;
 use crate::channel::{Channel, ChannelError, LinkSecret};
 use crate::family::DeputyEnd;
@@ -13,7 +13,7 @@ use crate::locks::{Lock, Policy, Seen, locks, locks_of_stopped};
 use crate::sys::ptrace::{Stopped, TraceError, get_descriptor};
 use crate::sys::userfault::Userfault;
 use conet_deputy_core::areas::Backing;
-use conet_deputy_core::boot::entry;
+use conet_deputy_core::boot::{entry, phase};
 use conet_deputy_core::scan::UFFD_FLAGS;
 use conet_wire::image::{Clocks, End, overlaps_region};
 use conet_wire::link::kind;
@@ -26,11 +26,11 @@ use zerocopy::IntoBytes;
 /// How long the other node may take for one step of a move.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most rounds of pre-copy.
-const MAX_ROUNDS: usize = 5;
+pub(super) const MAX_ROUNDS: usize = 5;
 /// With so few pages, 256 KiB, another round is not worth it.
-const FEW_PAGES: u64 = 64;
+pub(super) const FEW_PAGES: u64 = 64;
 /// How often pre-copy begins anew where the program becomes another one (`execve`).
-const MAX_BEGINNINGS: u32 = 3;
+pub(super) const MAX_BEGINNINGS: u32 = 3;
 
 /// How a process is to be moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,35 +96,14 @@ pub fn move_out(
     line: &DeputyEnd,
 ) -> Result<Moved, MoveError> {
     let begin = Instant::now();
-    let mut channel = Channel::new(stream, secret);
-    channel.stream().set_nodelay(true).map_err(ChannelError::from)?;
-    channel.stream().set_read_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
-    // A peer that reads no more must not keep the process stopped.
-    channel.stream().set_write_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
-    channel.send(kind::HELLO, 0, &[])?;
-    expect(&mut channel, kind::READY)?;
-    let found = locks(pid, policy).map_err(gone)?;
-    if !found.is_empty() {
-        return Err(MoveError::Locked(found));
-    }
-    let offsets = compare_clocks(&mut channel)?;
-    let mut out = Out {
-        pid,
-        policy,
-        line,
-        channel,
-        offsets,
-        mirror: Mirror::new(),
-        rounds: Vec::new(),
-        pause: Duration::ZERO,
-    };
+    let mut out = Out::begin(pid, stream, secret, policy, line)?;
     let moved = out.run(how)?;
     Ok(Moved { total: begin.elapsed(), ..moved })
 }
 
 /// A move under way.
-struct Out<'a> {
-    pid: Pid,
+pub(super) struct Out<'a> {
+    pub(super) pid: Pid,
     policy: Policy,
     line: &'a DeputyEnd,
     channel: Channel,
@@ -134,9 +113,47 @@ struct Out<'a> {
     rounds: Vec<Round>,
     /// Stops other than the freeze.
     pause: Duration,
+    /// The program is at another node still, and it is its deputy that is stopped.
+    pub(super) is_away: bool,
+    /// When the program was stopped, where that was at another node.
+    pub(super) frozen: Option<Instant>,
 }
 
-impl Out<'_> {
+impl<'a> Out<'a> {
+    /// Meets the other node.
+    pub(super) fn begin(
+        pid: Pid,
+        stream: TcpStream,
+        secret: LinkSecret,
+        policy: Policy,
+        line: &'a DeputyEnd,
+    ) -> Result<Self, MoveError> {
+        let mut channel = Channel::new(stream, secret);
+        channel.stream().set_nodelay(true).map_err(ChannelError::from)?;
+        channel.stream().set_read_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
+        // A peer that reads no more must not keep the process stopped.
+        channel.stream().set_write_timeout(Some(STEP_TIMEOUT)).map_err(ChannelError::from)?;
+        channel.send(kind::HELLO, 0, &[])?;
+        expect(&mut channel, kind::READY)?;
+        let found = locks(pid, policy).map_err(gone)?;
+        if !found.is_empty() {
+            return Err(MoveError::Locked(found));
+        }
+        let offsets = compare_clocks(&mut channel)?;
+        Ok(Self {
+            pid,
+            policy,
+            line,
+            channel,
+            offsets,
+            mirror: Mirror::new(),
+            rounds: Vec::new(),
+            pause: Duration::ZERO,
+            is_away: false,
+            frozen: None,
+        })
+    }
+
     fn run(&mut self, how: How) -> Result<Moved, MoveError> {
         if how == How::Stop {
             return self.freeze(&Tracker::none(self.pid), Method::Stop(StopReason::Asked));
@@ -161,14 +178,14 @@ impl Out<'_> {
         self.stop_and_copy(StopReason::Replaced)
     }
 
-    fn stop_and_copy(&mut self, reason: StopReason) -> Result<Moved, MoveError> {
+    pub(super) fn stop_and_copy(&mut self, reason: StopReason) -> Result<Moved, MoveError> {
         tracing::debug!(pid = self.pid.as_raw_nonzero(), %reason, "no rounds of pre-copy");
         self.freeze(&Tracker::none(self.pid), Method::Stop(reason))
     }
 
     /// Stops the process for a moment and gives it a userfaultfd, of which it keeps
     /// nothing.
-    fn track(&mut self) -> Result<Result<(Tracker, Files), StopReason>, MoveError> {
+    pub(super) fn track(&mut self) -> Result<Result<(Tracker, Files), StopReason>, MoveError> {
         let (mut stopped, seen, begin) = self.stop()?;
         stopped.use_vdso(&seen.maps)?;
         let files = Files::open(self.pid)?;
@@ -197,7 +214,7 @@ impl Out<'_> {
     }
 
     /// Sends rounds while they are worth it; a reason where they cannot be trusted.
-    fn precopy(
+    pub(super) fn precopy(
         &mut self,
         tracker: &mut Tracker,
         files: &Files,
@@ -229,8 +246,8 @@ impl Out<'_> {
     }
 
     /// Stops the process where its state can be told: in its own code, or in a deputy
-    /// that waits for a call to end. Not in the vDSO, whose data the other node does not
-    /// have. Gives what it is, and when it was stopped.
+    /// that waits for a call to end, or holds it. Not in the vDSO, whose data the other
+    /// node does not have. Gives what it is, and when it was stopped.
     fn stop(&self) -> Result<(Stopped, Seen, Instant), MoveError> {
         /// A program that reads clocks all the time is found in the vDSO every time on
         /// processors that take interrupts at RDTSC: then it is led out.
@@ -241,7 +258,12 @@ impl Out<'_> {
             let mut stopped = Stopped::new(self.pid)?;
             let regs = stopped.regs();
             let waits = regs.rip == agent::ENTRY + entry::FINISH_END && is_to_restart(regs)
-                || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL;
+                || regs.rip == agent::ENTRY + entry::FINISH_SYSCALL
+                || is_held(&stopped);
+            if self.is_away {
+                let seen = self.look(&stopped)?;
+                return Ok((stopped, seen, begin));
+            }
             if waits || !overlaps_region(regs.rip, regs.rip + 1) {
                 let seen = self.look(&stopped)?;
                 let vdso = seen.maps.iter().find(|mapping| mapping.backing == Backing::Vdso);
@@ -270,7 +292,7 @@ impl Out<'_> {
     }
 
     /// Stops the process, sends the rest, and makes it the deputy of its remote half.
-    fn freeze(&mut self, tracker: &Tracker, method: Method) -> Result<Moved, MoveError> {
+    pub(super) fn freeze(&mut self, tracker: &Tracker, method: Method) -> Result<Moved, MoveError> {
         let (mut stopped, seen, frozen) = self.stop()?;
         let files = Files::open(self.pid)?;
         if method == Method::Precopy && !files.is_registered() {
@@ -292,7 +314,7 @@ impl Out<'_> {
         stopped.release()?;
         Ok(Moved {
             method,
-            freeze: frozen.elapsed(),
+            freeze: self.frozen.map_or(frozen, |at| at.min(frozen)).elapsed(),
             pause: self.pause,
             total: Duration::ZERO,
             rounds: std::mem::take(&mut self.rounds),
@@ -345,4 +367,11 @@ impl Out<'_> {
         }
         Ok(end)
     }
+}
+
+/// Whether a deputy holds the program, which has come from one node and goes to another.
+fn is_held(stopped: &Stopped) -> bool {
+    let rip = stopped.regs().rip;
+    overlaps_region(rip, rip + 1)
+        && read_status(stopped.memory()).is_ok_and(|status| status.phase == phase::HELD)
 }

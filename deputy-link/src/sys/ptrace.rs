@@ -10,7 +10,7 @@
 //! PTRACE_EVENT_STOP; arch/x86/kernel/signal.c for the restart of calls.
 
 use super::thunk;
-use crate::procfs::Mapping;
+use crate::procfs::{self, Mapping};
 use conet_deputy_core::areas::Backing;
 use rustix::process::Pid;
 use std::fs::File;
@@ -79,8 +79,29 @@ fn request(
     })
 }
 
-/// `waitpid(pid, __WALL)` on this thread.
+/// Whether this process is the parent of one that ended.
+fn is_ended_child(pid: Pid) -> bool {
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL;
+    let Ok(id) = libc::id_t::try_from(pid.as_raw_nonzero().get()) else { return false };
+    // SAFETY: a zeroed record is a valid value to be overwritten.
+    let mut info = unsafe { MaybeUninit::<libc::siginfo_t>::zeroed().assume_init() };
+    // SAFETY: `info` is one record.
+    while unsafe { libc::waitid(libc::P_PID, id, &raw mut info, options) } < 0 {
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return false;
+        }
+    }
+    let has_ended = matches!(info.si_code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
+    let me = i32::try_from(std::process::id()).unwrap_or(0);
+    has_ended && procfs::facts(pid).is_ok_and(|facts| facts.parent == me)
+}
+
+/// `waitpid(pid, __WALL)` on this thread; the status of a child of our own is left to
+/// whoever waits for it as its parent.
 fn wait(pid: Pid) -> Result<libc::c_int, TraceError> {
+    if is_ended_child(pid) {
+        return Err(TraceError::Gone);
+    }
     let mut status = 0;
     loop {
         // SAFETY: `status` is one int.
@@ -514,4 +535,22 @@ pub(crate) fn read_clock(clock: i32) -> Option<i64> {
     // SAFETY: zeroed at first, which is a valid value.
     let time = unsafe { time.assume_init() };
     (result == 0).then(|| time.tv_sec * 1_000_000_000 + time.tv_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever traces is asked first, also where it is the parent as well.
+    #[test]
+    fn the_status_of_a_child_that_ends_is_left_to_its_parent() {
+        for _ in 0..1000 {
+            let mut child = std::process::Command::new("false").spawn().unwrap();
+            let pid = Pid::from_child(&child);
+            while let Ok(stopped) = Stopped::new(pid) {
+                stopped.release().ok();
+            }
+            assert_eq!(child.wait().unwrap().code(), Some(1));
+        }
+    }
 }

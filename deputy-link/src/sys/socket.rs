@@ -1,12 +1,15 @@
 //! Options and state of a link's socket (man 7 tcp).
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{
-    set_socket_keepalive, set_tcp_congestion, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
-    set_tcp_user_timeout,
+    Timeout, set_socket_keepalive, set_socket_timeout, set_tcp_congestion, set_tcp_keepcnt,
+    set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 /// Beyond the time for which a link may be silent: until then its user decides.
@@ -22,6 +25,34 @@ const INT: libc::socklen_t = size_of::<i32>() as libc::socklen_t;
 #[allow(clippy::cast_possible_truncation, reason = "both are below 1 KiB")]
 const TCP_INFO: libc::socklen_t = size_of::<libc::tcp_info>() as libc::socklen_t;
 
+/// Has a socket that is not connected yet send as fast as its window allows, whatever the
+/// machine's default is. A paced one (BBR) sends an image as slowly as the calls went
+/// before it, whose answers took their time; and once it has begun, a socket goes on
+/// pacing whatever it is set to (`sk_pacing_status` in net/ipv4/tcp_bbr.c). Where the
+/// kernel has neither, the default does.
+pub(crate) fn unpaced(socket: BorrowedFd<'_>) {
+    for plain in ["cubic", "reno"] {
+        if set_tcp_congestion(socket, plain).is_ok() {
+            break;
+        }
+    }
+}
+
+/// A connection to `address`, unpaced from its beginning.
+pub(crate) fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    unpaced(socket.as_fd());
+    // It limits connect(2) as well (man 7 socket).
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    match rustix::net::connect(&socket, &address) {
+        Err(Errno::INPROGRESS | Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+        other => other?,
+    }
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(TcpStream::from(socket))
+}
+
 /// Has the kernel ask once a second whether the other end is there, and end the link
 /// when there was no answer for `timeout` and a margin.
 pub(crate) fn keep_alive(link: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
@@ -30,13 +61,6 @@ pub(crate) fn keep_alive(link: BorrowedFd<'_>, timeout: Duration) -> io::Result<
     set_tcp_keepintvl(link, RETRY)?;
     // The most there are; the time below counts.
     set_tcp_keepcnt(link, 127)?;
-    // A machine's default may pace what it sends, which only delays here. Where the
-    // kernel has neither, the default does.
-    for plain in ["cubic", "reno"] {
-        if set_tcp_congestion(link, plain).is_ok() {
-            break;
-        }
-    }
     // Where pauses double, the attempt after the network's return may come as late
     // again as it was away.
     let patience = if limit_retry(link) { timeout } else { timeout * 2 };

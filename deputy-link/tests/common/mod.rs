@@ -10,8 +10,8 @@ pub(crate) use family::{Blow, Fail, Family, Phase};
 
 use conet_deputy_link::hosting::{self, HostError, Hosted, Hosting, Warden};
 use conet_deputy_link::locks::Policy;
-use conet_deputy_link::mover::How;
-use conet_deputy_link::{LinkSecret, Status, Ticket, mover, phase};
+use conet_deputy_link::mover::{How, Wish};
+use conet_deputy_link::{LinkSecret, Status, Ticket, life, mover, phase};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use rustix::process::Pid;
 use std::io::{Read, Write};
@@ -51,7 +51,7 @@ pub(crate) struct Away {
 impl Node {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listener = life::listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         Self { directory, listener, generation: 0, how: How::default(), follows: true }
     }
 
@@ -118,26 +118,80 @@ impl Node {
         pid: u32,
         address: SocketAddr,
     ) -> Result<Away, mover::MoveError> {
+        for _ in 0..100 {
+            let (home, remote) = self.secrets();
+            let host = self.host(pid, remote);
+            let stream = life::connect(address, Duration::from_secs(10)).unwrap();
+            let family = Family::of(pid);
+            let shared = Arc::default();
+            // Held until the warden is known: the process may divide at once.
+            let mut knows = std::sync::Mutex::lock(&shared).unwrap();
+            let line = family.line(FIRST, Arc::clone(&shared));
+            let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how, &line);
+            let hosted = host.join().unwrap();
+            let (moved, hosted) = (moved?, hosted.unwrap());
+            if let Ok(warden) = self.warden() {
+                family.follow(warden.try_clone().unwrap());
+                *knows = Some((warden.try_clone().unwrap(), hosted));
+                drop(knows);
+                return Ok(Away { warden, hosted, moved, family, ticket: FIRST });
+            }
+            drop(knows);
+            // It has gone home again by itself, or ended.
+            wait_home(pid);
+        }
+        panic!("it never stays")
+    }
+}
+
+/// How a move from one of these nodes to another went.
+pub(crate) struct MovedOn {
+    /// It is here now; none where it has gone home again by itself.
+    pub(crate) away: Result<Option<Away>, mover::MoveError>,
+    /// It has left the first node.
+    pub(crate) returned: Option<mover::Returned>,
+    /// It has not run at home.
+    pub(crate) is_direct: bool,
+}
+
+impl Node {
+    /// Moves a process here that is at another node.
+    pub(crate) fn take_on(&mut self, from: &Away, pid: u32) -> MovedOn {
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
-        let stream = TcpStream::connect(address).unwrap();
-        let family = Family::of(pid);
+        let stream = life::connect(self.address(), Duration::from_secs(10)).unwrap();
+        let family = from.family.clone();
         let shared = Arc::default();
-        // Held until the warden is known: the process may divide at once.
         let mut knows = std::sync::Mutex::lock(&shared).unwrap();
         let line = family.line(FIRST, Arc::clone(&shared));
-        let moved = mover::move_out(as_pid(pid), stream, home, POLICY, self.how, &line);
+        // A program that has ended by itself has no warden any more.
+        let ask = |wish| drop(from.ask(wish));
+        let relayed = mover::move_on(as_pid(pid), stream, home, POLICY, self.how, &line, ask);
         let hosted = host.join().unwrap();
-        let moved = moved?;
-        let (hosted, warden) = (hosted.unwrap(), self.warden().unwrap());
-        family.follow(warden.try_clone().unwrap());
-        *knows = Some((warden.try_clone().unwrap(), hosted));
+        let away = relayed.moved.map(|moved| {
+            let (warden, hosted) = (self.warden().ok()?, hosted.unwrap());
+            family.follow(warden.try_clone().ok()?);
+            *knows = Some((warden.try_clone().ok()?, hosted));
+            Some(Away { warden, hosted, moved, family: family.clone(), ticket: FIRST })
+        });
         drop(knows);
-        Ok(Away { warden, hosted, moved, family, ticket: FIRST })
+        MovedOn { away, returned: relayed.returned, is_direct: relayed.is_direct }
     }
 }
 
 impl Away {
+    pub(crate) fn ask(&self, wish: Wish) -> std::io::Result<()> {
+        match wish {
+            Wish::Bell => self.warden.ring(self.ticket),
+            Wish::Slice => self.warden.slice(self.ticket),
+        }
+    }
+
+    /// Has what was changed here go home while the program runs; the pages.
+    pub(crate) fn slices(&self, pid: u32) -> Result<u64, mover::MoveError> {
+        mover::slices(as_pid(pid), || drop(self.ask(Wish::Slice)))
+    }
+
     pub(crate) fn bring_home(&self, pid: u32) -> Result<mover::Returned, mover::MoveError> {
         mover::bring_home(as_pid(pid), || {
             // A program that has ended by itself has no warden any more.

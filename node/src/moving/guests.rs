@@ -154,7 +154,7 @@ impl Guests {
     fn listen(&self) {
         let node = &self.node.config().node;
         let address = SocketAddr::new(node.address, node.port);
-        let listener = match TcpListener::bind(address) {
+        let listener = match life::listen(address) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%error, %address, "no process can come: cannot listen for links");
@@ -173,9 +173,11 @@ impl Guests {
             Ask::Branch { parent, ticket, root, cipher } => {
                 return self.admit_child(peer, *parent, *ticket, root, *cipher);
             }
-            Ask::Ring(ticket) | Ask::Stop(ticket) | Ask::Continue(ticket) | Ask::Where(ticket) => {
-                *ticket
-            }
+            Ask::Ring(ticket)
+            | Ask::Slice(ticket)
+            | Ask::Stop(ticket)
+            | Ask::Continue(ticket)
+            | Ask::Where(ticket) => *ticket,
             Ask::Ended { ticket, .. } => *ticket,
         };
         let Some(stay) = self.stays.get(&ticket).filter(|stay| stay.peer == peer.name) else {
@@ -190,6 +192,7 @@ impl Guests {
             }
             (_, None) => return Answer::Unknown,
             (Ask::Ring(_), Some(warden)) => warden.ring(ticket.0),
+            (Ask::Slice(_), Some(warden)) => warden.slice(ticket.0),
             (Ask::Stop(_), Some(warden)) => warden.stop(ticket.0),
             (Ask::Continue(_), Some(warden)) => warden.resume(ticket.0),
             _ => return Answer::Unknown,

@@ -35,8 +35,8 @@ pub(super) struct Record {
     pub(super) place: Place,
     /// The node it is at, and the name of its stay there.
     pub(super) stay: Option<(String, Ticket)>,
-    /// The same of where it is to go. From one node to another it passes by home, so
-    /// that a daemon which ends meanwhile leaves a program that is at either.
+    /// The same of where it is to go. From one node to another it is held at home for a
+    /// moment: a daemon that ends meanwhile leaves a program that is at either, or home.
     #[serde(default)]
     pub(super) next: Option<(String, Ticket)>,
     pub(super) remote_pid: Option<u32>,
@@ -397,7 +397,7 @@ impl Program {
         // What becomes another program has not been sent home for want of anything.
         record.sent_home += u64::from(status.is_some());
         record.calls += status.map_or(self.calls_now, |status| status.calls);
-        record.memory = status.map(|s| work::memory_home(s.pages, s.is_delta == 1));
+        record.memory = status.map(|s| work::memory_home(s.pages, s.sliced, s.is_delta == 1));
         self.is_home();
         self.calls_now = 0;
         self.has_region = true;
@@ -460,12 +460,15 @@ impl Program {
 
     /// Enters how a move went, and gives the answer to who asked for it.
     pub(super) fn settle(&mut self, outcome: Outcome, home: &str) -> Result<Moved, Failure> {
+        let has_left = outcome.returned.is_some() || self.record.stay.is_none();
         if let Some(returned) = outcome.returned {
             let record = &mut self.record;
-            record.hops += 1;
+            // A move from one node straight to another is one.
+            record.hops += u64::from(!outcome.is_direct);
             record.calls += returned.calls;
-            record.freeze_us = Some(work::micros(returned.total));
-            record.memory = Some(work::memory_home(returned.pages, returned.is_delta));
+            record.freeze_us = Some(work::micros(returned.freeze));
+            record.memory =
+                Some(work::memory_home(returned.pages, returned.sliced, returned.is_delta));
             self.calls_now = 0;
             self.has_region = true;
             if let Some(why) = outcome.why {
@@ -488,8 +491,12 @@ impl Program {
             (self.told_stopped, self.unknown) = (Some(false), 0);
             self.next_check = Instant::now() + CHECK_PERIOD;
         } else if outcome.is_still_away {
-            self.record.place = Place::Away;
-            self.record.next = None;
+            let record = &mut self.record;
+            record.place = Place::Away;
+            let next = record.next.take();
+            if has_left {
+                record.stay = next;
+            }
         } else {
             self.is_home();
         }

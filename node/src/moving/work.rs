@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use conet_deputy_link::family::DeputyEnd;
 use conet_deputy_link::locks::{Lock, Policy};
-use conet_deputy_link::mover::{self, Method, MoveError, Moved, Returned, Round};
+use conet_deputy_link::mover::{self, Method, MoveError, Moved, Returned, Round, Wish};
 use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::control::{Failure, How, MemoryMoved, MoveMethod, MoveRound, Reason};
@@ -17,7 +18,7 @@ use conet_wire::moving::{Answer, Ask, Root, Ticket};
 use rustix::process::Pid;
 
 use super::home::Record;
-use super::{Event, family};
+use super::{Event, direct, family};
 use crate::config::{Config, PeerConfig};
 use crate::control::Responder;
 use crate::daemon::NodeHandle;
@@ -63,6 +64,8 @@ pub struct Outcome {
     pub(super) returned: Option<Returned>,
     /// It went out.
     pub(super) out: Option<Out>,
+    /// It went from one node straight to another.
+    pub(super) is_direct: bool,
     /// It is where it was, away.
     pub(super) is_still_away: bool,
     pub(super) why: Option<Reason>,
@@ -98,12 +101,12 @@ pub(super) fn memory_out(moved: &Moved) -> MemoryMoved {
 }
 
 /// How memory came home, as it is told.
-pub(super) fn memory_home(pages: u64, is_delta: bool) -> MemoryMoved {
+pub(super) fn memory_home(pages: u64, sliced: u64, is_delta: bool) -> MemoryMoved {
     MemoryMoved {
         method: if is_delta { MoveMethod::Changes } else { MoveMethod::All },
         why: (!is_delta).then(|| "it is not known what was changed there".to_owned()),
         rounds: Vec::new(),
-        pages,
+        pages: pages + sliced,
         held_pages: pages,
         pause_us: 0,
     }
@@ -235,6 +238,7 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
     let mut outcome = Outcome {
         returned: None,
         out: None,
+        is_direct: false,
         is_still_away: false,
         why: job.why.clone(),
         is_unasked: answer.is_none(),
@@ -242,14 +246,14 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
         total: Duration::ZERO,
     };
     let result = (|| {
+        if let (true, Some(to)) = (is_away(job.pid), &job.to) {
+            return direct::move_on(node, &job, to, answer, &mut outcome);
+        }
         if is_away(job.pid) {
             tell_progress(answer, "home", "asking it home");
             match bring_home(node, &job) {
                 Ok(returned) => outcome.returned = Some(returned),
-                Err(error) => {
-                    outcome.is_still_away = is_away(job.pid);
-                    return Err(failure(job.pid, &error));
-                }
+                Err(error) => return Err(failure(job.pid, &error)),
             }
         }
         if let Some(to) = &job.to {
@@ -257,6 +261,7 @@ fn run(node: &NodeHandle<Event>, job: Job, answer: Option<&Responder>) -> Outcom
         }
         Ok(())
     })();
+    outcome.is_still_away = result.is_err() && is_away(job.pid);
     outcome.failure = result.err();
     outcome.total = begin.elapsed();
     outcome
@@ -270,14 +275,14 @@ pub(super) fn is_away(pid: u32) -> bool {
     })
 }
 
-fn tell_progress(answer: Option<&Responder>, phase: &str, detail: impl Into<String>) {
+pub(super) fn tell_progress(answer: Option<&Responder>, phase: &str, detail: impl Into<String>) {
     if let Some(answer) = answer {
         answer.progress(phase, detail);
     }
 }
 
 /// What a failed move is to the user.
-fn failure(pid: u32, error: &MoveError) -> Failure {
+pub(super) fn failure(pid: u32, error: &MoveError) -> Failure {
     let (code, remedy) = match error {
         MoveError::Locked(locks) => {
             (locks.first().map_or("locked", Lock::code), format!("see conet why {pid}"))
@@ -297,15 +302,36 @@ fn failure(pid: u32, error: &MoveError) -> Failure {
 
 fn bring_home(node: &NodeHandle<Event>, job: &Job) -> Result<Returned, MoveError> {
     let pid = as_pid(job.pid).ok_or(MoveError::Gone)?;
-    let ring = || {
-        if let Some((peer, ticket)) = &job.record.stay
-            && let Err(error) = node.ask_peer(peer, Ask::Ring(*ticket).to_bytes(), RING_LIMIT)
-        {
-            // A program that makes calls comes without the bell.
-            tracing::debug!(%error, peer, "the bell could not be rung");
-        }
+    // A signal that waits for it should not wait for them.
+    if job.how == How::Precopy && job.why.is_none() {
+        mover::slices(pid, || ask_warden(node, job, Wish::Slice))?;
+    }
+    mover::bring_home(pid, || ask_warden(node, job, Wish::Bell))
+}
+
+/// Asks the warden of a program that is away for something.
+pub(super) fn ask_warden(node: &NodeHandle<Event>, job: &Job, wish: Wish) {
+    let Some((peer, ticket)) = &job.record.stay else { return };
+    let ask = match wish {
+        Wish::Bell => Ask::Ring(*ticket),
+        Wish::Slice => Ask::Slice(*ticket),
     };
-    mover::bring_home(pid, ring)
+    if let Err(error) = node.ask_peer(peer, ask.to_bytes(), RING_LIMIT) {
+        // A program that makes calls comes without the bell, and needs no slices.
+        tracing::debug!(%error, peer, ?wish, "a warden could not be asked");
+    }
+}
+
+/// What a mover needs to take a program to another node.
+#[derive(Debug)]
+pub(super) struct Passage {
+    pub(super) pid: Pid,
+    pub(super) stream: TcpStream,
+    pub(super) secret: LinkSecret,
+    pub(super) policy: Policy,
+    pub(super) how: mover::How,
+    /// For the deputy, to reach this daemon by.
+    pub(super) line: DeputyEnd,
 }
 
 fn move_out(
@@ -314,6 +340,19 @@ fn move_out(
     to: &str,
     answer: Option<&Responder>,
 ) -> Result<Out, Failure> {
+    let Passage { pid, stream, secret, policy, how, line } = prepare(node, job, to, answer)?;
+    let moved = mover::move_out(pid, stream, secret, policy, how, &line)
+        .map_err(|error| failure(job.pid, &error))?;
+    Ok(arrived(node, job, to, moved))
+}
+
+/// Asks a node to host the program, and makes its link.
+pub(super) fn prepare(
+    node: &NodeHandle<Event>,
+    job: &Job,
+    to: &str,
+    answer: Option<&Responder>,
+) -> Result<Passage, Failure> {
     let config = node.config();
     let peer = peer_that_hosts(config, to)?;
     let Some(address) = peer.endpoint else {
@@ -351,10 +390,13 @@ fn move_out(
     let line = family::attend(node, (to.to_owned(), job.ticket)).map_err(|error| {
         Failure::new("failed", format!("process {} did not move: {error}", job.pid), "try again")
     })?;
-    let moved = mover::move_out(pid, stream, secret, policy, how, &line)
-        .map_err(|error| failure(job.pid, &error))?;
+    Ok(Passage { pid, stream, secret, policy, how, line })
+}
+
+/// It is at the other node.
+pub(super) fn arrived(node: &NodeHandle<Event>, job: &Job, to: &str, moved: Moved) -> Out {
     let remote_pid = where_is(node, to, job);
-    Ok(Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved })
+    Out { node: to.to_owned(), ticket: job.ticket, remote_pid, moved }
 }
 
 /// What protects the links of processes that go to `peer`.
@@ -399,7 +441,7 @@ pub(super) fn connect(
     patience: Duration,
     limit: Duration,
 ) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    let mut stream = life::connect(address, limit)?;
     life::keep_alive(&stream, patience)?;
     io::Write::write_all(&mut stream, &ticket.0)?;
     Ok(stream)

@@ -4,7 +4,7 @@
 
 use conet_deputy_core::scan::{
     PAGEMAP_SCAN, Purpose, REGISTER_MODE_WP, Region, UFFD_API, UFFD_FLAGS, UFFDIO_API,
-    UFFDIO_REGISTER, protect_arg, scan_arg,
+    UFFDIO_REGISTER, UFFDIO_WRITEPROTECT, protect_arg, scan_arg,
 };
 use core::arch::asm;
 use linux_raw_sys::general as nr;
@@ -424,6 +424,14 @@ pub(crate) fn register(uffd: i32, start: u64, len: u64) -> i64 {
     let mut arg = [start, len, REGISTER_MODE_WP, 0];
     // SAFETY: `arg` has the size of struct uffdio_register.
     unsafe { raw(nr::__NR_ioctl, [fd(uffd), u64::from(UFFDIO_REGISTER), out(&mut arg), 0, 0, 0]) }
+}
+
+/// Takes protection and marks from a registered range.
+pub(crate) fn release_written(uffd: i32, (start, end): (u64, u64)) -> i64 {
+    let mut arg = [start, end - start, 0];
+    let request = u64::from(UFFDIO_WRITEPROTECT);
+    // SAFETY: `arg` has the size of struct uffdio_writeprotect.
+    unsafe { raw(nr::__NR_ioctl, [fd(uffd), request, out(&mut arg), 0, 0, 0]) }
 }
 
 /// How often the kernel has taken the processor from this process for others.

@@ -16,11 +16,13 @@ const SIGBUS: u32 = 7;
 const SIGFPE: u32 = 8;
 const SIGSEGV: u32 = 11;
 const SIGURG: u32 = 23;
+const SIGWINCH: u32 = 28;
 const SIGSYS: u32 = 31;
 
 const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SA_ONSTACK: u64 = 0x0800_0000;
+const SA_RESTART: u64 = 0x1000_0000;
 
 const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
 const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
@@ -207,9 +209,11 @@ pub(crate) fn take_signals() {
     alt_stack(Some(&stack_of(0)));
     let faults = 1 << (SIGSEGV - 1) | 1 << (SIGBUS - 1);
     let install = |signal: u32, handler: u64, mask: u64| {
+        // The one after which the program goes on where it was.
+        let restart = if signal == SIGWINCH { SA_RESTART } else { 0 };
         let action = Action {
             handler,
-            flags: SA_SIGINFO | SA_RESTORER | SA_ONSTACK,
+            flags: SA_SIGINFO | SA_RESTORER | SA_ONSTACK | restart,
             restorer: restorer as *const () as u64,
             mask,
         };
@@ -217,6 +221,7 @@ pub(crate) fn take_signals() {
     };
     install(SIGSYS, on_trap as *const () as u64, !faults);
     install(SIGURG, on_bell as *const () as u64, !faults);
+    install(SIGWINCH, on_slice as *const () as u64, !faults);
     for signal in [SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP] {
         install(signal, on_fault as *const () as u64, u64::MAX);
     }
@@ -237,6 +242,10 @@ extern "C" fn on_trap(_signal: i32, info: *const u8, context: *mut Context) {
 extern "C" fn on_bell(_signal: i32, _info: *const u8, context: *mut Context) {
     // SAFETY: as above.
     crate::trap::on_bell(unsafe { &mut *context });
+}
+
+extern "C" fn on_slice(_signal: i32, _info: *const u8, _context: *mut Context) {
+    crate::trap::on_slice();
 }
 
 extern "C" fn on_fault(signal: i32, info: *const u8, context: *mut Context) {

@@ -1,0 +1,57 @@
+//! What was changed away comes home in slices while the program runs, before it is
+//! stopped: then little is left.
+//!
+//! Each slice is asked for, so the remote half stands still for short times only, with
+//! times between them in which it runs. Where no slice comes (the program waits in a
+//! call, the other node is older, its kernel cannot tell what has changed), nothing is
+//! lost: what has not come comes with the program.
+
+use super::out::{FEW_PAGES, MAX_ROUNDS};
+use super::{MoveError, gone, status};
+use conet_deputy_core::boot::phase;
+use rustix::process::Pid;
+use std::time::{Duration, Instant};
+
+/// How long a slice may take to come. One takes some 0.5 ms, and a short call of the
+/// program's ends before.
+const PATIENCE: Duration = Duration::from_millis(30);
+/// How often it is looked whether one has.
+const PERIOD: Duration = Duration::from_micros(100);
+
+/// Has what the program has changed come home while it runs on, in rounds while they are
+/// worth it. `ask` asks its warden for a slice ([`crate::hosting::Warden::slice`]); it is
+/// called for each. Gives the pages that came.
+///
+/// # Errors
+/// [`MoveError::Gone`] where the process has ended.
+pub fn slices(pid: Pid, mut ask: impl FnMut()) -> Result<u64, MoveError> {
+    let begin = status(pid).map_err(gone)?;
+    let mut last = begin;
+    // Where the round under way has begun, and how many came in the one before.
+    let (mut from, mut before) = (begin, None);
+    while last.phase == phase::SERVING && last.rounds.wrapping_sub(begin.rounds) < MAX_ROUNDS as u64
+    {
+        ask();
+        let asked = Instant::now();
+        let seen = loop {
+            let seen = status(pid).map_err(gone)?;
+            if seen.slices != last.slices || seen.phase != phase::SERVING {
+                break seen;
+            }
+            if asked.elapsed() > PATIENCE {
+                return Ok(seen.sliced.wrapping_sub(begin.sliced));
+            }
+            std::thread::sleep(PERIOD);
+        };
+        last = seen;
+        if last.rounds != from.rounds {
+            let pages = last.sliced.wrapping_sub(from.sliced);
+            let makes_progress = before.is_none_or(|before| pages < before / 4 * 3);
+            if pages < FEW_PAGES || !makes_progress {
+                break;
+            }
+            (from, before) = (last, Some(pages));
+        }
+    }
+    Ok(last.sliced.wrapping_sub(begin.sliced))
+}
