@@ -129,3 +129,27 @@ fn gotatun_is_a_peer_like_any_other() {
     privileged!(Need::Tun, Need::Program("gotatun"), Need::Program("wg"), Need::Program("ip"));
     works_with("gotatun", &["--disable-drop-privileges"]);
 }
+
+#[test]
+#[ignore = "takes two minutes: the life of a session"]
+fn sessions_are_renewed_with_wireguard_go() {
+    privileged!(Need::Tun, Need::Program("wireguard-go"), Need::Program("wg"), Need::Program("ip"));
+    let [one, two] = wire();
+    let tunnel = one.start(config(1, Mode::WireGuard)).unwrap();
+    let _far = foreign(&two, "wireguard-go", &[], false);
+    let began = Instant::now();
+    let mut renewed = 0;
+    let mut age = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(128) {
+        transfer(&one, &two, inner(2), 1);
+        transfer(&two, &one, inner(1), 1);
+        let snapshot = tunnel.snapshot().unwrap();
+        let now = snapshot.peers[0].last_handshake.unwrap();
+        renewed += u32::from(now < age);
+        age = now;
+        let drops = snapshot.peers[0].drops.total() + snapshot.drops.total();
+        assert_eq!(drops, 0, "{snapshot:?}");
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(renewed, 1);
+}
