@@ -75,6 +75,30 @@ fn carries_packets(mode: &str, carrier: &str) {
     }
 }
 
+/// What is no message of any kind, sent to a host's tunnel.
+#[test]
+fn dropped_packets_are_told_by_their_reason() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("bash"));
+    let _lab = Lab::up("wireguard");
+    let send = "for i in 1 2 3; do echo zeros > /dev/udp/192.0.2.2/51820; done";
+    ok(&Lab::exec("conet-h1", &["bash", "-c", send]));
+    let began = std::time::Instant::now();
+    loop {
+        let status =
+            json(&ok(&Lab::exec("conet-h2", &[env!("CARGO_BIN_EXE_conet"), "status", "--json"])));
+        if status["drops"]["malformed"] == 3 {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{status}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let shown = ok(&Lab::exec("conet-h2", &[env!("CARGO_BIN_EXE_conet"), "status"]));
+    assert!(shown.contains("malformed 3"), "{shown}");
+    let peers =
+        json(&ok(&Lab::exec("conet-h2", &[env!("CARGO_BIN_EXE_conet"), "peers", "--json"])));
+    assert_eq!(peers["peers"][0]["path_mtu"], 1500, "{peers}");
+}
+
 /// tcpdump's own words for what it wrote, outer headers only.
 fn read_capture(bytes: &[u8]) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -103,6 +127,17 @@ fn ipip_carries_packets_between_host_addresses() {
         Need::Program("tcpdump")
     );
     carries_packets("ipip", "IP 10.77.");
+}
+
+#[test]
+fn ip_udp_carries_packets_between_host_addresses() {
+    conet_testkit::privileged!(
+        Need::Tun,
+        Need::Program("ping"),
+        Need::Program("iperf3"),
+        Need::Program("tcpdump")
+    );
+    carries_packets("ip-udp", "UDP");
 }
 
 #[test]

@@ -31,6 +31,7 @@
 //! # wireguard_endpoint = "…"        endpoint's address, port 51820, where absent
 //! # mode = "ipip"
 //! # persistent_keepalive = 25       seconds
+//! # preshared_key = "…"             as `wg genpsk` prints it; then this file is a secret
 //! allowed_ips = ["10.77.2.0/24"]
 //!
 //! [[guest]]
@@ -62,7 +63,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use conet_tunnel::Offloads;
+use conet_tunnel::{Offloads, PresharedKey};
 use ipnet::{IpNet, Ipv4Net};
 
 pub(crate) use check::is_name;
@@ -257,6 +258,8 @@ pub struct PeerConfig {
     pub mode: Mode,
     /// Interval of WireGuard's keepalive, if it keeps one.
     pub persistent_keepalive: Option<Duration>,
+    /// Secret shared with it beforehand, for WireGuard.
+    pub preshared_key: Option<PresharedKey>,
     /// What it may do beside tunnelling.
     pub grants: Grants,
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -95,13 +96,37 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
+/// A secret that two peers share beforehand, mixed into each handshake; never shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PresharedKey(pub [u8; 32]);
+
+/// A text that is no key of 32 bytes in base64, as `wg genpsk` prints it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not 32 bytes in base64")]
+pub struct NoKey;
+
+impl FromStr for PresharedKey {
+    type Err = NoKey;
+
+    fn from_str(text: &str) -> Result<Self, NoKey> {
+        let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|_| NoKey)?;
+        bytes.try_into().map(Self).map_err(|_| NoKey)
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(..)")
+    }
+}
+
 /// A peer.
 #[derive(Debug, Clone)]
 pub struct PeerConfig {
     /// Who it is.
     pub public_key: PublicKey,
     /// Secret shared with it beforehand, mixed into each handshake.
-    pub preshared_key: Option<[u8; 32]>,
+    pub preshared_key: Option<PresharedKey>,
     /// How packets travel to it.
     pub mode: Mode,
     /// Where it is. WireGuard learns it from the peer when absent, and follows
@@ -220,4 +245,22 @@ pub enum PeerError {
     /// More peers than session numbers have room for (2^24).
     #[error("too many peers")]
     TooMany,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn preshared_keys_are_read_as_wg_prints_them_and_do_not_show() {
+        let text = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+        let key: PresharedKey = text.parse().unwrap();
+        assert_eq!(key, PresharedKey([7; 32]));
+        for wrong in ["", "BwcH", "no key", &text[1..], &format!("{text}{text}")] {
+            assert_eq!(wrong.parse::<PresharedKey>(), Err(NoKey), "{wrong}");
+        }
+        let peer = PeerConfig::new(PublicKey([1; 32]), None, vec![]);
+        let shown = format!("{:?}", PeerConfig { preshared_key: Some(key), ..peer });
+        assert!(shown.contains("PresharedKey(..)") && !shown.contains("7, 7"), "{shown}");
+    }
 }

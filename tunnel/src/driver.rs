@@ -33,7 +33,8 @@ use crate::engine::EngineError;
 use crate::sockets::Sockets;
 use crate::tun::TunDevice;
 use crate::{
-    Config, Core, Engine, Mode, OwnAddresses, PeerConfig, PeerError, PeerSnapshot, PublicKey,
+    Config, Core, Engine, Mode, OwnAddresses, PeerConfig, PeerError, PeerSnapshot, PresharedKey,
+    PublicKey,
 };
 
 const DEVICE: Token = Token(0);
@@ -215,7 +216,7 @@ impl Tunnel {
     pub fn set_preshared_key(
         &self,
         key: PublicKey,
-        to: Option<[u8; 32]>,
+        to: Option<PresharedKey>,
     ) -> Result<(), TunnelError> {
         self.change(move |core| core.set_preshared_key(key, to))
     }

@@ -43,8 +43,8 @@ mod sys;
 mod tun;
 
 pub use config::{
-    Config, DEFAULT_MTU, DEFAULT_PATH_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PeerError,
-    PrivateKey, PublicKey,
+    Config, DEFAULT_MTU, DEFAULT_PATH_MTU, DEFAULT_PORT, Mode, NoKey, Offloads, PeerConfig,
+    PeerError, PresharedKey, PrivateKey, PublicKey,
 };
 pub use core::{Core, Destination, Outbox, OwnAddresses, PeerSnapshot, Replies, Transmit};
 pub use device::{Device, Inner};

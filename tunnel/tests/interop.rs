@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{Scratch, config, ifname, inner, key, net, transfer, wire};
 use conet_netsys::{Route, Sysctl};
 use conet_testkit::{Need, privileged};
-use conet_tunnel::{Config, DEFAULT_MTU, Mode, PeerConfig};
+use conet_tunnel::{Config, DEFAULT_MTU, Mode, PeerConfig, PresharedKey};
 
 /// A foreign tunnel, ended with the test, also by a panic. Killed, it leaves its
 /// control socket behind.
@@ -80,7 +80,7 @@ fn works_with(program: &str, arguments: &[&str]) {
     for preshared in [true, false] {
         let [one, two] = wire();
         let mut ours = config(1, Mode::WireGuard);
-        let shared = preshared.then_some([7; 32]);
+        let shared = preshared.then_some(PresharedKey([7; 32]));
         ours.peers[0] = PeerConfig { preshared_key: shared, ..ours.peers[0].clone() };
         let megabytes = if preshared { 8 } else { 100 };
         let tunnel = one.start(Config { ..ours.clone() }).unwrap();
@@ -128,4 +128,28 @@ fn boringtun_is_a_peer_like_any_other() {
 fn gotatun_is_a_peer_like_any_other() {
     privileged!(Need::Tun, Need::Program("gotatun"), Need::Program("wg"), Need::Program("ip"));
     works_with("gotatun", &["--disable-drop-privileges"]);
+}
+
+#[test]
+#[ignore = "takes two minutes: the life of a session"]
+fn sessions_are_renewed_with_wireguard_go() {
+    privileged!(Need::Tun, Need::Program("wireguard-go"), Need::Program("wg"), Need::Program("ip"));
+    let [one, two] = wire();
+    let tunnel = one.start(config(1, Mode::WireGuard)).unwrap();
+    let _far = foreign(&two, "wireguard-go", &[], false);
+    let began = Instant::now();
+    let mut renewed = 0;
+    let mut age = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(128) {
+        transfer(&one, &two, inner(2), 1);
+        transfer(&two, &one, inner(1), 1);
+        let snapshot = tunnel.snapshot().unwrap();
+        let now = snapshot.peers[0].last_handshake.unwrap();
+        renewed += u32::from(now < age);
+        age = now;
+        let drops = snapshot.peers[0].drops.total() + snapshot.drops.total();
+        assert_eq!(drops, 0, "{snapshot:?}");
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(renewed, 1);
 }

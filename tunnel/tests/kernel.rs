@@ -108,15 +108,34 @@ fn peers_change_while_it_runs() {
     transfer(one, two, inner(2), 1);
 }
 
+/// Each switch by itself, against an end that has the others.
 #[test]
 fn without_offloads_it_works_too() {
     privileged!(Need::Tun);
+    let none = Offloads::NONE;
+    let ends = [
+        [none, none],
+        [Offloads { device: true, ..none }, Offloads { send: true, receive: true, ..none }],
+        [Offloads { send: true, ..none }, Offloads { device: true, receive: true, ..none }],
+        [Offloads { receive: true, ..none }, Offloads { device: true, send: true, ..none }],
+        [none, Offloads::ALL],
+    ];
     for mode in MODES {
-        let [one, two] = wire();
-        let plain = |n| Config { offloads: Offloads::NONE, ..config(n, mode) };
-        let _tunnels = [one.start(plain(1)).unwrap(), two.start(plain(2)).unwrap()];
-        let rate = transfer(&one, &two, inner(2), 4);
-        println!("{mode} without offloads: {rate:.0} Mb/s");
+        for offloads in ends {
+            let [one, two] = wire();
+            let with = |n, offloads| Config { offloads, ..config(n, mode) };
+            let tunnels = [
+                one.start(with(1, offloads[0])).unwrap(),
+                two.start(with(2, offloads[1])).unwrap(),
+            ];
+            let there = transfer(&one, &two, inner(2), 4);
+            let back = transfer(&two, &one, inner(1), 4);
+            println!("{mode}, {offloads:?}: {there:.0} and {back:.0} Mb/s");
+            for tunnel in tunnels {
+                let snapshot = tunnel.snapshot().unwrap();
+                assert_eq!(snapshot.peers[0].drops.total() + snapshot.drops.total(), 0);
+            }
+        }
     }
 }
 

@@ -80,7 +80,7 @@ pub enum Problem {
     #[error("{0}")]
     Key(#[from] KeyError),
     /// A secret that others than its owner can read.
-    #[error("{} has mode {mode:04o}, so others can read the private key; run: chmod 600 {}", file.display(), file.display())]
+    #[error("{} has mode {mode:04o}, so others can read the secret in it; run: chmod 600 {}", file.display(), file.display())]
     Exposed {
         /// The file with the secret.
         file: PathBuf,

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use conet_tunnel::Offloads;
+use conet_tunnel::{Offloads, PresharedKey};
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeValue;
@@ -56,6 +56,7 @@ const PEER_KEYS: &[&str] = &[
     "allowed_ips",
     "mode",
     "persistent_keepalive",
+    "preshared_key",
 ];
 const GUEST_KEYS: &[&str] = &["name", "kind", "address", "addresses"];
 
@@ -229,16 +230,7 @@ fn read_identity(section: &mut Section<'_>) -> Result<Identity, ConfigError> {
     match (inline, named) {
         (Some(key), None) => {
             let text = Zeroizing::new(key.value);
-            let file = section.source.file.to_owned();
-            let mode = std::fs::metadata(&file).map_or(0, |data| data.permissions().mode());
-            let mode = mode & 0o7777;
-            if is_exposed(mode) {
-                return Err(section.wrong(
-                    key.line,
-                    "private_key",
-                    Problem::Exposed { file, mode },
-                ));
-            }
+            check_own_file(section, key.line, "private_key")?;
             text.parse().map_err(|error: KeyError| section.wrong(key.line, "private_key", error))
         }
         (None, Some(path)) => {
@@ -318,10 +310,33 @@ fn read_peer(
         persistent_keepalive: keepalive
             .filter(|keepalive| keepalive.value > 0)
             .map(|keepalive| Duration::from_secs(keepalive.value.into())),
+        preshared_key: read_preshared_key(section)?,
         grants: Grants::default(),
     };
     check::endpoints(section, &peer, config)?;
     Ok(peer)
+}
+
+/// A secret, in a file that must be readable by its owner alone. Its text does not
+/// appear in the error for a wrong one.
+fn read_preshared_key(section: &mut Section<'_>) -> Result<Option<PresharedKey>, ConfigError> {
+    const KEY: &str = "preshared_key";
+    let expected = "a key, as `wg genpsk` prints it";
+    let Some(Located { value, line }) = section.string(KEY, expected)? else { return Ok(None) };
+    let value = Zeroizing::new(value);
+    check_own_file(section, line, KEY)?;
+    let wrong = || Problem::Value { value: "what is there".to_owned(), expected };
+    value.parse().map(Some).map_err(|_| section.wrong(line, KEY, wrong()))
+}
+
+/// Refuses a secret where the file itself is open to others.
+fn check_own_file(section: &Section<'_>, line: usize, key: &str) -> Result<(), ConfigError> {
+    let file = section.source.file.to_owned();
+    let mode = std::fs::metadata(&file).map_or(0, |data| data.permissions().mode()) & 0o7777;
+    match is_exposed(mode) {
+        true => Err(section.wrong(line, key, Problem::Exposed { file, mode })),
+        false => Ok(()),
+    }
 }
 
 fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, ConfigError> {

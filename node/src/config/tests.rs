@@ -296,7 +296,7 @@ fn a_private_key_that_others_can_read_is_refused() {
     assert_eq!(
         files.load().unwrap_err(),
         "conet.toml:3: node.private_key_file: node.key has mode 0640, so others can read the \
-         private key; run: chmod 600 node.key"
+         secret in it; run: chmod 600 node.key"
     );
     let files = Files::new(
         &NODE.replace("private_key_file = \"node.key\"", &format!("private_key = \"{SEED}\"")),
@@ -304,11 +304,28 @@ fn a_private_key_that_others_can_read_is_refused() {
     files.mode("conet.toml", 0o644);
     assert_eq!(
         files.load().unwrap_err(),
-        "conet.toml:3: node.private_key: conet.toml has mode 0644, so others can read the private \
-         key; run: chmod 600 conet.toml"
+        "conet.toml:3: node.private_key: conet.toml has mode 0644, so others can read the secret \
+         in it; run: chmod 600 conet.toml"
     );
     files.mode("conet.toml", 0o600);
     assert_eq!(files.load().unwrap().node.identity.public().to_string(), OWN_PUBLIC);
+}
+
+#[test]
+fn a_preshared_key_is_read_where_others_cannot_and_not_shown() {
+    let key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+    let files = Files::new(&format!("{NODE}{PEER}preshared_key = \"{key}\"\n"));
+    files.mode("conet.toml", 0o600);
+    let config = files.load().unwrap();
+    assert_eq!(config.peer("two").unwrap().preshared_key, key.parse().ok());
+    assert!(!format!("{config:?}").contains(key));
+    files.mode("conet.toml", 0o644);
+    let error = files.load().unwrap_err();
+    assert!(error.contains("peer.preshared_key: conet.toml has mode 0644"), "{error}");
+    let files = Files::new(&format!("{NODE}{PEER}preshared_key = \"secret but wrong\"\n"));
+    files.mode("conet.toml", 0o600);
+    let error = files.load().unwrap_err();
+    assert!(error.contains("`wg genpsk`") && !error.contains("secret"), "{error}");
 }
 
 #[test]

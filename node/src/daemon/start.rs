@@ -269,6 +269,7 @@ fn tunnel_peer(peer: &PeerConfig) -> conet_tunnel::PeerConfig {
     conet_tunnel::PeerConfig {
         mode,
         keepalive: peer.persistent_keepalive.and_then(seconds),
+        preshared_key: peer.preshared_key,
         ..conet_tunnel::PeerConfig::new(key, endpoint, peer.allowed_ips.clone())
     }
 }

@@ -147,8 +147,7 @@ impl Core {
     ) -> Option<Inner> {
         let found = self.by_endpoint.get(&from).copied();
         // Tell a peer in another mode from a stranger: the remedies differ.
-        let other = || self.position(|peer| peer.endpoint == Some(from));
-        let Some(slot) = found.or_else(other) else {
+        let Some(slot) = found.or_else(|| self.at_host(from.ip())) else {
             self.drops.count(DropReason::UnknownPeer);
             return None;
         };
@@ -160,18 +159,12 @@ impl Core {
         inner.map_err(|reason| self.drop_from(slot, reason)).ok()
     }
 
-    fn position(&self, is_it: impl Fn(&Peer) -> bool) -> Option<Slot> {
-        let found = self.peers.iter().position(|peer| peer.as_ref().is_some_and(&is_it));
-        found.and_then(|slot| Slot::try_from(slot).ok())
-    }
-
     fn find_sender(&self, datagram: &[u8]) -> Result<Slot, DropReason> {
         let outer = IpView::new(datagram).map_err(|_| DropReason::Malformed)?;
         let IpAddr::V4(source) = outer.source() else { return Err(DropReason::Malformed) };
         let found = self.by_address.get(&source).copied();
-        found
-            .or_else(|| self.position(|peer| peer.ipip_endpoint() == Some(source)))
-            .ok_or(DropReason::UnknownPeer)
+        let other = || self.at_host(IpAddr::V4(source));
+        found.or_else(other).ok_or(DropReason::UnknownPeer)
     }
 
     fn unwrap_ip(&mut self, slot: Slot, datagram: &mut [u8]) -> Result<Inner, DropReason> {

@@ -18,7 +18,7 @@ mod replies;
 mod routes;
 mod wireguard;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -32,10 +32,10 @@ use self::peer::{LEAST_V6_MTU, Peer, canonical};
 pub use self::replies::Replies;
 use self::routes::{Routes, Slot};
 use crate::noise::{Gate, Identity};
-use crate::{Mode, Outgoing, PeerConfig, PeerError, PrivateKey, PublicKey};
+use crate::{Mode, Outgoing, PeerConfig, PeerError, PresharedKey, PrivateKey, PublicKey};
 
 /// Session numbers have 24 bits for the peer.
-const MAX_PEERS: usize = 1 << 24;
+const MAX_PEERS: Slot = 1 << 24;
 
 impl OwnAddresses {
     /// Where an error about a packet comes from: the device. A host takes nothing from
@@ -51,6 +51,8 @@ impl OwnAddresses {
     }
 }
 
+/// Ways that are asked about at a time; each takes some microseconds.
+const WAYS: usize = 256;
 /// Longest inner packet: with any mode's overhead it is still one UDP datagram.
 const LONGEST: usize = 65_000;
 
@@ -77,6 +79,13 @@ pub struct Core {
     by_address: HashMap<Ipv4Addr, Slot>,
     /// Peers in ip-udp mode.
     by_endpoint: HashMap<SocketAddr, Slot>,
+    /// All peers, by the address that the configuration has: to refuse prefixes that
+    /// hold one, and to tell a peer in another mode from a stranger.
+    by_host: BTreeSet<(IpAddr, Slot)>,
+    /// Slots that were left.
+    free: BTreeSet<Slot>,
+    /// Where asking for ways goes on.
+    asked: usize,
     routes: Routes,
     own: OwnAddresses,
     drops: DropCounts,
@@ -106,6 +115,9 @@ impl Core {
             by_key: HashMap::new(),
             by_address: HashMap::new(),
             by_endpoint: HashMap::new(),
+            by_host: BTreeSet::new(),
+            free: BTreeSet::new(),
+            asked: 0,
             routes: Routes::default(),
             own,
             drops: DropCounts::default(),
@@ -140,18 +152,17 @@ impl Core {
         if self.by_key.contains_key(&key) {
             return Err(PeerError::Duplicate(key));
         }
-        let free = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
-        let slot = Slot::try_from(free).ok().filter(|_| free < MAX_PEERS);
-        let slot = slot.ok_or(PeerError::TooMany)?;
+        let end = Slot::try_from(self.peers.len()).ok().filter(|&end| end < MAX_PEERS);
+        let slot = self.free.first().copied().or(end).ok_or(PeerError::TooMany)?;
         let peer = Peer::new(config, &self.us, slot, self.now);
         self.check_endpoint(slot, &peer)?;
         self.check_prefixes(slot, &peer.allowed, peer.configured)?;
-        if free == self.peers.len() {
+        if !self.free.remove(&slot) {
             self.peers.push(None);
         }
         self.by_key.insert(key, slot);
         self.index(slot, &peer);
-        self.peers[free] = Some(peer);
+        self.peers[slot as usize] = Some(peer);
         Ok(())
     }
 
@@ -163,6 +174,7 @@ impl Core {
         let slot = self.by_key.remove(&key).ok_or(PeerError::Unknown(key))?;
         if let Some(peer) = self.peers.get_mut(slot as usize).and_then(Option::take) {
             self.unindex(slot, &peer);
+            self.free.insert(slot);
         }
         Ok(())
     }
@@ -218,11 +230,11 @@ impl Core {
     pub fn set_preshared_key(
         &mut self,
         key: PublicKey,
-        to: Option<[u8; 32]>,
+        to: Option<PresharedKey>,
     ) -> Result<(), PeerError> {
         let slot = *self.by_key.get(&key).ok_or(PeerError::Unknown(key))?;
         let peer = self.peers.get_mut(slot as usize).and_then(Option::as_mut);
-        peer.ok_or(PeerError::Unknown(key))?.tunn.set_preshared(&self.us, to);
+        peer.ok_or(PeerError::Unknown(key))?.tunn.set_preshared(&self.us, to.map(|key| key.0));
         Ok(())
     }
 
@@ -232,11 +244,19 @@ impl Core {
     }
 
     /// Asks `path_mtu` about the ways to all peers that were sent to since the last
-    /// time; what it does not know is what the configuration says.
+    /// time, some hundred at most; the next call goes on. What it does not know is what
+    /// the configuration says.
     pub fn ask_ways(&mut self, mut path_mtu: impl FnMut(Destination) -> Option<u16>) {
-        for peer in self.peers.iter_mut().flatten() {
+        let (mut left, count) = (WAYS, self.peers.len());
+        for _ in 0..count {
+            self.asked = (self.asked + 1) % count;
+            let Some(peer) = &mut self.peers[self.asked] else { continue };
             if let Some(way) = peer.take_way() {
                 peer.set_path_mtu(path_mtu(way));
+                left -= 1;
+                if left == 0 {
+                    return;
+                }
             }
         }
     }
@@ -373,6 +393,9 @@ impl Core {
         for &prefix in &peer.allowed {
             self.routes.insert(prefix, slot);
         }
+        if let Some(configured) = peer.configured {
+            self.by_host.insert((configured.ip().to_canonical(), slot));
+        }
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.insert(address, slot);
         }
@@ -387,6 +410,9 @@ impl Core {
         }
         if let Some(address) = peer.ipip_endpoint().filter(|_| peer.mode == Mode::IpIp) {
             self.by_address.remove(&address);
+        }
+        if let Some(configured) = peer.configured {
+            self.by_host.remove(&(configured.ip().to_canonical(), slot));
         }
         self.forget_endpoint(slot, peer.endpoint);
     }
@@ -436,18 +462,20 @@ impl Core {
         allowed: &[IpNet],
         endpoint: Option<SocketAddr>,
     ) -> Result<(), PeerError> {
-        let others = || self.peers.iter().flatten();
-        let endpoints = others().filter_map(|p| p.configured).chain(endpoint);
-        for endpoint in endpoints.map(|e| e.ip().to_canonical()) {
-            if let Some(&prefix) = allowed.iter().find(|p| p.contains(&endpoint)) {
+        let endpoint = endpoint.map(|e| e.ip().to_canonical());
+        for &prefix in allowed {
+            let (first, last) = (prefix.network(), prefix.broadcast());
+            let within = self.by_host.range((first, 0)..=(last, Slot::MAX)).next();
+            let within = within.map(|&(host, _)| host).filter(|host| prefix.contains(host));
+            let own = endpoint.filter(|endpoint| prefix.contains(endpoint));
+            if let Some(endpoint) = within.or(own) {
                 return Err(PeerError::EndpointInside { prefix, endpoint });
             }
         }
-        if let Some(endpoint) = endpoint.map(|e| e.ip().to_canonical()) {
-            let taken = others().flat_map(|p| &p.allowed).find(|p| p.contains(&endpoint));
-            if let Some(&prefix) = taken {
-                return Err(PeerError::EndpointInside { prefix, endpoint });
-            }
+        if let Some(endpoint) = endpoint
+            && let Some(prefix) = self.routes.prefix_of(endpoint)
+        {
+            return Err(PeerError::EndpointInside { prefix, endpoint });
         }
         for &prefix in allowed {
             if let Some(other) = self.routes.owner_of_prefix(prefix).filter(|&o| o != slot) {
@@ -455,6 +483,11 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// The peer whose configured address it is, in whatever mode.
+    fn at_host(&self, host: IpAddr) -> Option<Slot> {
+        self.by_host.range((host, 0)..=(host, Slot::MAX)).next().map(|&(_, slot)| slot)
     }
 
     fn key_of(&self, slot: Slot) -> PublicKey {

@@ -24,6 +24,14 @@ impl Routes {
         }
     }
 
+    /// The longest prefix that holds `address`.
+    pub(crate) fn prefix_of(&self, address: IpAddr) -> Option<IpNet> {
+        match address {
+            IpAddr::V4(a) => self.v4.get_lpm(&Ipv4Net::from(a)).map(|(p, _)| p.into()),
+            IpAddr::V6(a) => self.v6.get_lpm(&Ipv6Net::from(a)).map(|(p, _)| p.into()),
+        }
+    }
+
     /// The owner of exactly this prefix.
     pub(crate) fn owner_of_prefix(&self, prefix: IpNet) -> Option<Slot> {
         match prefix.trunc() {

@@ -24,7 +24,7 @@ use crate::noise::{
 use crate::{Inner, Mode, Outgoing, PublicKey};
 
 /// How often the timers of all peers are looked at: they are exact to this.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(250);
 
 /// When something is due.
 #[derive(Debug)]
