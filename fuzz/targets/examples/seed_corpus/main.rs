@@ -132,7 +132,6 @@ fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
     let tracked = |row: &[Frame<'_>]| step(3, &frames(row));
     vec![
         ("stranger", stranger()),
-        ("lanes", lanes()),
         (
             "call-answered",
             [sealed(&[call]), step(9, b"answer"), sealed(&[call]), pass(50)].concat(),
@@ -178,6 +177,7 @@ fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("silence", [sealed(&[ping]), pass(6000), sealed(&[call])].concat()),
         ("farewell", [sealed(&[call, close, call]), sealed(&[ping])].concat()),
         ("frames-alone", frames(&[call, reply, ack, ping, working, cancel(7), close])),
+        ("lanes", lanes()),
     ]
 }
 
