@@ -373,11 +373,22 @@ print('woken')
         Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         thread::sleep(Duration::from_millis(50));
     };
-    // The interpreter has to begin first.
-    thread::sleep(Duration::from_millis(1000));
+    // In a call that waits, it is there a moment later still.
+    let waits_in = |call: &str| {
+        let look = || {
+            let text = std::fs::read_to_string(format!("/proc/{}/syscall", child.id()));
+            text.ok().filter(|text| text.starts_with(call))
+        };
+        wait_until("waiting", || {
+            let before = look();
+            thread::sleep(Duration::from_millis(50));
+            before.is_some() && before == look()
+        });
+    };
+    waits_in("0 "); // read
     kill("-INT");
     away.bring_home(child.id()).unwrap();
-    thread::sleep(Duration::from_millis(100));
+    waits_in("34 "); // pause
     let away = node.take(child.id()).unwrap();
     kill("-USR1");
     away.bring_home(child.id()).unwrap();

@@ -318,7 +318,7 @@ impl Movers {
             .values_mut()
             .find(|program| program.record.stay.as_ref() == Some(&(peer.name.clone(), ticket)));
         let Some(program) = program else { return };
-        if program.record.place == Place::Away {
+        if program.record.place == Place::Away && !program.is_at_next() {
             program.lose(&peer.name, status);
         }
     }
@@ -327,7 +327,9 @@ impl Movers {
 /// A row of `conet ps`.
 fn row(program: &Program, home: &str) -> Process {
     let record = &program.record;
-    let away = record.stay.as_ref().filter(|_| record.place == Place::Away);
+    // Until a move has been made it is where it was.
+    let is_there = matches!(record.place, Place::Away | Place::Moving);
+    let away = record.stay.as_ref().filter(|_| is_there);
     Process {
         pid: record.process.pid,
         uid: record.uid,
@@ -337,10 +339,10 @@ fn row(program: &Program, home: &str) -> Process {
             (place, _) => place,
         },
         node: away.map_or_else(|| home.to_owned(), |(node, _)| node.clone()),
-        remote_pid: record.remote_pid.filter(|_| record.place == Place::Away),
+        remote_pid: record.remote_pid.filter(|_| away.is_some()),
         hops_done: record.hops,
         sent_home: record.sent_home,
-        calls_forwarded: record.calls + program.calls_now,
+        calls_forwarded: record.calls.saturating_add(program.calls_now),
         freeze_us: record.freeze_us,
         memory: record.memory.clone(),
         waited_us: work::micros(record.waited + program.silence.unwrap_or_default()),

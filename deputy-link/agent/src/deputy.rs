@@ -105,6 +105,8 @@ pub(crate) fn run() -> ! {
         pending: boot.pending,
         broken_off: 0,
     };
+    // Another stay's, where the program was held here and has gone on.
+    deputy.forget_counts();
     if deputy.pending.present == 1 {
         deputy.finish_for_remote();
     }
@@ -333,6 +335,11 @@ impl Deputy {
             sys::plain(nr::__NR_set_robust_list, [head.robust_addr, head.robust_len, 0, 0, 0, 0]);
         }
         wait_for_clocks(&head.clocks);
+        // Before anybody may read it: FINISHING, too, is home.
+        status.frozen = sys::clock(nr::CLOCK_MONOTONIC)
+            .saturating_sub(head.clocks.monotonic)
+            .max(0)
+            .cast_unsigned();
         let stack = sys::alt_stack(None);
         if head.pending == 1 {
             // Should the process move on before the call ends, its mover reads these.
@@ -349,10 +356,6 @@ impl Deputy {
             registers.rip = registers.rip.wrapping_add(2);
             registers.rax = (-4i64).cast_unsigned(); // EINTR
         }
-        status.frozen = sys::clock(nr::CLOCK_MONOTONIC)
-            .saturating_sub(head.clocks.monotonic)
-            .max(0)
-            .cast_unsigned();
         if status.hold == 1 {
             hold(&Head { registers, pending: 0, ..head });
         }
@@ -383,6 +386,7 @@ impl Deputy {
 
 /// Takes a slice of what the program has changed; it runs on.
 fn take_slice(frame: &Frame) {
+    status().receiving = 1;
     let body = sys::state().link.received(frame);
     let Ok((brk, _)) = u64::read_from_prefix(body) else { lost(fault::PROTOCOL, 0) };
     let head = Head { memory_map: MemoryMap { brk, ..MemoryMap::default() }, ..Head::default() };
@@ -398,9 +402,10 @@ fn take_slice(frame: &Frame) {
         }
     };
     let status = status();
-    status.slices += 1;
-    status.sliced += incoming.pages().0;
-    status.rounds += u64::from(is_last);
+    status.slices = status.slices.wrapping_add(1);
+    status.sliced = status.sliced.wrapping_add(incoming.pages().0);
+    status.rounds = status.rounds.wrapping_add(u64::from(is_last));
+    status.receiving = 0;
 }
 
 /// Waits for the mover that takes the program on to another node: with new registers it

@@ -291,8 +291,8 @@ pub struct Status {
     /// one's process id, as the process sees it; else 0. It must not come home then,
     /// or it would share it no more.
     pub shares: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 while a slice is coming in.
+    pub receiving: u32,
 }
 
 /// What is known of one system call, at [`COUNTS`].

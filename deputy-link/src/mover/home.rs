@@ -62,15 +62,16 @@ pub(super) fn fetch(pid: Pid, hold: bool, ring: &mut impl FnMut()) -> Result<Sta
         return Err(MoveError::Locked(vec![Lock::SharedMemory(other)]));
     }
     interrupt(pid, hold)?;
-    let mut last_ring: Option<Instant> = None;
+    // A program that makes calls comes without a bell, and asking for one can take long.
+    let mut last_ring = Instant::now();
     loop {
         let status = status(pid).map_err(gone)?;
         match status.phase {
             phase::HOME | phase::FINISHING | phase::HELD => return Ok(status),
             phase::LOST => return Err(MoveError::Lost(fault_name(status.fault))),
-            phase::SERVING if last_ring.is_none_or(|at| at.elapsed() > BELL_PERIOD) => {
+            phase::SERVING if last_ring.elapsed() > BELL_PERIOD => {
                 ring();
-                last_ring = Some(Instant::now());
+                last_ring = Instant::now();
             }
             _ => {}
         }

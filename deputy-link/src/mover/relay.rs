@@ -1,7 +1,7 @@
 //! From one node straight to another.
 //!
 //! ```text
-//! runs at the first ─ slices: what it has changed comes home ─ rounds: what home has goes
+//! runs at the first ─ (slices: what it has changed comes home) ─ rounds: what home has goes
 //!        to the second ─ slices, rounds: what was changed meanwhile
 //! stopped there ─ what it changed comes home, as if it came home itself ─ HELD
 //! the deputy is stopped ─ what came goes to the second, and its state ─ PREPARED?
@@ -20,7 +20,7 @@
 
 use super::home::{fetch, let_go};
 use super::out::{How, MAX_BEGINNINGS, Method, Out, StopReason};
-use super::slices::slices;
+use super::slices::slices_within;
 use super::tracker::Tracker;
 use super::{MoveError, Moved, Returned, gone};
 use crate::channel::LinkSecret;
@@ -36,6 +36,9 @@ use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 use zerocopy::FromBytes;
+
+/// How long slices may take while the second node waits.
+const MEANWHILE: Duration = Duration::from_secs(1);
 
 /// How a move from one node to another went.
 #[derive(Debug)]
@@ -63,6 +66,9 @@ pub enum Wish {
 /// Moves a program that is away on to another node, without running at home in
 /// between unless something goes wrong. `stream`, `secret` and `line` are as
 /// for [`super::move_out`].
+///
+/// What it has changed since it left should come home before ([`super::slices`]), and
+/// before the link is made, as the second node does not wait for long.
 #[must_use]
 pub fn move_on(
     pid: Pid,
@@ -116,15 +122,13 @@ fn ahead(
     if how == How::Stop {
         return none(out, StopReason::Asked);
     }
-    // First of all, so that it is sent once.
-    slices(out.pid, || ask(Wish::Slice))?;
     for _ in 0..MAX_BEGINNINGS {
         let (mut tracker, files) = match out.track()? {
             Ok(both) => both,
             Err(reason) => return none(out, reason),
         };
         let mut sent = out.precopy(&mut tracker, &files);
-        if matches!(sent, Ok(None)) && slices(out.pid, || ask(Wish::Slice))? > 0 {
+        if matches!(sent, Ok(None)) && slices_within(MEANWHILE, out.pid, || ask(Wish::Slice))? > 0 {
             sent = out.precopy(&mut tracker, &files);
         }
         match sent {
@@ -135,7 +139,7 @@ fn ahead(
             Err(error) => return Err(error),
         }
     }
-    Err(MoveError::Replaced)
+    none(out, StopReason::Replaced)
 }
 
 /// When the program ran its last instruction, as its image says by home's clock; not

@@ -12,9 +12,13 @@ use conet_deputy_core::boot::phase;
 use rustix::process::Pid;
 use std::time::{Duration, Instant};
 
-/// How long a slice may take to come. One takes some 0.5 ms, and a short call of the
-/// program's ends before.
+/// How long a slice may take to begin. One takes some 0.5 ms in all, and a short call of
+/// the program's ends before.
 const PATIENCE: Duration = Duration::from_millis(30);
+/// How long one that has begun may take: half a megabyte, on a slow link.
+const SLOW: Duration = Duration::from_secs(2);
+/// How long all may take, whatever comes: the move waits, and the node may be hostile.
+const LIMIT: Duration = Duration::from_secs(10);
 /// How often it is looked whether one has.
 const PERIOD: Duration = Duration::from_micros(100);
 
@@ -24,12 +28,23 @@ const PERIOD: Duration = Duration::from_micros(100);
 ///
 /// # Errors
 /// [`MoveError::Gone`] where the process has ended.
-pub fn slices(pid: Pid, mut ask: impl FnMut()) -> Result<u64, MoveError> {
-    let begin = status(pid).map_err(gone)?;
+pub fn slices(pid: Pid, ask: impl FnMut()) -> Result<u64, MoveError> {
+    slices_within(LIMIT, pid, ask)
+}
+
+/// As [`slices`], for so long at most.
+pub(super) fn slices_within(
+    limit: Duration,
+    pid: Pid,
+    mut ask: impl FnMut(),
+) -> Result<u64, MoveError> {
+    let (begin, begun) = (status(pid).map_err(gone)?, Instant::now());
     let mut last = begin;
     // Where the round under way has begun, and how many came in the one before.
     let (mut from, mut before) = (begin, None);
-    while last.phase == phase::SERVING && last.rounds.wrapping_sub(begin.rounds) < MAX_ROUNDS as u64
+    while last.phase == phase::SERVING
+        && last.rounds.wrapping_sub(begin.rounds) < MAX_ROUNDS as u64
+        && begun.elapsed() < limit
     {
         ask();
         let asked = Instant::now();
@@ -38,7 +53,8 @@ pub fn slices(pid: Pid, mut ask: impl FnMut()) -> Result<u64, MoveError> {
             if seen.slices != last.slices || seen.phase != phase::SERVING {
                 break seen;
             }
-            if asked.elapsed() > PATIENCE {
+            let patience = if seen.receiving == 1 { SLOW } else { PATIENCE };
+            if asked.elapsed() > patience || begun.elapsed() > limit {
                 return Ok(seen.sliced.wrapping_sub(begin.sliced));
             }
             std::thread::sleep(PERIOD);

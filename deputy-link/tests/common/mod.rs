@@ -157,6 +157,10 @@ pub(crate) struct MovedOn {
 impl Node {
     /// Moves a process here that is at another node.
     pub(crate) fn take_on(&mut self, from: &Away, pid: u32) -> MovedOn {
+        if self.how == How::Precopy {
+            // Where it has ended, the move says so.
+            from.slices(pid).ok();
+        }
         let (home, remote) = self.secrets();
         let host = self.host(pid, remote);
         let stream = life::connect(self.address(), Duration::from_secs(10)).unwrap();

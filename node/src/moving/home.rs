@@ -368,10 +368,7 @@ impl Program {
                 self.record.remote_pid = Some(remote_pid);
                 self.unknown = 0;
             }
-            Some(Answer::Unknown) if self.record.next.is_some() => {
-                self.record.stay = self.record.next.take();
-                self.next_check = Instant::now();
-            }
+            Some(Answer::Unknown) if self.is_at_next() => {}
             Some(Answer::Unknown) => {
                 self.unknown += 1;
                 if self.unknown >= MAX_UNKNOWN {
@@ -382,11 +379,20 @@ impl Program {
         }
     }
 
+    /// Where a move was under way when an earlier daemon ended, and its old node has it no
+    /// more, it has gone on: true, and that node is asked from now on.
+    pub(super) fn is_at_next(&mut self) -> bool {
+        let Some(next) = self.record.next.take() else { return false };
+        self.record.stay = Some(next);
+        (self.unknown, self.next_check) = (0, Instant::now());
+        true
+    }
+
     /// It is home without having been asked; without a status, as another program.
     fn came_home(&mut self, status: Option<&Status>) -> bool {
         if status.is_none() && self.record.is_born_away {
             // As most children do.
-            self.record.calls += std::mem::take(&mut self.calls_now);
+            self.add_calls();
             self.record.is_born_away = false;
             self.is_home();
             self.has_region = true;
@@ -396,7 +402,8 @@ impl Program {
         record.hops += 1;
         // What becomes another program has not been sent home for want of anything.
         record.sent_home += u64::from(status.is_some());
-        record.calls += status.map_or(self.calls_now, |status| status.calls);
+        record.calls =
+            record.calls.saturating_add(status.map_or(self.calls_now, |status| status.calls));
         record.memory = status.map(|s| work::memory_home(s.pages, s.sliced, s.is_delta == 1));
         self.is_home();
         self.calls_now = 0;
@@ -419,6 +426,12 @@ impl Program {
         true
     }
 
+    /// Enters the calls of this stay; they are what the deputy's memory says.
+    fn add_calls(&mut self) {
+        let now = std::mem::take(&mut self.calls_now);
+        self.record.calls = self.record.calls.saturating_add(now);
+    }
+
     fn note(&mut self, code: &str, sentence: String) {
         self.record.reason = Some(Reason { code: code.to_owned(), sentence, passing: false });
     }
@@ -438,7 +451,7 @@ impl Program {
             self.note("ended", "it ended while it was moved".to_owned());
         }
         self.record.place = Place::Ended;
-        self.record.calls += std::mem::take(&mut self.calls_now);
+        self.add_calls();
         self.record.waited += self.silence.take().unwrap_or_default();
         self.record.remote_pid = None;
         self.ended_at = Some(Instant::now());
@@ -465,7 +478,7 @@ impl Program {
             let record = &mut self.record;
             // A move from one node straight to another is one.
             record.hops += u64::from(!outcome.is_direct);
-            record.calls += returned.calls;
+            record.calls = record.calls.saturating_add(returned.calls);
             record.freeze_us = Some(work::micros(returned.freeze));
             record.memory =
                 Some(work::memory_home(returned.pages, returned.sliced, returned.is_delta));

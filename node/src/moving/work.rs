@@ -106,7 +106,7 @@ pub(super) fn memory_home(pages: u64, sliced: u64, is_delta: bool) -> MemoryMove
         method: if is_delta { MoveMethod::Changes } else { MoveMethod::All },
         why: (!is_delta).then(|| "it is not known what was changed there".to_owned()),
         rounds: Vec::new(),
-        pages: pages + sliced,
+        pages: pages.saturating_add(sliced),
         held_pages: pages,
         pause_us: 0,
     }
@@ -298,6 +298,18 @@ pub(super) fn failure(pid: u32, error: &MoveError) -> Failure {
         MoveError::Lost(_) => ("lost", format!("see conet ps for process {pid}")),
     };
     Failure::new(code, format!("process {pid} did not move: {error}"), remedy)
+}
+
+/// What the user is told of a program that left one node and did not come to the other.
+pub(super) fn came_home_instead(pid: u32, to: &str, error: &MoveError) -> Failure {
+    if matches!(error, MoveError::Gone | MoveError::Lost(_)) {
+        return failure(pid, error);
+    }
+    Failure::new(
+        "came-home",
+        format!("process {pid} came home and did not go on to {to}: {error}"),
+        "try again; see the log of that node",
+    )
 }
 
 fn bring_home(node: &NodeHandle<Event>, job: &Job) -> Result<Returned, MoveError> {
