@@ -36,6 +36,9 @@ const PATIENCE: u32 = 64;
 /// The same where that was tried in vain again and again: on one processor every sleep is
 /// short, and every spin lost.
 const MOST_PATIENCE: u32 = 16 * 1024;
+/// Wanted socket buffers: a full window several times over. The kernel gives
+/// `net.core.rmem_max` at most.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// Datagrams taken in one turn.
 const BATCH: usize = 64;
 /// Longest UDP datagram over IPv4.
@@ -76,6 +79,10 @@ impl Direct {
     ///
     /// [`HandshakeError::Entropy`] without randomness.
     pub fn new(socket: UdpSocket, config: HubConfig, wait: Wait) -> Result<Self, HandshakeError> {
+        let buffers = socket2::SockRef::from(&socket);
+        // Smaller buffers only cost speed.
+        buffers.set_recv_buffer_size(SOCKET_BUFFER).ok();
+        buffers.set_send_buffer_size(SOCKET_BUFFER).ok();
         Ok(Self {
             hub: Hub::new(config)?,
             socket,

@@ -20,8 +20,8 @@ mod driver;
 
 use crate::session::handshake::{HandshakeError, PrivateKey, PublicKey};
 use crate::session::{
-    CallError, CallRefused, DownReason, HubConfig, IncomingId, Limits, PeerStatus, ReplyFailed,
-    Strays, UnknownPeer,
+    CallError, CallRefused, DownReason, HubConfig, IncomingId, Lane, Limits, PeerStatus,
+    ReplyFailed, Strays, UnknownPeer,
 };
 use driver::{Command, Driver};
 use std::io;
@@ -276,11 +276,24 @@ impl Endpoint {
         self.begin(peer, payload, timeout).wait()
     }
 
-    /// Calls `peer` without waiting.
+    /// Calls `peer` without waiting, on [`Lane::Calls`].
     #[must_use]
     pub fn begin(&self, peer: PublicKey, payload: Vec<u8>, timeout: Duration) -> PendingCall {
+        self.begin_on(Lane::Calls, peer, payload, timeout)
+    }
+
+    /// Calls `peer` without waiting, on a lane.
+    #[must_use]
+    pub fn begin_on(
+        &self,
+        lane: Lane,
+        peer: PublicKey,
+        payload: Vec<u8>,
+        timeout: Duration,
+    ) -> PendingCall {
         let (answer, result) = channel();
-        let told = self.tell(Command::Call { peer, payload, timeout, answer: answer.clone() });
+        let call = Command::Call { peer, lane, payload, timeout, answer: answer.clone() };
+        let told = self.tell(call);
         if told.is_err() {
             // The receiver is ours and alive.
             answer.send(Err(CallFailed::Closed)).ok();

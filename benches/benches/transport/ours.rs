@@ -122,7 +122,11 @@ impl Pair {
                     calls -= 1;
                 }
             }
-            ensure!(calls == 0 || start.elapsed() < PATIENCE, "a call has not ended");
+            ensure!(
+                calls == 0 || start.elapsed() < PATIENCE,
+                "a call has not ended: {:?}",
+                self.client.hub.status(self.client.now()).next()
+            );
         }
         Ok(())
     }

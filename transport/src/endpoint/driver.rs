@@ -2,7 +2,7 @@
 
 use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
 use crate::session::handshake::PublicKey;
-use crate::session::{CallError, CallId, Event, Hub, HubConfig, ReplyFailed, UnknownPeer};
+use crate::session::{CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, UnknownPeer};
 use crate::time::Instant;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::HashMap;
@@ -26,12 +26,33 @@ type CallResult = Result<Vec<u8>, CallFailed>;
 /// What handles ask of the thread.
 #[derive(Debug)]
 pub(super) enum Command {
-    Call { peer: PublicKey, payload: Vec<u8>, timeout: Duration, answer: Sender<CallResult> },
-    Reply { ticket: Ticket, payload: Vec<u8>, answer: Sender<Result<(), ReplyFailed>> },
-    Refuse { ticket: Ticket, answer: Sender<Result<(), ReplyFailed>> },
-    AddPeer { key: PublicKey, address: Option<SocketAddr> },
-    RemovePeer { key: PublicKey, answer: Sender<Result<(), UnknownPeer>> },
-    Status { answer: Sender<EndpointStatus> },
+    Call {
+        peer: PublicKey,
+        lane: Lane,
+        payload: Vec<u8>,
+        timeout: Duration,
+        answer: Sender<CallResult>,
+    },
+    Reply {
+        ticket: Ticket,
+        payload: Vec<u8>,
+        answer: Sender<Result<(), ReplyFailed>>,
+    },
+    Refuse {
+        ticket: Ticket,
+        answer: Sender<Result<(), ReplyFailed>>,
+    },
+    AddPeer {
+        key: PublicKey,
+        address: Option<SocketAddr>,
+    },
+    RemovePeer {
+        key: PublicKey,
+        answer: Sender<Result<(), UnknownPeer>>,
+    },
+    Status {
+        answer: Sender<EndpointStatus>,
+    },
     Close,
 }
 
@@ -152,8 +173,8 @@ impl Driver {
     fn obey_one(&mut self, command: Command) {
         let now = self.now();
         match command {
-            Command::Call { peer, payload, timeout, answer } => {
-                match self.hub.call(now, &peer, payload, Some(now + timeout)) {
+            Command::Call { peer, lane, payload, timeout, answer } => {
+                match self.hub.call_on(now, &peer, lane, payload, Some(now + timeout)) {
                     Ok(id) => {
                         self.waiting.insert((peer, id), answer);
                     }

@@ -34,6 +34,8 @@ const LEAST_PACKETS: usize = 4;
 const MOST_PACKETS: usize = 128;
 /// The same where the peer sends SEEN, which tells about 1,024 numbers.
 const MOST_PACKETS_WIDE: usize = 768;
+/// Packets of one probe (RFC 9002 §6.2.4).
+const PROBES: usize = 2;
 /// Queueing delay that is no reason to stop growing: a scheduler's tick costs as much.
 const QUEUE_TARGET: Duration = Duration::from_millis(2);
 
@@ -74,6 +76,9 @@ pub(crate) struct Flow {
     recovery_order: u64,
     probes: u32,
     probe_from: Instant,
+    /// Packets that may go though the window is full: a probe that waits for room in the
+    /// window would wait for the acknowledgement that it is to bring.
+    credit: usize,
     most: usize,
     /// Congestion marks that the peer has counted.
     marked: u32,
@@ -94,6 +99,7 @@ impl Flow {
             recovery_order: 0,
             probes: 0,
             probe_from: Instant::START,
+            credit: 0,
             most: MOST_PACKETS,
             marked: 0,
             shortest: None,
@@ -107,7 +113,8 @@ impl Flow {
 
     /// Whether the window has room for one more packet.
     pub(crate) fn may_send(&self) -> bool {
-        self.in_flight + self.packet <= self.window && self.sent.len() < self.most
+        (self.in_flight + self.packet <= self.window || self.credit > 0)
+            && self.sent.len() < self.most
     }
 
     pub(crate) fn on_sent(&mut self, now: Instant, number: u64, bytes: usize, what: Tracked) {
@@ -117,6 +124,9 @@ impl Flow {
         self.sent.push_back(Sent { number, order: self.next_order, at: now, bytes, what });
         self.next_order += 1;
         self.in_flight += bytes;
+        if self.in_flight > self.window {
+            self.credit = self.credit.saturating_sub(1);
+        }
     }
 
     pub(crate) fn on_ack(&mut self, now: Instant, ack: &Seen, rtt: &mut Rtt, fates: &mut Fates) {
@@ -204,8 +214,9 @@ impl Flow {
         Some(late.map_or(probe, |late| late.min(probe)))
     }
 
-    /// Gives up packets that are late, or the oldest two where nothing was heard for
-    /// a probe timeout.
+    /// Gives up packets that are late. Where nothing was heard for a probe timeout, gives
+    /// up the oldest two, which may be sent again whatever the window says; and all of
+    /// them at the second such time (RFC 9002 §7.6: persistent congestion).
     pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: &Rtt, fates: &mut Fates) {
         if self.deadline(rtt).is_none_or(|deadline| deadline > now) {
             return;
@@ -213,11 +224,13 @@ impl Flow {
         let before = fates.len();
         self.find_losses(now, rtt, fates);
         if fates.len() == before {
-            for sent in self.sent.drain(..self.sent.len().min(2)) {
+            self.probes += 1;
+            let most = if self.probes == 2 { self.sent.len() } else { PROBES };
+            for sent in self.sent.drain(..self.sent.len().min(most)) {
                 self.in_flight -= sent.bytes;
                 fates.push((sent.what, false));
             }
-            self.probes += 1;
+            self.credit = PROBES;
             self.probe_from = now;
             if self.probes == 2 {
                 self.threshold = (self.window / 2).max(self.packet * LEAST_PACKETS);

@@ -10,7 +10,9 @@ use conet_migsock::options::{CARRIED, SavedOption};
 use conet_migsock::state::{Buffers, RepairWindow, WindowScales};
 use conet_migsock::{Flow, SavedSocket};
 use conet_testkit::random::Random;
-use conet_wire::session::frame::{Ack, Direction, Frame, Lane, SlotHead, Status};
+use conet_wire::session::frame::{
+    Ack, After, Direction, Frame, Lane, Marks, Seen, SlotHead, Status,
+};
 use conet_wire::session::handshake::{INITIATION, Initiation, RESPONSE, Response};
 use conet_wire::session::{Header, PacketKind};
 use std::io;
@@ -80,23 +82,47 @@ fn stranger() -> Vec<u8> {
     [step(0, &initiation), step(1, &response), step(1, &data)].concat()
 }
 
-fn reply_in_pieces() -> Vec<u8> {
-    let (direction, lane) = (Direction::Reply, Lane::Calls);
-    let back = |offset, data| Frame::Chunk { head: head(0, 1, 200), direction, lane, offset, data };
-    let tracked = |frame: Frame<'_>| step(3, &frames(&[frame]));
-    [tracked(back(128, &[3; 72])), pass(10), tracked(back(0, &[1; 128]))].concat()
+/// A piece of a call of 200 bytes in slot 1.
+fn chunk(sequence: u64, offset: u32, data: &[u8]) -> Frame<'_> {
+    let (head, direction) = (head(1, sequence, 200), Direction::Call);
+    Frame::Chunk { head, direction, lane: Lane::Calls, offset, data }
+}
+
+/// A piece of the reply to the first call of ours.
+fn back(offset: u32, data: &[u8]) -> Frame<'_> {
+    let (head, direction) = (head(0, 1, 200), Direction::Reply);
+    Frame::Chunk { head, direction, lane: Lane::Calls, offset, data }
+}
+
+/// Rows of calls, grants, slots given and taken, proofs of addresses.
+fn lanes() -> Vec<u8> {
+    let after = |slot, sequence| Some(After { slot, sequence, anyhow: true });
+    let marked = |slot, sequence, after, data| {
+        let marks = Marks { lane: Lane::Bulk, after };
+        Frame::Marked { head: head(slot, sequence, 1), marks, data }
+    };
+    let (first, second) = (marked(2, 3, None, b"a"), marked(3, 4, after(2, 3), b"b"));
+    let grant = |direction| Frame::Grant { slot: 0, sequence: 1, direction, upto: 5000 };
+    let grants = [grant(Direction::Call), grant(Direction::Reply)];
+    let slots = Frame::Slots { version: 1, count: 8 };
+    let release = Frame::Release { version: 0, count: 1, floor: 9 };
+    let seen = Frame::Seen(Seen { largest: 4, marked: 1, ..Seen::default() });
+    let proofs = [Frame::Challenge { token: 1 }, Frame::Proof { token: 2 }];
+    [
+        step(2, &frames(&[second, first])),
+        step(9, b"argument"),
+        step(2, &frames(&grants)),
+        step(2, &frames(&[slots, release, seen])),
+        step(2, &frames(&proofs)),
+        pass(100),
+        step(9, b"result"),
+    ]
+    .concat()
 }
 
 fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
     let call = Frame::Call { head: head(0, 1, 5), data: b"hello" };
     let reply = Frame::Reply { head: head(0, 1, 3), status: Status::Done, data: b"yes" };
-    let chunk = |sequence, offset, data| Frame::Chunk {
-        head: head(1, sequence, 200),
-        direction: Direction::Call,
-        lane: Lane::Calls,
-        offset,
-        data,
-    };
     let ack = Frame::Ack(Ack { largest: 6, delay_us: 10, bitmap: [0b111, 0, 0, 0] });
     let (ping, pong) = (Frame::Ping { token: 1 }, Frame::Pong { token: 0 });
     let working = Frame::Working { slot: 0, sequence: 1 };
@@ -140,7 +166,10 @@ fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
             .concat(),
         ),
         ("reply-to-ours", [sealed(&[reply]), sealed(&[reply]), sealed(&[working])].concat()),
-        ("reply-in-pieces", reply_in_pieces()),
+        (
+            "reply-in-pieces",
+            [tracked(&[back(128, &[3; 72])]), pass(10), tracked(&[back(0, &[1; 128])])].concat(),
+        ),
         (
             "acknowledgements",
             [sealed(&[ack, ping, pong]), pass(20), sealed(&[ack]), pass(2000)].concat(),
@@ -148,6 +177,7 @@ fn session_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("silence", [sealed(&[ping]), pass(6000), sealed(&[call])].concat()),
         ("farewell", [sealed(&[call, close, call]), sealed(&[ping])].concat()),
         ("frames-alone", frames(&[call, reply, ack, ping, working, cancel(7), close])),
+        ("lanes", lanes()),
     ]
 }
 

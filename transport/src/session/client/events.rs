@@ -164,7 +164,7 @@ impl Client {
         };
         let pause = if pause < PROBE { PROBE } else { back_off_parked(pause) };
         // Those that wait long are asked for together.
-        let at = (now + pause.min(PARKED_PROBE)).rounded_up(PROBE / 4);
+        let at = (now + pause.min(PARKED_PROBE)).rounded_up(PROBE);
         self.ask_at(number, at, pause);
     }
 

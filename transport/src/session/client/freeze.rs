@@ -76,7 +76,9 @@ impl Client {
         client.granted = from.u32()? as usize;
         client.lanes = from.bool()?;
         let count = from.count(10)?;
-        if count > 1 << 16 || client.granted > 1 << 16 {
+        // Far from where counting would end.
+        let numbers = client.next_id.max(client.sequence);
+        if count > 1 << 16 || client.granted > 1 << 16 || numbers > 1 << 62 {
             return Err(ImageError::Malformed);
         }
         for number in 0..count {

@@ -45,7 +45,7 @@ impl Client {
                     }
                     active.first_sent.get_or_insert(now);
                     active.due = Some(now + active.pause);
-                    active.pause = back_off(active.pause);
+                    active.pause = back_off(active.pause).max(active.pause);
                     next = active.due;
                 }
                 State::Draining { due, pause } if *due <= now => {
@@ -53,7 +53,7 @@ impl Client {
                         return false;
                     }
                     *due = now + *pause;
-                    *pause = back_off(*pause);
+                    *pause = back_off(*pause).max(*pause);
                     next = Some(*due);
                 }
                 _ => {}

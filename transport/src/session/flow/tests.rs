@@ -105,8 +105,32 @@ fn silence_gives_up_two_packets_at_growing_pauses() {
     assert_eq!(lost(&mut flow, first, &rtt), [what(0), what(1)]);
     let second = flow.deadline(&rtt).expect("in flight");
     assert_eq!(second.since(first), first.since(now) * 2);
-    assert_eq!(lost(&mut flow, second, &rtt), [what(2), what(3)]);
+    assert_eq!(lost(&mut flow, second, &rtt), [what(2), what(3), what(4)]);
     assert_eq!(flow.window, LEAST_PACKETS * PACKET);
+}
+
+/// Found by the benchmark: with more in flight than a shrunken window, probes were given
+/// up but never sent, two a second.
+#[test]
+fn a_probe_may_be_sent_though_the_window_is_full() {
+    let (mut flow, rtt, now) = flow_with(INITIAL_PACKETS as u64);
+    assert!(!flow.may_send());
+    let timeout = flow.deadline(&rtt).expect("in flight");
+    flow.window = LEAST_PACKETS * PACKET;
+    assert_eq!(lost(&mut flow, timeout, &rtt).len(), 2);
+    for number in 0..2 {
+        assert!(flow.may_send());
+        flow.on_sent(now, 100 + number, PACKET, what(0));
+    }
+    assert!(!flow.may_send());
+    // The second time all are given up, and a window's worth goes.
+    let timeout = flow.deadline(&rtt).expect("in flight");
+    assert_eq!(lost(&mut flow, timeout, &rtt).len(), INITIAL_PACKETS);
+    assert_eq!(flow.in_flight, 0);
+    for number in 0..LEAST_PACKETS as u64 {
+        assert!(flow.may_send());
+        flow.on_sent(now, 200 + number, PACKET, what(0));
+    }
 }
 
 #[test]

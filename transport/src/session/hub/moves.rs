@@ -105,8 +105,8 @@ impl Hub {
         Ok(Frozen { image: left.image })
     }
 
-    /// Says where a session that was frozen here has been thawed; whoever still looks
-    /// for it here is told, and the peer is told at once.
+    /// Says where a session that was frozen here has been thawed: whoever still looks for
+    /// it here is told.
     ///
     /// # Errors
     ///
