@@ -11,7 +11,7 @@
 //!
 //! *Waiting.* Waking a sleeping processor costs more than the call (19 to 50 µs on the
 //! reference machine, where a whole call takes 4), so the socket is asked again and again
-//! for up to [`SPIN`] before the thread sleeps. Where the peer needs the same processor
+//! for up to `SPIN` before the thread sleeps. Where the peer needs the same processor
 //! that only keeps it from answering: each spin that brought nothing halves the next, to
 //! none, and each sleep that was short enough to have been spun through counts towards
 //! trying again, the more the oftener that was in vain.

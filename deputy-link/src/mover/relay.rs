@@ -59,7 +59,7 @@ pub struct Relayed {
 pub enum Wish {
     /// To ring the bell, as for [`super::bring_home`].
     Bell,
-    /// A slice, as for [`slices`].
+    /// A slice, as for [`super::slices`].
     Slice,
 }
 
