@@ -1,6 +1,8 @@
 //! Other people's WireGuard as the peer: wireguard-go and `wg` from Debian,
-//! `boringtun-cli` and `gotatun` as `cargo install` makes them, where they are installed
-//! (PATH). Needs root and `/dev/net/tun`.
+//! `boringtun-cli` and `gotatun` as `cargo install` makes them. Needs root and
+//! `/dev/net/tun`.
+//!
+//! What takes minutes to build or to wait for has the feature `peers`: `cargo xtask peers`.
 
 #![allow(clippy::unwrap_used, reason = "the lint's exception for tests leaves out their helpers")]
 
@@ -113,6 +115,7 @@ fn wireguard_go_is_a_peer_like_any_other() {
     works_with("wireguard-go", &[]);
 }
 
+#[cfg(feature = "peers")]
 #[test]
 fn boringtun_is_a_peer_like_any_other() {
     privileged!(
@@ -124,14 +127,16 @@ fn boringtun_is_a_peer_like_any_other() {
     works_with("boringtun-cli", &["--disable-drop-privileges"]);
 }
 
+#[cfg(feature = "peers")]
 #[test]
 fn gotatun_is_a_peer_like_any_other() {
     privileged!(Need::Tun, Need::Program("gotatun"), Need::Program("wg"), Need::Program("ip"));
     works_with("gotatun", &["--disable-drop-privileges"]);
 }
 
+/// It takes two minutes, the life of a session.
+#[cfg(feature = "peers")]
 #[test]
-#[ignore = "takes two minutes: the life of a session"]
 fn sessions_are_renewed_with_wireguard_go() {
     privileged!(Need::Tun, Need::Program("wireguard-go"), Need::Program("wg"), Need::Program("ip"));
     let [one, two] = wire();

@@ -1,6 +1,6 @@
 //! Test and CI runners of the workspace: `cargo xtask test`, `cargo xtask ci`,
 //! `cargo xtask crossing`, `cargo xtask programs`, `cargo xtask moves`,
-//! `cargo xtask simulate`.
+//! `cargo xtask simulate`, `cargo xtask peers`.
 //!
 //! What it is not: part of what is shipped. It needs the Rust toolchain; as
 //! root on Debian it installs the programs that the tests use.
@@ -9,6 +9,7 @@ mod ci;
 mod crossing;
 mod leftovers;
 mod packages;
+mod peers;
 mod simulate;
 mod test_run;
 
@@ -18,7 +19,8 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "usage: cargo xtask test [CARGO TEST ARGUMENTS…] | cargo xtask ci
        cargo xtask crossing|programs [--seed N] [--hops N] [--seconds N]
        cargo xtask moves [--moves N] [--megabytes M] [--pages-per-second P] [--seed S] [--json]
-       cargo xtask simulate [--seeds N] [--seed S]";
+       cargo xtask simulate [--seeds N] [--seed S]
+       cargo xtask peers";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Some("crossing") => crossing::CROSSING.run(&args.collect::<Vec<_>>()),
         Some("moves") => crossing::MOVES.run(&args.collect::<Vec<_>>()),
         Some("programs") => crossing::PROGRAMS.run(&args.collect::<Vec<_>>()),
+        Some("peers") => peers::run(),
         Some("simulate") => simulate::run(&args.collect::<Vec<_>>()),
         _ => Err(USAGE.to_owned()),
     };

@@ -72,12 +72,14 @@ fn apt_get(arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Where programs are looked for: `PATH`, and what only root's usually has.
+/// Where programs are looked for: `PATH`, what only root's usually has, and
+/// [`crate::peers`].
 ///
 /// The tests get the same, so that what is found here is found there.
 pub(crate) fn path() -> OsString {
     let given = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&given).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let more = ["/usr/sbin".into(), "/sbin".into(), crate::peers::directory().join("bin")];
+    let dirs = std::env::split_paths(&given).chain(more);
     // Fails for a directory with a colon in its name, which `split_paths` never gives.
     std::env::join_paths(dirs).unwrap_or(given.clone())
 }
