@@ -11,6 +11,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{self, Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,9 @@ const PRESHARED: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 
 /// Starts a program of somebody else's as the far end.
 fn foreign(two: &Scratch, program: &str, arguments: &[&str], preshared: bool) -> Foreign {
-    let name = format!("wg{}", process::id());
+    // The tests of this file run side by side.
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("wg{}n{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let mut command = two.command(program, &["-f", &name]);
     command.args(arguments).env("LOG_LEVEL", "error");
     let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -52,7 +55,7 @@ fn foreign(two: &Scratch, program: &str, arguments: &[&str], preshared: bool) ->
         thread::sleep(Duration::from_millis(20));
     }
     let secret = |what: &str, text: &str| {
-        let path = std::env::temp_dir().join(format!("conet-t{}-{what}", process::id()));
+        let path = std::env::temp_dir().join(format!("conet-t{name}-{what}"));
         fs::write(&path, text).unwrap();
         path
     };
