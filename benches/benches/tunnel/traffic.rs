@@ -102,7 +102,8 @@ pub(crate) fn flooded<T: Send>(lane: &Lane, rate: u32, work: impl FnOnce() -> T)
                 let mut message = [0x5a; 148];
                 message[..4].copy_from_slice(&[1, 0, 0, 0]);
                 message[8..12].copy_from_slice(&sent.to_le_bytes());
-                let mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&mac1_key)?;
+                let mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&mac1_key)
+                    .map_err(|error| anyhow::anyhow!("a key of 32 bytes: {error}"))?;
                 let mac1 = Mac::chain_update(mac, &message[..116]).finalize().into_bytes();
                 message[116..132].copy_from_slice(&mac1);
                 // Refused by a full queue: the next one.

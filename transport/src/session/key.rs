@@ -73,6 +73,7 @@ pub fn link_keys(root: &Key, context: &[u8]) -> LinkKeys {
 
 /// A secret that both ends of a session share and no packet is sealed under, from which
 /// the keys of a moved session and of MOVED packets derive.
+#[cfg(feature = "hub")]
 #[derive(Debug)]
 pub(crate) struct Root {
     /// Names it; no secret.
@@ -80,6 +81,7 @@ pub(crate) struct Root {
     key: Key,
 }
 
+#[cfg(feature = "hub")]
 impl Root {
     /// From both keys that a handshake yielded, the initiator's first.
     pub(crate) fn of_handshake(first: &Key, second: &Key) -> Self {
