@@ -80,6 +80,17 @@ fn limit_retry(link: BorrowedFd<'_>) -> bool {
 
 /// For how long nothing has come from the other end.
 pub(crate) fn silence(link: BorrowedFd<'_>) -> io::Result<Duration> {
+    let info = info(link)?;
+    let heard = info.tcpi_last_ack_recv.min(info.tcpi_last_data_recv);
+    Ok(Duration::from_millis(u64::from(heard)))
+}
+
+/// How long the other end takes to answer, smoothed.
+pub(crate) fn round_trip(link: BorrowedFd<'_>) -> io::Result<Duration> {
+    Ok(Duration::from_micros(u64::from(info(link)?.tcpi_rtt)))
+}
+
+fn info(link: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = TCP_INFO;
     // SAFETY: the kernel writes at most `len` bytes.
@@ -96,9 +107,7 @@ pub(crate) fn silence(link: BorrowedFd<'_>) -> io::Result<Duration> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: zeroed at first, which is a valid value.
-    let info = unsafe { info.assume_init() };
-    let heard = info.tcpi_last_ack_recv.min(info.tcpi_last_data_recv);
-    Ok(Duration::from_millis(u64::from(heard)))
+    Ok(unsafe { info.assume_init() })
 }
 
 #[cfg(test)]
