@@ -32,10 +32,10 @@
 //! [`GuestPort::detach`] ends it. A veth goes on carrying packets meanwhile; a TAP
 //! device is gone until the next port makes it anew.
 
-#![forbid(unsafe_code)]
-
 mod guest;
+mod segment;
 mod tap;
 mod veth;
+pub mod vhost;
 
 pub use guest::{AttachError, GuestPort, GuestSpec, PortKind};

@@ -15,8 +15,6 @@
 //!
 //! Sources: Linux `Documentation/networking/tuntap.rst`.
 
-mod segment;
-
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -32,13 +30,9 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::io::Errno;
 use tun_tap::{Iface, Mode};
 
-use self::segment::{ANSWER_MAX, ETHERNET, Segment, Verdict};
+use crate::segment::{ANSWER_MAX, ETHERNET, OURS, Segment, Verdict};
 use crate::{AttachError, GuestSpec};
 
-/// Our end of every guest's segment. Each has two stations only, so one address
-/// serves all, and a guest keeps its neighbour entry through restarts. Locally
-/// administered, `conet` in it.
-const OURS: MacAddr = MacAddr([0x02, b'c', b'o', b'n', b'e', b't']);
 /// Packets taken from one device before the other has its turn.
 const BATCH: usize = 64;
 const GUEST: Token = Token(0);

@@ -29,18 +29,22 @@ use pnet_packet::icmpv6::{Icmpv6Code, Icmpv6Packet, Icmpv6Types, checksum};
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
 
+/// Our end of every guest's segment. Each has two stations only, so one address
+/// serves all, and a guest keeps its neighbour entry through restarts. Locally
+/// administered, `conet` in it.
+pub(crate) const OURS: MacAddr = MacAddr([0x02, b'c', b'o', b'n', b'e', b't']);
 /// An Ethernet header without a VLAN tag (IEEE 802.3).
-pub(super) const ETHERNET: usize = 14;
+pub(crate) const ETHERNET: usize = 14;
 const ARP: usize = 28;
 const IPV6: usize = 40;
 /// A neighbour advertisement with one option (RFC 4861 §4.4).
 const ADVERT: usize = 32;
 /// Longest answer.
-pub(super) const ANSWER_MAX: usize = ETHERNET + IPV6 + ADVERT;
+pub(crate) const ANSWER_MAX: usize = ETHERNET + IPV6 + ADVERT;
 
 /// What a frame of the guest's is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// An IP packet of so many bytes behind the Ethernet header, to be passed on.
     Packet(usize),
     /// A question; so many bytes of answer are to be sent back.
@@ -51,7 +55,7 @@ pub(super) enum Verdict {
 
 /// A guest's segment.
 #[derive(Debug)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     ours: MacAddr,
     guest: MacAddr,
     addresses: Vec<IpAddr>,
@@ -59,12 +63,12 @@ pub(super) struct Segment {
 
 impl Segment {
     /// `guest` is its address to begin with; frames tell when it takes another.
-    pub(super) fn new(ours: MacAddr, guest: MacAddr, addresses: Vec<IpAddr>) -> Self {
+    pub(crate) fn new(ours: MacAddr, guest: MacAddr, addresses: Vec<IpAddr>) -> Self {
         Self { ours, guest, addresses }
     }
 
     /// Takes a frame from the guest.
-    pub(super) fn handle_frame(&mut self, frame: &[u8], answer: &mut [u8; ANSWER_MAX]) -> Verdict {
+    pub(crate) fn handle_frame(&mut self, frame: &[u8], answer: &mut [u8; ANSWER_MAX]) -> Verdict {
         let Some(ethernet) = EthernetPacket::new(frame) else {
             return Verdict::Drop(DropReason::Malformed);
         };
@@ -87,7 +91,7 @@ impl Segment {
     }
 
     /// Writes the header of a frame that carries an IP packet to the guest.
-    pub(super) fn address(&self, header: &mut [u8], is_v6: bool) {
+    pub(crate) fn address(&self, header: &mut [u8], is_v6: bool) {
         let kind = if is_v6 { EtherTypes::Ipv6 } else { EtherTypes::Ipv4 };
         self.head(header, kind);
     }

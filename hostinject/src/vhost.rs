@@ -1,0 +1,368 @@
+//! Virtual machines by vhost-user: their network card's queues are served here, in
+//! memory that they share with this process.
+//!
+//! ```text
+//! QEMU, User-Mode Linux                   this process            host's kernel
+//!   guest's queues ◄── shared memory ──► Card ◄── read, write ──► TUN device, routes
+//!        │  call, kick (eventfd, pipe)     │
+//!   VMM ─┴─ unix socket: memory, queues ───┘
+//! ```
+//!
+//! A packet from the host is copied once by us, into the guest's memory; the VMM does not
+//! run for it. Segments of up to 64 KiB and unfinished checksums pass as they are, as far
+//! as the guest says that it takes them.
+//!
+//! The process is the guest's alone ([`serve`] does not return while it goes well): what a
+//! hostile guest brings down (a memory file that shrinks under our feet ends a process
+//! with SIGBUS) is its own port. So it also outlives the daemon that started it.
+//!
+//! Not here: who may connect (the socket's directory decides), the host's end of the
+//! device (as of every guest), several pairs of queues.
+//!
+//! Sources: QEMU `docs/interop/vhost-user.rst`; virtio 1.3 §5.1.
+
+mod front;
+mod net;
+mod ring;
+mod sys;
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+
+use conet_netsys::{IfName, MacAddr};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Backend, Error as MessageError};
+use vhost_user_backend::{
+    Error as DaemonError, VhostUserBackendMut, VhostUserDaemon, VringMutex, VringT,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+use self::net::Card;
+use crate::segment::Segment;
+
+/// Queues: to the guest, from the guest.
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const QUEUES: u16 = 2;
+/// Other events: the device, and our own of work left over. The library's own comes between.
+const DEVICE: u16 = QUEUES + 1;
+const AGAIN: u16 = QUEUES + 2;
+/// Most chains in a queue, as virtio has it.
+const QUEUE_SIZE: usize = 1024;
+/// Turns before others are heard: the socket, the end.
+const TURNS: usize = 16;
+
+/// What is served.
+#[derive(Debug, Clone)]
+pub struct VhostSpec {
+    /// The guest's Ethernet address, as its card is to have it.
+    pub mac: MacAddr,
+    /// The addresses that the guest may use.
+    pub addresses: Vec<IpAddr>,
+    /// Longest packet in bytes that is not split on the way.
+    pub mtu: u16,
+}
+
+/// Why a port is no longer served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A thread or an event could not be made.
+    #[error("{0}")]
+    Start(DaemonError),
+    /// A socket or an event could not be made or waited for.
+    #[error("{0}")]
+    Event(#[from] io::Error),
+}
+
+/// Makes the host's end of a port, down, in the namespace of the calling thread. It is
+/// there as long as somebody has it open.
+///
+/// # Errors
+/// As the kernel refuses (`/dev/net/tun`).
+pub fn open_device(name: IfName) -> io::Result<OwnedFd> {
+    let device = tun_rs::DeviceBuilder::new()
+        .name(name.as_str())
+        .enable(false)
+        .with(|options| {
+            options.offload(true);
+        })
+        .build_sync()?;
+    device.set_nonblocking(true)?;
+    // Until a guest has said what it takes.
+    sys::set_offload(&device, 0)?;
+    Ok(sys::into_fd(device))
+}
+
+/// Serves the guest whose VMM connects to `listener`, one connection after the other, with
+/// `device`: a TUN device with virtio headers (`IFF_VNET_HDR`), not blocking.
+///
+/// # Errors
+/// [`ServeError`]. A VMM that says what it should not ends its connection only.
+pub fn serve(
+    listener: UnixListener,
+    device: OwnedFd,
+    spec: &VhostSpec,
+) -> Result<std::convert::Infallible, ServeError> {
+    let device = Arc::new(File::from(device));
+    loop {
+        let vmm = match listener.accept() {
+            Ok((vmm, _)) => vmm,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        connection(vmm, &device, spec)?;
+    }
+}
+
+/// Serves one connection to its end.
+fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(), ServeError> {
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let again = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
+    let again_fd = again.0.as_raw_fd();
+    let end = new_event_consumer_and_notifier(EventFlag::CLOEXEC)?;
+    let to_end = end.1.try_clone()?;
+    let segment = Segment::new(crate::segment::OURS, spec.mac, spec.addresses.clone());
+    let backend = Arc::new(Mutex::new(Net {
+        card: Card::new(Arc::clone(device), segment, usize::from(spec.mtu)),
+        device: Arc::clone(device),
+        spec: spec.clone(),
+        memory: memory.clone(),
+        again,
+        end,
+        requests: None,
+    }));
+    let mut daemon = VhostUserDaemon::new("conet-vhost".to_owned(), backend, memory)
+        .map_err(ServeError::Start)?;
+    for handler in daemon.get_epoll_handlers() {
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        handler.register_listener(device.as_raw_fd(), edge, u64::from(DEVICE))?;
+        handler.register_listener(again_fd, EventSet::IN, u64::from(AGAIN))?;
+    }
+    // The library connects by path; nobody else gets at this one.
+    let private = tempfile::tempdir()?;
+    let path = private.path().join("vhost");
+    let listener = UnixListener::bind(&path)?;
+    daemon.start_client(&path.to_string_lossy()).map_err(ServeError::Start)?;
+    let (library, _) = listener.accept()?;
+    drop((listener, private));
+    if let Err(error) = front::relay(vmm, library) {
+        tracing::warn!(%error, "the guest's VMM was let go");
+    }
+    match daemon.wait() {
+        Ok(()) | Err(DaemonError::HandleRequest(MessageError::Disconnected)) => {}
+        Err(error) => tracing::warn!(%error, "the guest's VMM was let go"),
+    }
+    // Its thread has the device, which the next guest's is to have alone.
+    to_end.notify()?;
+    Ok(())
+}
+
+/// The device as the library sees it.
+struct Net {
+    card: Card,
+    device: Arc<File>,
+    spec: VhostSpec,
+    memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    again: (EventConsumer, EventNotifier),
+    end: (EventConsumer, EventNotifier),
+    /// None are made; to User-Mode Linux the end of this is the end of the card.
+    requests: Option<Backend>,
+}
+
+fn bit(feature: u32) -> u64 {
+    1 << feature
+}
+
+/// What a guest may take off the host's kernel, and the flag of the device for it.
+const OFFLOADS: [(u32, u32); 4] = [
+    // TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN
+    (VIRTIO_NET_F_GUEST_CSUM, 1),
+    (VIRTIO_NET_F_GUEST_TSO4, 2),
+    (VIRTIO_NET_F_GUEST_TSO6, 4),
+    (VIRTIO_NET_F_GUEST_ECN, 8),
+];
+
+/// The device's flags for what a guest has taken of [`OFFLOADS`].
+fn offload_of(features: u64) -> u32 {
+    let flags = OFFLOADS
+        .iter()
+        .filter(|(feature, _)| features & bit(*feature) != 0)
+        .fold(0, |flags, (_, flag)| flags | flag);
+    // Segments need checksums, and the one kind the other (virtio 1.3 §5.1.3.1).
+    match flags {
+        flags if flags & 1 == 0 => 0,
+        flags if flags & 6 == 0 => flags & 1,
+        flags => flags,
+    }
+}
+
+impl Net {
+    fn serve_queues(&mut self, vrings: &[VringMutex], events: u16) -> Result<(), net::NetError> {
+        let memory = self.memory.memory();
+        let mut to_do = [events == RECEIVE || events == DEVICE, events == TRANSMIT];
+        if events == AGAIN {
+            to_do = [true; 2];
+        }
+        for _ in 0..TURNS {
+            // One that is not set up has nothing; it is kicked when it is.
+            let [receive, transmit] = std::mem::take(&mut to_do);
+            if transmit && let Some(vring) = ready(vrings, TRANSMIT) {
+                let mut state = vring.get_mut();
+                let queue = state.get_queue_mut();
+                queue.disable_notification(&*memory)?;
+                let turn = self.card.transmit(queue, &memory)?;
+                to_do[1] = turn.more || queue.enable_notification(&*memory)?;
+                if turn.call {
+                    state.signal_used_queue().ok();
+                }
+            }
+            let receive = receive || self.card.has_answer();
+            if receive && let Some(vring) = ready(vrings, RECEIVE) {
+                let mut state = vring.get_mut();
+                let queue = state.get_queue_mut();
+                let turn = self.card.receive(queue, &memory)?;
+                // The guest kicks when it has buffers again, which it may not have had.
+                to_do[0] = turn.more;
+                if turn.call {
+                    state.signal_used_queue().ok();
+                }
+            }
+            if to_do == [false; 2] {
+                return Ok(());
+            }
+        }
+        self.again.1.notify().map_err(net::NetError::Device)
+    }
+}
+
+fn ready(vrings: &[VringMutex], index: u16) -> Option<&VringMutex> {
+    vrings.get(usize::from(index)).filter(|vring| {
+        let state = vring.get_ref();
+        state.is_enabled() && state.get_queue().ready()
+    })
+}
+
+impl VhostUserBackendMut for Net {
+    type Bitmap = ();
+    type Vring = VringMutex;
+
+    fn num_queues(&self) -> usize {
+        usize::from(QUEUES)
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        let net = [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_ECN,
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_F_VERSION_1,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_RING_F_INDIRECT_DESC,
+        ];
+        net.into_iter()
+            .chain(OFFLOADS.map(|(feature, _)| feature))
+            .fold(VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(), |features, feature| {
+                features | bit(feature)
+            })
+    }
+
+    fn acked_features(&mut self, features: u64) {
+        self.card.merges = features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let flags = offload_of(features);
+
+        if let Err(error) = sys::set_offload(&*self.device, flags) {
+            tracing::warn!(%error, flags, "the host's device refused the guest's offloads");
+        }
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        // User-Mode Linux does without a card where the backend cannot make requests.
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::MTU
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+    }
+
+    fn reset_device(&mut self) {
+        self.card.reset();
+    }
+
+    fn set_event_idx(&mut self, _enabled: bool) {}
+
+    /// `struct virtio_net_config`: mac, status (link up), pairs of queues, mtu.
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let mut config = self.spec.mac.0.to_vec();
+        config.extend(1u16.to_le_bytes());
+        config.extend(1u16.to_le_bytes());
+        config.extend(self.spec.mtu.to_le_bytes());
+        let at = |place: u32| usize::try_from(place).unwrap_or(usize::MAX);
+        // What is asked for beyond is zero: the guest's structure may be a later one.
+        config.resize(config.len().max(at(offset.saturating_add(size)).min(256)), 0);
+        config.get(at(offset)..at(offset.saturating_add(size))).unwrap_or_default().to_vec()
+    }
+
+    fn update_memory(&mut self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
+        self.memory = memory;
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&mut self, backend: Backend) {
+        self.requests = Some(backend);
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        let (ended, end) = &self.end;
+        ended.try_clone().ok().zip(end.try_clone().ok())
+    }
+
+    fn handle_event(
+        &mut self,
+        event: u16,
+        _set: EventSet,
+        vrings: &[VringMutex],
+        _thread: usize,
+    ) -> io::Result<()> {
+        if event == AGAIN {
+            self.again.0.consume().ok();
+        }
+        match self.serve_queues(vrings, event) {
+            Ok(()) => Ok(()),
+            Err(net::NetError::Device(error)) => Err(error),
+            Err(error) => {
+                // Its own queue does not go on; it may set it up anew.
+                tracing::warn!(%error, "the guest's queue was given up");
+                for vring in vrings {
+                    vring.set_queue_ready(false);
+                }
+                Ok(())
+            }
+        }
+    }
+}

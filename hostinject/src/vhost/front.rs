@@ -1,0 +1,123 @@
+//! Between a VMM and the library that serves it: messages as the protocol has them.
+//!
+//! User-Mode Linux (virtio_uml, as of Linux 6.1) makes `SET_MEM_TABLE` as long as two regions
+//! are, however many there are, and the library refuses that. Here it gets its length.
+//!
+//! Everything else passes unread. Only messages go here, some twenty when a guest boots;
+//! packets do not.
+//!
+//! Invariants: what a VMM says costs bounded memory; a descriptor that is not passed on is
+//! closed.
+//!
+//! Sources: QEMU `docs/interop/vhost-user.rst`; Linux `arch/um/drivers/virtio_uml.c`.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use rustix::cmsg_space;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+/// Request, flags, size of the body, each four bytes in the host's order.
+const HEADER: usize = 12;
+/// Longest body that the library takes (`MAX_MSG_SIZE`).
+const LONGEST: usize = 0x1000;
+/// Most descriptors of a message (`MAX_ATTACHED_FD_ENTRIES`).
+const DESCRIPTORS: usize = 32;
+
+const SET_MEM_TABLE: u32 = 5;
+/// A table's head, and each region in it.
+const TABLE: usize = 8;
+const REGION: usize = 32;
+
+/// Passes messages on, both ways, until one side ends.
+pub(super) fn relay(vmm: UnixStream, library: UnixStream) -> io::Result<()> {
+    let (mut from_library, mut to_vmm) = (library.try_clone()?, vmm.try_clone()?);
+    let back = thread::Builder::new().name("conet-vhost-back".to_owned()).spawn(move || {
+        let mut bytes = [0; HEADER + LONGEST];
+        while let Ok(len @ 1..) = from_library.read(&mut bytes) {
+            if to_vmm.write_all(&bytes[..len]).is_err() {
+                break;
+            }
+        }
+        to_vmm.shutdown(Shutdown::Both).ok();
+    })?;
+    let passed = pass(&vmm, &library);
+    library.shutdown(Shutdown::Both).ok();
+    vmm.shutdown(Shutdown::Both).ok();
+    back.join().ok();
+    passed
+}
+
+fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()> {
+    let mut bytes = vec![0; HEADER + LONGEST];
+    loop {
+        let (header, body) = bytes.split_at_mut(HEADER);
+        let Some(fds) = receive(vmm, header)? else { return Ok(()) };
+        let word = |at: usize| header.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
+        let (Some(request), Some(size)) = (word(0), word(8)) else { continue };
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let body = body.get_mut(..size).ok_or_else(too_long)?;
+        vmm.read_exact(body)?;
+        let len = if request == SET_MEM_TABLE { table_len(body) } else { size };
+        header[8..].copy_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
+        send(library, bytes.get(..HEADER + len).unwrap_or_default(), &fds)?;
+    }
+}
+
+/// The length of a table with as many regions as it says.
+fn table_len(body: &[u8]) -> usize {
+    let count = body.first_chunk().copied().map_or(0, u32::from_ne_bytes);
+    let len = usize::try_from(count).ok().and_then(|count| count.checked_mul(REGION));
+    len.and_then(|len| len.checked_add(TABLE)).filter(|len| *len < body.len()).unwrap_or(body.len())
+}
+
+fn too_long() -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}
+
+/// Reads a header and the descriptors that come with it; none at the end.
+fn receive(vmm: &UnixStream, header: &mut [u8]) -> io::Result<Option<Vec<OwnedFd>>> {
+    let mut fds = Vec::new();
+    let mut at = 0;
+    while at < header.len() {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [IoSliceMut::new(&mut header[at..])];
+        let got = match recvmsg(vmm, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > DESCRIPTORS {
+            return Err(too_long());
+        }
+        if got.bytes == 0 {
+            return if at == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        }
+        at += got.bytes;
+    }
+    Ok(Some(fds))
+}
+
+/// Sends a message, its descriptors with its first byte.
+fn send(mut library: &UnixStream, message: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(too_long());
+    }
+    let sent = sendmsg(library, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;
+    library.write_all(message.get(sent..).unwrap_or_default())
+}

@@ -1,0 +1,370 @@
+//! A virtio network card's two queues, and the host's TUN device behind them.
+//!
+//! ```text
+//! guest ─ transmit queue ─► frame (copied) ─ judged ─► TUN write ─► host's kernel
+//! guest ◄─ receive queue ── frame ◄────────────────── TUN read ◄── host's kernel
+//!                          └ ARP, NDP answered here
+//! ```
+//!
+//! A TUN device with a virtio header speaks of checksums and segments as the card does,
+//! so up to 64 KiB of one flow go through in one piece, each way, unparsed but for their
+//! addresses. What the guest cannot take, the host's kernel splits and completes before.
+//!
+//! Guest memory is the guest's: a frame is copied, then judged, so that nothing changes in
+//! between. Every length is checked before it is believed; chains are virtio-queue's,
+//! which bounds them.
+//!
+//! Sources: virtio 1.3 §5.1.6; Linux `Documentation/networking/tuntap.rst`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use conet_dataplane::{DropCounts, DropReason};
+use rustix::io::Errno;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap};
+
+use super::ring::Returns;
+use crate::segment::{ANSWER_MAX, ETHERNET, Segment, Verdict};
+
+type Memory = GuestMemoryLoadGuard<GuestMemoryMmap>;
+type Chain = DescriptorChain<Memory>;
+
+/// The card's header, with `num_buffers` (virtio 1.3 §5.1.6).
+pub(super) const HEADER: usize = 12;
+/// The device's, without.
+const DEVICE_HEADER: usize = 10;
+/// Where the packet lies in a frame's buffer.
+const PACKET: usize = HEADER + ETHERNET;
+/// Where the device's header lies, right before the packet.
+const DEVICE: usize = PACKET - DEVICE_HEADER;
+/// Longest packet.
+const LONGEST: usize = 65_535;
+/// Frames of one direction before the other has its turn.
+const BUDGET: usize = 256;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
+const NEEDS_CSUM: u8 = 1;
+/// `VIRTIO_NET_HDR_GSO_…`.
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_ECN: u8 = 0x80;
+
+/// What a queue wants next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Turn {
+    /// The guest is to be called.
+    pub(super) call: bool,
+    /// There is more to do: come again.
+    pub(super) more: bool,
+}
+
+/// A queue that contradicts itself, or the device is gone.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetError {
+    /// The rings are not in the guest's memory.
+    #[error("the guest's queue lies outside of its memory: {0}")]
+    Memory(#[from] GuestMemoryError),
+    /// The ring's index jumped by more than it holds.
+    #[error("the guest's queue is malformed: {0}")]
+    Queue(#[from] virtio_queue::Error),
+    /// The device failed.
+    #[error("the host's device: {0}")]
+    Device(#[source] io::Error),
+}
+
+/// One card.
+pub(super) struct Card {
+    device: Arc<File>,
+    segment: Segment,
+    /// Most bytes of a packet that is not split.
+    mtu: usize,
+    /// A frame from the guest.
+    from_guest: Box<[u8]>,
+    /// A frame to the guest, and its length where one waits for buffers.
+    to_guest: Box<[u8]>,
+    waiting: Option<usize>,
+    /// Answers that wait for buffers; the latest only, as a guest asks again.
+    answer: Option<([u8; HEADER + ANSWER_MAX], usize)>,
+    /// Whether a frame may lie in several chains.
+    pub(super) merges: bool,
+    pub(super) drops: DropCounts,
+    /// Chains of one frame.
+    chains: Vec<(Chain, usize)>,
+}
+
+impl Card {
+    pub(super) fn new(device: Arc<File>, segment: Segment, mtu: usize) -> Self {
+        let frame = || vec![0; PACKET + LONGEST].into_boxed_slice();
+        Self {
+            device,
+            segment,
+            mtu,
+            from_guest: frame(),
+            to_guest: frame(),
+            waiting: None,
+            answer: None,
+            merges: false,
+            drops: DropCounts::default(),
+            chains: Vec::new(),
+        }
+    }
+
+    /// Forgets what was under way with a guest that has gone.
+    pub(super) fn reset(&mut self) {
+        self.waiting = None;
+        self.answer = None;
+        self.chains.clear();
+        self.merges = false;
+    }
+
+    /// Whether the receive queue is to be looked at.
+    pub(super) fn has_answer(&self) -> bool {
+        self.answer.is_some()
+    }
+
+    /// Takes what the guest sends.
+    pub(super) fn transmit(
+        &mut self,
+        queue: &mut Queue,
+        memory: &Memory,
+    ) -> Result<Turn, NetError> {
+        let mut returns = Returns::begin(queue);
+        let mut taken = 0;
+        while taken < BUDGET {
+            let Some(chain) = queue.iter(memory.clone())?.next() else { break };
+            taken += 1;
+            let head = chain.head_index();
+            match self.copy(chain, memory) {
+                Ok(len) => self.frame(len)?,
+                Err(reason) => self.drops.count(reason),
+            }
+            returns.put(queue, memory, head, 0)?;
+        }
+        let call = returns.publish(queue, memory)?;
+        Ok(Turn { call, more: taken == BUDGET })
+    }
+
+    /// Copies a frame out of the guest's memory.
+    fn copy(&mut self, chain: Chain, memory: &Memory) -> Result<usize, DropReason> {
+        let malformed = |_| DropReason::Malformed;
+        let mut reader = chain.reader(&**memory).map_err(malformed)?;
+        let len = reader.available_bytes();
+        if len < PACKET {
+            return Err(DropReason::Malformed);
+        }
+        let frame = self.from_guest.get_mut(..len).ok_or(DropReason::TooBig)?;
+        reader.read_exact(frame).map_err(|_| DropReason::Malformed)?;
+        Ok(len)
+    }
+
+    /// Does with a frame of the guest's what is to be done.
+    fn frame(&mut self, len: usize) -> Result<(), NetError> {
+        let frame = self.from_guest.get_mut(HEADER..len).unwrap_or_default();
+        let mut answer = [0; ANSWER_MAX];
+        let reason = match self.segment.handle_frame(frame, &mut answer) {
+            Verdict::Packet(len) => match self.pass_on(len) {
+                Ok(()) => return Ok(()),
+                Err(Ok(reason)) => reason,
+                Err(Err(error)) => return Err(error),
+            },
+            Verdict::Answer(len) => {
+                let mut waiting = [0; HEADER + ANSWER_MAX];
+                waiting[HEADER..].copy_from_slice(&answer);
+                self.answer = Some((waiting, HEADER + len));
+                return Ok(());
+            }
+            Verdict::Drop(reason) => reason,
+        };
+        self.drops.count(reason);
+        Ok(())
+    }
+
+    /// Writes the packet of `len` bytes to the host.
+    fn pass_on(&mut self, len: usize) -> Result<(), Result<DropReason, NetError>> {
+        let header = header_of(&self.from_guest).ok_or(Ok(DropReason::Malformed))?;
+        let header = header.to_device().ok_or(Ok(DropReason::Malformed))?;
+        if header.gso_type == GSO_NONE && len > self.mtu {
+            return Err(Ok(DropReason::TooBig));
+        }
+        header.write(&mut self.from_guest[DEVICE..]);
+        let packet = self.from_guest.get(DEVICE..PACKET + len).unwrap_or_default();
+        match rustix::io::write(self.device.as_fd(), packet) {
+            Ok(_) => Ok(()),
+            Err(Errno::BADFD) => Err(Err(NetError::Device(Errno::BADFD.into()))),
+            // The header and the packet contradict each other.
+            Err(Errno::INVAL) => Err(Ok(DropReason::Malformed)),
+            // The link is down, or memory is short.
+            Err(_) => Err(Ok(DropReason::Device)),
+        }
+    }
+
+    /// Gives the guest what is for it, as far as it has buffers.
+    pub(super) fn receive(&mut self, queue: &mut Queue, memory: &Memory) -> Result<Turn, NetError> {
+        let mut returns = Returns::begin(queue);
+        let mut call = false;
+        let mut turn = Turn { call: false, more: true };
+        for _ in 0..BUDGET {
+            if let Some((mut frame, len)) = self.answer.take() {
+                if !self.give(&mut frame[..len], queue, memory, &mut returns)? {
+                    self.answer = Some((frame, len));
+                    turn.more = false;
+                    break;
+                }
+            } else {
+                let Some(len) = self.next()? else {
+                    turn.more = false;
+                    break;
+                };
+                let mut frame = std::mem::take(&mut self.to_guest);
+                let given = self.give(&mut frame[..len], queue, memory, &mut returns);
+                self.to_guest = frame;
+                if !given? {
+                    self.waiting = Some(len);
+                    turn.more = false;
+                    break;
+                }
+            }
+            call |= returns.publish(queue, memory)?;
+        }
+        turn.call = call;
+        Ok(turn)
+    }
+
+    /// The frame that is to be given next, in `to_guest`.
+    fn next(&mut self) -> Result<Option<usize>, NetError> {
+        if let Some(len) = self.waiting.take() {
+            return Ok(Some(len));
+        }
+        loop {
+            let room = self.to_guest.get_mut(DEVICE..).unwrap_or_default();
+            let len = match rustix::io::read(self.device.as_fd(), room) {
+                Ok(len) => len,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => continue,
+                // The kernel could not describe one packet by a header; that one is gone.
+                Err(Errno::INVAL) => {
+                    self.drops.count(DropReason::Device);
+                    continue;
+                }
+                Err(error) => return Err(NetError::Device(error.into())),
+            };
+            let header = self.to_guest.get(DEVICE..).and_then(header_of);
+            let (Some(header), true) = (header, len > DEVICE_HEADER) else { continue };
+            let is_v6 = self.to_guest[PACKET] >> 4 == 6;
+            header.from_device().write(&mut self.to_guest);
+            self.segment.address(&mut self.to_guest[HEADER..PACKET], is_v6);
+            return Ok(Some(PACKET + len - DEVICE_HEADER));
+        }
+    }
+
+    /// Copies a frame into the guest's buffers; false where it has too few just now.
+    fn give(
+        &mut self,
+        frame: &mut [u8],
+        queue: &mut Queue,
+        memory: &Memory,
+        returns: &mut Returns,
+    ) -> Result<bool, NetError> {
+        let before = queue.next_avail();
+        let most = if self.merges { usize::from(queue.size()) } else { 1 };
+        let mut room = 0;
+        self.chains.clear();
+        while room < frame.len() && self.chains.len() < most {
+            let Some(chain) = queue.iter(memory.clone())?.next() else {
+                // Later, with those that were taken.
+                queue.set_next_avail(before);
+                return Ok(false);
+            };
+            let capacity = chain.clone().writer(&**memory).map_or(0, |w| w.available_bytes());
+            room += capacity;
+            self.chains.push((chain, capacity));
+        }
+        if room < frame.len() {
+            // Whatever it waits for: buffers of a guest that cannot hold the frame.
+            self.drops.count(DropReason::TooBig);
+            for (chain, _) in self.chains.drain(..) {
+                returns.put(queue, memory, chain.head_index(), 0)?;
+            }
+            return Ok(true);
+        }
+        let count = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
+        frame[DEVICE_HEADER..HEADER].copy_from_slice(&count.to_le_bytes());
+        let mut rest = &*frame;
+        for (chain, capacity) in self.chains.drain(..) {
+            let head = chain.head_index();
+            let (part, after) = rest.split_at(capacity.min(rest.len()));
+            rest = after;
+            let written = chain.writer(&**memory).ok().and_then(|mut w| w.write_all(part).ok());
+            // The guest changed the chain under us: it has what it wrote.
+            let written = written.map_or(0, |()| u32::try_from(part.len()).unwrap_or(0));
+            returns.put(queue, memory, head, written)?;
+        }
+        Ok(true)
+    }
+}
+
+/// A header as virtio and TUN share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    flags: u8,
+    gso_type: u8,
+    hdr_len: u16,
+    gso_size: u16,
+    csum_start: u16,
+    csum_offset: u16,
+}
+
+fn header_of(bytes: &[u8]) -> Option<Header> {
+    let &[flags, gso_type, a, b, c, d, e, f, g, h] = bytes.first_chunk()?;
+    Some(Header {
+        flags,
+        gso_type,
+        hdr_len: u16::from_le_bytes([a, b]),
+        gso_size: u16::from_le_bytes([c, d]),
+        csum_start: u16::from_le_bytes([e, f]),
+        csum_offset: u16::from_le_bytes([g, h]),
+    })
+}
+
+impl Header {
+    /// As the device has it: places count from the packet. None where they are before it,
+    /// or the guest asks for what it was not offered.
+    fn to_device(self) -> Option<Self> {
+        const ETH: u16 = ETHERNET as u16;
+        let is_known = matches!(self.gso_type & !GSO_ECN, GSO_NONE | GSO_TCPV4 | GSO_TCPV6);
+        // A checksum that the guest says is good is for the host to believe or not.
+        let flags = self.flags & NEEDS_CSUM;
+        let (csum_start, csum_offset) =
+            if flags == 0 { (0, 0) } else { (self.csum_start.checked_sub(ETH)?, self.csum_offset) };
+        let is_gso = self.gso_type != GSO_NONE;
+        is_known.then_some(Self {
+            flags,
+            gso_type: self.gso_type,
+            // A hint, which some guests leave out.
+            hdr_len: if is_gso { self.hdr_len.saturating_sub(ETH) } else { 0 },
+            gso_size: if is_gso { self.gso_size } else { 0 },
+            csum_start,
+            csum_offset,
+        })
+    }
+
+    /// As the card has it: places count from the Ethernet header.
+    fn from_device(self) -> Self {
+        const ETH: u16 = ETHERNET as u16;
+        let csum_start =
+            if self.flags & NEEDS_CSUM == 0 { 0 } else { self.csum_start.saturating_add(ETH) };
+        let hdr_len = if self.gso_type == GSO_NONE { 0 } else { self.hdr_len.saturating_add(ETH) };
+        Self { hdr_len, csum_start, ..self }
+    }
+
+    fn write(self, into: &mut [u8]) {
+        let words = [self.hdr_len, self.gso_size, self.csum_start, self.csum_offset];
+        let bytes = [self.flags, self.gso_type].into_iter();
+        let bytes = bytes.chain(words.into_iter().flat_map(u16::to_le_bytes));
+        into.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
+    }
+}
