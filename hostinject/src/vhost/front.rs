@@ -1,7 +1,11 @@
 //! Between a VMM and the library that serves it: messages as the protocol has them.
 //!
-//! User-Mode Linux (virtio_uml, as of Linux 6.1) makes `SET_MEM_TABLE` as long as two regions
-//! are, however many there are, and the library refuses that. Here it gets its length.
+//! Two say something else than the protocol has it, and the library refuses that:
+//!
+//! - User-Mode Linux (virtio_uml, as of Linux 6.1) makes `SET_MEM_TABLE` as long as two
+//!   regions are, however many there are. Here it gets its length.
+//! - QEMU (as of 7.2) enables a ring before it has agreed on features, and again when it
+//!   starts it. The first time is answered here.
 //!
 //! Everything else passes unread. Only messages go here, some twenty when a guest boots;
 //! packets do not.
@@ -31,7 +35,13 @@ const LONGEST: usize = 0x1000;
 /// Most descriptors of a message (`MAX_ATTACHED_FD_ENTRIES`).
 const DESCRIPTORS: usize = 32;
 
+const SET_FEATURES: u32 = 2;
 const SET_MEM_TABLE: u32 = 5;
+const SET_VRING_ENABLE: u32 = 18;
+/// In the flags: the version, this is an answer, an answer is wanted.
+const VERSION: u32 = 1;
+const REPLY: u32 = 4;
+const NEED_REPLY: u32 = 8;
 /// A table's head, and each region in it.
 const TABLE: usize = 8;
 const REGION: usize = 32;
@@ -56,19 +66,37 @@ pub(super) fn relay(vmm: UnixStream, library: UnixStream) -> io::Result<()> {
 }
 
 fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()> {
+    let mut has_features = false;
     let mut bytes = vec![0; HEADER + LONGEST];
     loop {
         let (header, body) = bytes.split_at_mut(HEADER);
         let Some(fds) = receive(vmm, header)? else { return Ok(()) };
         let word = |at: usize| header.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
-        let (Some(request), Some(size)) = (word(0), word(8)) else { continue };
+        let (Some(request), Some(flags), Some(size)) = (word(0), word(4), word(8)) else {
+            continue;
+        };
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let body = body.get_mut(..size).ok_or_else(too_long)?;
         vmm.read_exact(body)?;
+        has_features |= request == SET_FEATURES;
+        if request == SET_VRING_ENABLE && !has_features {
+            if flags & NEED_REPLY != 0 {
+                vmm.write_all(&done(request))?;
+            }
+            continue;
+        }
         let len = if request == SET_MEM_TABLE { table_len(body) } else { size };
         header[8..].copy_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
         send(library, bytes.get(..HEADER + len).unwrap_or_default(), &fds)?;
     }
+}
+
+/// That a request went well.
+fn done(request: u32) -> [u8; HEADER + 8] {
+    let mut reply = [0; HEADER + 8];
+    let words = [request, VERSION | REPLY, 8].into_iter().flat_map(u32::to_ne_bytes);
+    reply.iter_mut().zip(words).for_each(|(to, byte)| *to = byte);
+    reply
 }
 
 /// The length of a table with as many regions as it says.
