@@ -4,8 +4,8 @@
 //!
 //! - User-Mode Linux (virtio_uml, as of Linux 6.1) makes `SET_MEM_TABLE` as long as two
 //!   regions are, however many there are. Here it gets its length.
-//! - QEMU (as of 7.2) enables a ring before it has agreed on features, and again when it
-//!   starts it. The first time is answered here.
+//! - QEMU (as of 7.2) enables rings before it has set features, and does not repeat it. They
+//!   are answered here, and passed on when it has.
 //!
 //! Everything else passes unread. Only messages go here, some twenty when a guest boots;
 //! packets do not.
@@ -15,6 +15,7 @@
 //!
 //! Sources: QEMU `docs/interop/vhost-user.rst`; Linux `arch/um/drivers/virtio_uml.c`.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
@@ -42,6 +43,8 @@ const SET_VRING_ENABLE: u32 = 18;
 const VERSION: u32 = 1;
 const REPLY: u32 = 4;
 const NEED_REPLY: u32 = 8;
+/// Most rings that are remembered; more than a card has.
+const MOST_RINGS: usize = 64;
 /// A table's head, and each region in it.
 const TABLE: usize = 8;
 const REGION: usize = 32;
@@ -67,6 +70,8 @@ pub(super) fn relay(vmm: UnixStream, library: UnixStream) -> io::Result<()> {
 
 fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()> {
     let mut has_features = false;
+    // The last word on each ring, from before that.
+    let mut early = BTreeMap::new();
     let mut bytes = vec![0; HEADER + LONGEST];
     loop {
         let (header, body) = bytes.split_at_mut(HEADER);
@@ -78,25 +83,32 @@ fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()> {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let body = body.get_mut(..size).ok_or_else(too_long)?;
         vmm.read_exact(body)?;
-        has_features |= request == SET_FEATURES;
         if request == SET_VRING_ENABLE && !has_features {
             if flags & NEED_REPLY != 0 {
-                vmm.write_all(&done(request))?;
+                vmm.write_all(&message(request, VERSION | REPLY, &[0; 8]))?;
+            }
+            let ring = body.first_chunk::<4>().copied();
+            if early.len() < MOST_RINGS || ring.is_some_and(|ring| early.contains_key(&ring)) {
+                ring.map(|ring| early.insert(ring, message(request, VERSION, body)));
             }
             continue;
         }
         let len = if request == SET_MEM_TABLE { table_len(body) } else { size };
         header[8..].copy_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
         send(library, bytes.get(..HEADER + len).unwrap_or_default(), &fds)?;
+        if request == SET_FEATURES {
+            has_features = true;
+            for (_, message) in std::mem::take(&mut early) {
+                send(library, &message, &[])?;
+            }
+        }
     }
 }
 
-/// That a request went well.
-fn done(request: u32) -> [u8; HEADER + 8] {
-    let mut reply = [0; HEADER + 8];
-    let words = [request, VERSION | REPLY, 8].into_iter().flat_map(u32::to_ne_bytes);
-    reply.iter_mut().zip(words).for_each(|(to, byte)| *to = byte);
-    reply
+fn message(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(body.len()).unwrap_or(0);
+    let words = [request, flags, size].into_iter().flat_map(u32::to_ne_bytes);
+    words.chain(body.iter().copied()).collect()
 }
 
 /// The length of a table with as many regions as it says.
