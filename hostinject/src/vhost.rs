@@ -28,10 +28,10 @@ mod sys;
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 use conet_netsys::{IfName, MacAddr};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -88,6 +88,9 @@ pub enum ServeError {
     /// A socket or an event could not be made or waited for.
     #[error("{0}")]
     Event(#[from] io::Error),
+    /// The host's end is gone.
+    #[error("the host's device: {0}")]
+    Device(#[source] io::Error),
 }
 
 /// Makes the host's end of a port, down, in the namespace of the calling thread. It is
@@ -138,6 +141,7 @@ fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(
     let end = new_event_consumer_and_notifier(EventFlag::CLOEXEC)?;
     let to_end = end.1.try_clone()?;
     let segment = Segment::new(crate::segment::OURS, spec.mac, spec.addresses.clone());
+    let (gone, is_gone) = mpsc::channel();
     let backend = Arc::new(Mutex::new(Net {
         card: Card::new(Arc::clone(device), segment, usize::from(spec.mtu)),
         device: Arc::clone(device),
@@ -146,6 +150,8 @@ fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(
         again,
         end,
         requests: None,
+        vmm: vmm.try_clone()?,
+        gone,
     }));
     let mut daemon = VhostUserDaemon::new("conet-vhost".to_owned(), backend, memory)
         .map_err(ServeError::Start)?;
@@ -170,7 +176,7 @@ fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(
     }
     // Its thread has the device, which the next guest's is to have alone.
     to_end.notify()?;
-    Ok(())
+    is_gone.try_recv().map_or(Ok(()), |error| Err(ServeError::Device(error)))
 }
 
 /// The device as the library sees it.
@@ -183,6 +189,9 @@ struct Net {
     end: (EventConsumer, EventNotifier),
     /// None are made; to User-Mode Linux the end of this is the end of the card.
     requests: Option<Backend>,
+    /// To end the connection with, and why.
+    vmm: UnixStream,
+    gone: mpsc::Sender<io::Error>,
 }
 
 fn bit(feature: u32) -> u64 {
@@ -353,7 +362,10 @@ impl VhostUserBackendMut for Net {
         }
         match self.serve_queues(vrings, event) {
             Ok(()) => Ok(()),
-            Err(net::NetError::Device(error)) => Err(error),
+            Err(net::NetError::Device(error)) => {
+                self.gone.send(error).ok();
+                self.vmm.shutdown(Shutdown::Both)
+            }
             Err(error) => {
                 // Its own queue does not go on; it may set it up anew.
                 tracing::warn!(%error, "the guest's queue was given up");

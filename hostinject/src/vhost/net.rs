@@ -45,6 +45,9 @@ const LONGEST: usize = 65_535;
 /// Frames of one direction before the other has its turn.
 const BUDGET: usize = 256;
 
+/// [`ETHERNET`], as headers count.
+const ETH: u16 = 14;
+const _: () = assert!(ETH as usize == ETHERNET);
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CSUM: u8 = 1;
 /// `VIRTIO_NET_HDR_GSO_…`.
@@ -255,7 +258,7 @@ impl Card {
             let header = self.to_guest.get(DEVICE..).and_then(header_of);
             let (Some(header), true) = (header, len > DEVICE_HEADER) else { continue };
             let is_v6 = self.to_guest[PACKET] >> 4 == 6;
-            header.from_device().write(&mut self.to_guest);
+            header.to_card().write(&mut self.to_guest);
             self.segment.address(&mut self.to_guest[HEADER..PACKET], is_v6);
             return Ok(Some(PACKET + len - DEVICE_HEADER));
         }
@@ -334,7 +337,6 @@ impl Header {
     /// As the device has it: places count from the packet. None where they are before it,
     /// or the guest asks for what it was not offered.
     fn to_device(self) -> Option<Self> {
-        const ETH: u16 = ETHERNET as u16;
         let is_known = matches!(self.gso_type & !GSO_ECN, GSO_NONE | GSO_TCPV4 | GSO_TCPV6);
         // A checksum that the guest says is good is for the host to believe or not.
         let flags = self.flags & NEEDS_CSUM;
@@ -353,8 +355,7 @@ impl Header {
     }
 
     /// As the card has it: places count from the Ethernet header.
-    fn from_device(self) -> Self {
-        const ETH: u16 = ETHERNET as u16;
+    fn to_card(self) -> Self {
         let csum_start =
             if self.flags & NEEDS_CSUM == 0 { 0 } else { self.csum_start.saturating_add(ETH) };
         let hdr_len = if self.gso_type == GSO_NONE { 0 } else { self.hdr_len.saturating_add(ETH) };
@@ -366,5 +367,40 @@ impl Header {
         let bytes = [self.flags, self.gso_type].into_iter();
         let bytes = bytes.chain(words.into_iter().flat_map(u16::to_le_bytes));
         into.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp_segments() -> Header {
+        let [flags, gso_type] = [NEEDS_CSUM, GSO_TCPV4];
+        Header { flags, gso_type, hdr_len: 54, gso_size: 1380, csum_start: 34, csum_offset: 16 }
+    }
+
+    #[test]
+    fn places_count_from_the_packet_and_back() {
+        let device = tcp_segments().to_device().unwrap();
+        assert_eq!((device.hdr_len, device.csum_start, device.csum_offset), (40, 20, 16));
+        assert_eq!(device.to_card(), tcp_segments());
+        let mut bytes = [0; HEADER];
+        device.write(&mut bytes);
+        assert_eq!(header_of(&bytes), Some(device));
+        assert_eq!(header_of(&bytes[..9]), None);
+    }
+
+    #[test]
+    fn what_was_not_offered_is_refused() {
+        assert_eq!(Header { csum_start: 13, ..tcp_segments() }.to_device(), None);
+        // UDP fragments, UDP segments, and what does not exist.
+        for gso_type in [3, 5, 2, 0x7f] {
+            assert_eq!(Header { gso_type, ..tcp_segments() }.to_device(), None);
+        }
+        // A plain packet asks for nothing, whatever else its header says.
+        let plain = Header { flags: 2, gso_type: GSO_NONE, ..tcp_segments() };
+        let none =
+            Header { flags: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0, ..plain };
+        assert_eq!(plain.to_device(), Some(none));
     }
 }
