@@ -1,7 +1,7 @@
-//! The kernel's network by netlink: links, addresses, routes and namespaces.
+//! The kernel's network by netlink: links, addresses, routes, rules and namespaces.
 //!
-//! What `ip link`, `ip addr`, `ip route`, `ip neigh`, `ip netns` and `sysctl
-//! net.*` do, as blocking calls, without running those programs. It holds no
+//! What `ip link`, `ip addr`, `ip route`, `ip neigh`, `ip netns`, `sysctl net.*`,
+//! `nft` and `ss -l` do, as blocking calls, without running those programs. It holds no
 //! policy: which links exist and why is decided by the callers.
 //!
 //! Three ideas carry the crate:
@@ -29,8 +29,10 @@ mod link;
 mod names;
 mod netlink;
 mod netns;
+pub mod nft;
 pub mod probe;
 mod route;
+mod sockets;
 mod sys;
 mod sysctl;
 pub mod userns;
@@ -43,4 +45,5 @@ pub use names::{IfName, MacAddr, NameError, NetnsName};
 pub use netlink::Netlink;
 pub use netns::{Entered, NETNS_DIR, Netns, NetnsId};
 pub use route::{Route, RouteKind, RouteScope};
+pub use sockets::{Listener, SocketDiag, Transport};
 pub use sysctl::Sysctl;
