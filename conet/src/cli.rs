@@ -67,6 +67,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: GuestCommand,
     },
+    /// Ports of this host's that lead to its guests: add, list, remove.
+    Forward {
+        #[command(subcommand)]
+        command: ForwardCommand,
+    },
     /// Start a program that may move; it has this command's pid.
     Run {
         /// Move it to this node as soon as it runs, and to no other.
@@ -212,6 +217,33 @@ pub(crate) enum GuestCommand {
             value_name = "CMD"
         )]
         command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ForwardCommand {
+    /// Have ports of this host's lead to a guest.
+    ///
+    /// As in tcp:2222:web:22, udp:5000-5010:web, tcp:192.0.2.1:8000-8009:web:80-89 for
+    /// one of the host's addresses, and auto:web or tcp:auto:web for whatever the guest
+    /// listens on. It is there until it is removed, also for later daemons. Root and
+    /// members of group conet may.
+    Add {
+        /// PROTOCOL:[ADDRESS:]PORTS:GUEST[:PORTS]
+        forward: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the forwards.
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove a forward that was added; connections under way go on.
+    #[command(visible_aliases = ["del", "delete"])]
+    Remove {
+        /// As `conet forward list` shows it.
+        forward: String,
     },
 }
 
@@ -392,6 +424,7 @@ mod tests {
             &["conet", "guest", "add", "x", "--kind", "qemu"],
             &["conet", "guest", "add", "x", "--address", "10.77.1.0/24"],
             &["conet", "guest", "exec", "x"],
+            &["conet", "forward", "add"],
         ] {
             let line = one_line(&Cli::try_parse_from(arguments).unwrap_err());
             assert!(!line.contains('\n') && line.contains("conet --help"), "{line}");

@@ -2,6 +2,7 @@
 
 mod bench;
 mod doctor;
+mod forward;
 mod guest;
 mod keys;
 mod lab;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Up { config } => node::up(&config),
         Command::Status { output } => node::status(&mut connect()?, output),
         Command::Peers { output } => node::peers(&mut connect()?, output),
+        Command::Forward { command } => forward::run(&mut connect()?, command),
         Command::Guest { command } => guest::run(&mut connect()?, command),
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),

@@ -23,6 +23,12 @@
 //! # guest_uid_base = 1879048192     first host uid for processes of others
 //! # link_timeout = 60               seconds that a process waits for a node out of reach
 //! # clock_offset = "-90s"           a lab host's clock against the machine's
+//! # shared_address = false          guests use this host's address outside the overlay
+//! # host_ports = ["tcp:8000"]       ports of this host's own that its guests reach, none
+//! #                                 where absent; or ["all"]. They may ping it in any case
+//! # forwards = ["tcp:2222:web:22"]  ports of this host's that lead to a guest; also
+//! #                                 "udp:5000-5010:web", "tcp:192.0.2.1:80:web", and
+//! #                                 "auto:web" for whatever it listens on
 //!
 //! [[peer]]
 //! name = "a"
@@ -54,6 +60,7 @@ mod check;
 mod error;
 mod parse;
 mod reader;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -63,12 +70,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use conet_hostinject::HostPorts;
 use conet_tunnel::{Offloads, PresharedKey};
 use ipnet::{IpNet, Ipv4Net};
 
 pub(crate) use check::is_name;
 pub use error::{ConfigError, Problem, Suggestion, TomlMessage};
 
+use crate::forward::Forward;
 use crate::identity::{Identity, PublicKey, X25519Public};
 
 /// Where `conet up` looks where it is not told.
@@ -98,6 +107,8 @@ pub struct Config {
     pub peers: Vec<PeerConfig>,
     /// Each `[[guest]]`, in the file's order.
     pub guests: Vec<GuestConfig>,
+    /// Ports of this host's that lead to guests; none overlaps another.
+    pub forwards: Vec<Forward>,
 }
 
 /// `[node]`: this host.
@@ -130,6 +141,10 @@ pub struct NodeConfig {
     pub clock_offset: ClockOffset,
     /// Batches of the kernel's that the tunnel uses.
     pub offloads: Offloads,
+    /// Whether guests use this host's address outside the overlay.
+    pub shared_address: bool,
+    /// Which of the host's own ports its guests reach.
+    pub host_ports: HostPorts,
 }
 
 impl NodeConfig {

@@ -19,6 +19,7 @@
 //!
 //! What it is not: it neither encrypts nor moves anything itself.
 
+mod forwards;
 mod guests;
 mod start;
 
@@ -43,6 +44,7 @@ use crate::control::{ControlServer, Responder};
 use crate::peers::{self, AskError, PeerResponder, Peers};
 use crate::processes::Processes;
 
+use forwards::Forwards;
 use guests::{GuestEvent, Guests};
 pub use start::{DaemonError, run};
 
@@ -128,6 +130,7 @@ struct Daemon<P: Processes> {
     control: ControlServer,
     peers: Peers,
     guests: Guests,
+    forwards: Forwards,
     processes: P,
     ending: bool,
 }
@@ -137,9 +140,10 @@ impl<P: Processes> Daemon<P> {
     fn serve(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         while !self.ending {
-            let timeout = self
-                .processes
-                .poll_timeout()
+            let timeout = [self.processes.poll_timeout(), self.forwards.poll_timeout()]
+                .into_iter()
+                .flatten()
+                .min()
                 .map(|at| at.saturating_duration_since(Instant::now()));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -162,6 +166,7 @@ impl<P: Processes> Daemon<P> {
             if self.processes.poll_timeout().is_some_and(|at| at <= now) {
                 self.processes.handle_timeout(now);
             }
+            self.forwards.handle_timeout(now, &self.guests);
         }
         Ok(())
     }
@@ -183,7 +188,10 @@ impl<P: Processes> Daemon<P> {
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Process(event) => self.processes.handle_event(event),
-                Message::Guest(event) => self.guests.handle_event(*event),
+                Message::Guest(event) => {
+                    self.guests.handle_event(*event);
+                    self.forwards.on_change(&self.guests);
+                }
                 Message::Session(EndpointEvent::PeerUp(key)) => {
                     let hello = self.hello();
                     self.peers.on_up(&self.endpoint, key, hello);
@@ -263,8 +271,19 @@ impl<P: Processes> Daemon<P> {
             }
             Request::GuestAdd { name, kind, addresses } => {
                 self.guests.add(caller, name, &kind, addresses, answer);
+                // Its link is behind the rules before it is there.
+                self.forwards.on_change(&self.guests);
             }
             Request::GuestRemove { name } => self.guests.remove(caller, &name, answer),
+            Request::Forwards {} => {
+                answer.answer(Ok(Response::Forwards { forwards: self.forwards.list() }));
+            }
+            Request::ForwardAdd { forward } => {
+                self.forwards.add(caller, &forward, &self.guests, answer);
+            }
+            Request::ForwardRemove { forward } => {
+                self.forwards.remove(caller, &forward, &self.guests, answer);
+            }
             Request::Trace { pid, timed } => {
                 let trace = self.processes.trace(caller, pid, timed);
                 answer.answer(trace.map(Response::Trace));
@@ -296,6 +315,7 @@ impl<P: Processes> Daemon<P> {
             port: node.port,
             wireguard_port: node.wireguard_port,
             overlay: node.overlay.to_string(),
+            shared_address: node.shared_address,
             device: snapshot.device.as_str().to_owned(),
             peers: count(self.config.peers.len()),
             peers_up: count(self.peers.iter().filter(|(_, state)| state.up).count()),

@@ -7,6 +7,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod enter;
+pub mod forward;
 pub mod identity;
 pub mod moving;
 pub mod peers;

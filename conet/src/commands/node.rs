@@ -62,7 +62,11 @@ fn print_status(status: &Status) -> Result<()> {
                 status.address, status.port, status.wireguard_port
             ),
         ),
-        ("overlay", format!("{} on {}", status.overlay, status.device)),
+        ("overlay", {
+            let shares =
+                if status.shared_address { ", with this host's address outside" } else { "" };
+            format!("{} on {}{shares}", status.overlay, status.device)
+        }),
         ("peers", format!("{} of {} up", status.peers_up, status.peers)),
     ];
     for (name, value) in rows {

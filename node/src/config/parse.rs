@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::check;
 use super::error::{ConfigError, Problem, Suggestion};
 use super::reader::{Located, Section, Source};
+use super::sharing;
 use super::{
     ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_LINK_TIMEOUT, DEFAULT_PORT,
     DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, Mode, NodeConfig, PeerConfig,
@@ -46,6 +47,9 @@ const NODE_KEYS: &[&str] = &[
     "tun_offload",
     "udp_gso",
     "udp_gro",
+    "shared_address",
+    "host_ports",
+    "forwards",
 ];
 const PEER_KEYS: &[&str] = &[
     "name",
@@ -88,7 +92,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config, ConfigError> {
         return Err(source.wrong(1, "node", Problem::Missing { remedy }));
     };
     let (node, default_mode) = read_node(&mut section)?;
-    let mut config = Config { node, peers: Vec::new(), guests: Vec::new() };
+    let mut config = Config { node, peers: Vec::new(), guests: Vec::new(), forwards: Vec::new() };
     for mut section in peers {
         let peer = read_peer(&mut section, default_mode, &config)?;
         config.peers.push(peer);
@@ -98,6 +102,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config, ConfigError> {
         let guest = read_guest(&mut section, &config)?;
         config.guests.push(guest);
     }
+    sharing::forwards(&mut section, &mut config)?;
     Ok(config)
 }
 
@@ -172,6 +177,8 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         link_timeout,
         clock_offset: clock_offset.map(|offset| offset.value).unwrap_or_default(),
         offloads,
+        shared_address: section.boolean("shared_address")?.unwrap_or(false),
+        host_ports: sharing::host_ports(section)?,
     };
     Ok((node, mode))
 }

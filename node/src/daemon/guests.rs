@@ -28,12 +28,13 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
 use conet_hostinject::GuestPort;
+use conet_netsys::IfName;
 use conet_wire::control::{self, Failure, Response};
 
 pub(super) use attach::GuestError;
@@ -363,13 +364,37 @@ impl Guests {
         }
     }
 
+    /// Links at the host's end of all guests, also of those that are being made or
+    /// removed, or cannot be used.
+    pub(super) fn links(&self) -> Vec<IfName> {
+        self.guests.iter().filter_map(|guest| IfName::new(&guest.config.name).ok()).collect()
+    }
+
+    /// A guest's first address, in whatever state it is.
+    pub(super) fn address(&self, name: &str) -> Option<Ipv4Addr> {
+        let guest = self.guests.iter().find(|guest| guest.config.name == name)?;
+        guest.config.addresses.first().copied()
+    }
+
+    /// A guest that is there, and its first address.
+    pub(super) fn up(&self, name: &str) -> Option<(&GuestPort, IpAddr)> {
+        let guest = self.guests.iter().find(|guest| guest.config.name == name)?;
+        match &guest.state {
+            State::Up(port) => Some((port, IpAddr::V4(*guest.config.addresses.first()?))),
+            _ => None,
+        }
+    }
+
     /// Removes the guests in which nothing runs; the others stay for the next daemon.
-    pub(super) fn release(&mut self) {
+    /// Says whether there are such.
+    pub(super) fn release(&mut self) -> bool {
+        let mut stays = false;
         for guest in self.guests.drain(..) {
             if let State::Up(port) = guest.state {
                 match remove(port) {
                     Removal::Gone => tracing::info!(guest = guest.config.name, "guest removed"),
                     Removal::Busy(..) => {
+                        stays = true;
                         tracing::info!(guest = guest.config.name, "it stays: programs run in it");
                     }
                     Removal::Failed(error) => {
@@ -378,6 +403,7 @@ impl Guests {
                 }
             }
         }
+        stays
     }
 
     fn set(&mut self, name: &str, state: State) {

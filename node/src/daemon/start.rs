@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
-use conet_netsys::{IfName, IpNet, NameError};
+use conet_netsys::{IfName, IpNet, NameError, NetError};
 use conet_transport::endpoint::{Endpoint, EndpointEvent, StartError as SessionError};
 use conet_tunnel::{DEFAULT_MTU, StartError as TunnelStartError, Tunnel};
 use mio::unix::SourceFd;
@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
+use super::forwards::Forwards;
 use super::guests::{GuestError, Guests, Post};
 use super::{CONTROL, Daemon, Message, NodeHandle, SIGNALS, WAKE};
 use crate::config::{Config, PeerConfig};
@@ -68,6 +69,9 @@ pub enum DaemonError {
     /// A guest cannot be attached.
     #[error("{}", chain(.0))]
     Guest(#[from] GuestError),
+    /// The rules for guests cannot be put in force.
+    #[error("{}; or do without: shared_address = false, no forwards, host_ports = [\"all\"]", chain(.0))]
+    Rules(#[source] NetError),
     /// A name that the kernel does not take.
     #[error("not a name for a link: {0}; this is a bug, report it")]
     Name(#[from] NameError),
@@ -137,12 +141,19 @@ pub fn run<P: Processes>(
     let tunnel = Tunnel::start(tunnel_config(&config)?).map_err(DaemonError::Tunnel)?;
     let post = poster(sender.clone(), Arc::clone(&waker));
     let mut guests = Guests::start(Arc::clone(&config), post)?;
+    let forwards = match Forwards::start(Arc::clone(&config), IfName::new(DEVICE)?, &guests) {
+        Ok(forwards) => forwards,
+        Err(error) => {
+            guests.release();
+            return Err(DaemonError::Rules(error));
+        }
+    };
     let control =
         ControlServer::bind(&config.node.socket, poll.registry(), CONTROL, Arc::clone(&waker));
     let control = match control {
         Ok(control) => control,
         Err(source) => {
-            guests.release();
+            forwards.release(guests.release());
             return Err(DaemonError::Socket { path: config.node.socket.clone(), source });
         }
     };
@@ -163,6 +174,7 @@ pub fn run<P: Processes>(
         tunnel,
         control,
         guests,
+        forwards,
         processes: processes(handle),
         ending: false,
     };
@@ -171,7 +183,7 @@ pub fn run<P: Processes>(
     daemon.control.close(daemon.poll.registry());
     daemon.endpoint.close();
     daemon.tunnel.stop();
-    daemon.guests.release();
+    daemon.forwards.release(daemon.guests.release());
     if !sessions.thread.join() {
         tracing::error!("the endpoint's thread panicked");
     }
