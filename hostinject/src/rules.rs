@@ -284,6 +284,12 @@ impl RuleTable {
         Ok(())
     }
 
+    /// The forwards in force, as far as this value has put them there.
+    #[must_use]
+    pub fn forwards(&self) -> &[PortForward] {
+        self.now.as_ref().map_or(&[], |rules| &rules.forwards)
+    }
+
     /// Removes the table; says whether it was there.
     ///
     /// # Errors

@@ -53,6 +53,7 @@ pub enum Op {
     ReadRules,
     SetRules,
     ListSockets,
+    ForgetConnections,
 }
 
 impl fmt::Display for Op {
@@ -91,6 +92,7 @@ impl fmt::Display for Op {
             Op::ReadRules => "look for nftables'",
             Op::SetRules => "set the rules of nftables'",
             Op::ListSockets => "list sockets",
+            Op::ForgetConnections => "forget connections",
         })
     }
 }

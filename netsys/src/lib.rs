@@ -24,6 +24,7 @@
 //! (extended acknowledgements); older ones work with poorer messages.
 
 mod address;
+mod conntrack;
 mod error;
 mod link;
 mod names;
@@ -38,6 +39,7 @@ mod sysctl;
 pub mod userns;
 
 pub use address::AddressEntry;
+pub use conntrack::{Connection, Conntrack};
 pub use error::{Fault, NetError, Object, Op};
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use link::{Link, Veth};

@@ -16,6 +16,9 @@
 //! socket of the host's own is *unusable* until that is gone: the host goes first.
 //! Fixed forwards go before what is followed, earlier rows before later ones.
 //!
+//! TCP under way keeps its way whatever changes; UDP to ports that change is asked for
+//! anew, since it has neither beginning nor end.
+//!
 //! The table of rules is removed at the daemon's end unless a guest stays: it belongs to
 //! the guests. A killed daemon's table stays with the guests too, and the next daemon
 //! replaces it.
@@ -30,7 +33,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conet_hostinject::{HostRules, PortForward, Ports, RuleTable};
-use conet_netsys::{IfName, IpNet, Listener, NetError, Netlink, SocketDiag};
+use conet_netsys::{Conntrack, IfName, IpNet, Listener, NetError, Netlink, SocketDiag, Transport};
 use conet_wire::control::{self, Failure, Response};
 
 use super::guests::Guests;
@@ -312,7 +315,15 @@ impl Forwards {
         let looks_again =
             |row: &Row| row.forward.ports == Which::Auto || row.state == State::Unusable;
         self.next = self.rows.iter().any(looks_again).then(|| Instant::now() + PERIOD);
-        self.rules.apply(&rules)
+        let before = self.rules.forwards().to_vec();
+        self.rules.apply(&rules)?;
+        if before != rules.forwards
+            && let Err(error) = renew_flows(&before, &rules.forwards)
+        {
+            let error = super::start::chain(&error);
+            tracing::warn!(error, "UDP under way goes where it went before");
+        }
+        Ok(())
     }
 
     fn store(&self) -> Result<(), Failure> {
@@ -401,6 +412,28 @@ fn is_free(
         same_address && ports.meets(*other)
     };
     !taken.iter().any(meets) && taken_by_host(&as_fixed, listeners).is_none()
+}
+
+/// Has the kernel ask the new rules about UDP to this host's ports that one of the two
+/// lists has and the other has not.
+fn renew_flows(before: &[PortForward], now: &[PortForward]) -> Result<(), NetError> {
+    let only_in = |some: &[PortForward], others: &[PortForward]| {
+        let gone = some.iter().filter(|forward| !others.contains(forward));
+        gone.map(|forward| forward.ports).collect::<Vec<_>>()
+    };
+    let mut changed = only_in(before, now);
+    changed.extend(only_in(now, before));
+    changed.retain(|ports| ports.transport == Transport::Udp);
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let own = Netlink::open()?.addresses(None)?;
+    let forgotten = Conntrack::open()?.forget(Transport::Udp, |connection| {
+        changed.iter().any(|ports| (ports.first..=ports.last).contains(&connection.port))
+            && own.iter().any(|entry| entry.net.addr() == IpAddr::V4(connection.destination))
+    })?;
+    tracing::debug!(forgotten, "UDP under way is asked for anew");
+    Ok(())
 }
 
 fn may_change(caller: Caller) -> Result<(), Failure> {

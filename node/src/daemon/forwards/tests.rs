@@ -1,6 +1,4 @@
 use super::*;
-use conet_netsys::Transport;
-
 fn listener(transport: Transport, address: &str, port: u16) -> Listener {
     Listener { transport, address: address.parse().unwrap(), port }
 }
