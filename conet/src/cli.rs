@@ -1,11 +1,11 @@
 //! What can be typed. What it does is in `commands`.
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use conet_node::config::{DEFAULT_PATH, GuestKind, Mode};
+use conet_node::config::{DEFAULT_PATH, GuestKind, Ipv4Net, Mode};
 
 /// conet joins machines into one: guests share their host's address over
 /// WireGuard or IP-in-IP, and running processes move between machines.
@@ -45,6 +45,17 @@ pub(crate) enum Command {
         /// The key that plain WireGuard knows this node by.
         #[arg(long)]
         wireguard: bool,
+    },
+    /// Make a conet.toml of a file of wg-quick's.
+    ///
+    /// Every key is carried over, or refused by its name and line. The tunnel keeps its
+    /// key; what comes out holds secrets and is readable by its owner alone.
+    Import {
+        /// As in /etc/wireguard/wg0.conf.
+        #[arg(value_name = "FILE")]
+        from: PathBuf,
+        #[command(flatten)]
+        options: ImportOptions,
     },
     /// Run the node's daemon, in the foreground.
     Up {
@@ -313,6 +324,33 @@ pub(crate) enum LabCommand {
         /// The host.
         host: String,
     },
+}
+
+/// What `conet.toml` needs that wg-quick has not.
+#[derive(Debug, Args)]
+pub(crate) struct ImportOptions {
+    /// The configuration to write; there must be none.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    pub(crate) to: PathBuf,
+    /// The guests' prefix; that of Address where Address is its first address.
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) overlay: Option<Ipv4Net>,
+    /// The host's own address, if it is not to listen on all.
+    #[arg(long, value_name = "A", default_value = "0.0.0.0")]
+    pub(crate) address: IpAddr,
+    /// The node's name; the host's where there is none.
+    #[arg(long, value_parser = node_name)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// A name that `conet.toml` takes.
+fn node_name(text: &str) -> Result<String, String> {
+    match conet_node::config::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("give 1 to 63 letters, digits, `.`, `_` or `-`".to_owned()),
+    }
 }
 
 /// How a command answers.

@@ -4,6 +4,7 @@ mod bench;
 mod doctor;
 mod forward;
 mod guest;
+mod import;
 mod keys;
 mod lab;
 mod node;
@@ -29,6 +30,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lab { command } => return lab::run(command),
         Command::Keygen => keys::keygen(),
         Command::Pubkey { wireguard } => keys::pubkey(wireguard),
+        Command::Import { from, options } => import::import(&from, options),
         Command::Up { config } => node::up(&config),
         Command::Status { output } => node::status(&mut connect()?, output),
         Command::Peers { output } => node::peers(&mut connect()?, output),

@@ -41,6 +41,7 @@ use mio::{Events, Poll, Token, Waker};
 use crate::caller::Caller;
 use crate::config::{Config, Grants};
 use crate::control::{ControlServer, Responder};
+use crate::identity::X25519Public;
 use crate::peers::{self, AskError, PeerResponder, Peers};
 use crate::processes::Processes;
 
@@ -311,6 +312,7 @@ impl<P: Processes> Daemon<P> {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             public_key: node.identity.public().to_string(),
+            wireguard_key: X25519Public::of(&node.tunnel_secret()).to_string(),
             address: node.address.to_string(),
             port: node.port,
             wireguard_port: node.wireguard_port,
@@ -331,7 +333,7 @@ impl<P: Processes> Daemon<P> {
         let tunnel = self.tunnel.snapshot().map_err(gone)?;
         let sessions = self.endpoint.status().map_err(gone)?;
         let rows = self.peers.iter().map(|(peer, state)| {
-            let key = peer.key.x25519();
+            let key = peer.tunnel_key();
             let packets = tunnel.peer(conet_tunnel::PublicKey(key.0));
             let session = peers::session_key(peer)
                 .and_then(|key| sessions.peers.iter().find(|session| session.key == key));
@@ -359,6 +361,7 @@ impl<P: Processes> Daemon<P> {
                 drops: by_reason(packets.map(|packets| packets.drops)),
                 path_mtu: packets.map(|packets| packets.path_mtu),
                 keepalive_s: packets.and_then(|packets| packets.keepalive),
+                preshared_key: peer.preshared_key.is_some(),
                 guests_from: peer.grants.guests_from,
                 host_for_us: peer.grants.host_for_us,
             }

@@ -15,3 +15,4 @@ pub mod processes;
 pub mod procfs;
 mod store;
 mod sys;
+pub mod wgquick;

@@ -228,6 +228,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The node's Ed25519 public key, base64.
     pub public_key: String,
+    /// The tunnel's X25519 public key, base64: what `wg show` would print.
+    #[serde(default)]
+    pub wireguard_key: String,
     /// The host's own address.
     pub address: String,
     /// UDP port of sessions, TCP port of process links.
@@ -335,6 +338,9 @@ pub struct Peer {
     /// Seconds between keepalives to it.
     #[serde(default)]
     pub keepalive_s: Option<u16>,
+    /// Whether a secret is shared with it beforehand.
+    #[serde(default)]
+    pub preshared_key: bool,
     /// Whether its processes may run here.
     pub guests_from: bool,
     /// Whether it may run ours.

@@ -55,6 +55,7 @@ fn print_status(status: &Status) -> Result<()> {
         ("version", status.version.clone()),
         ("daemon", format!("pid {}, up {}", status.pid, seconds(status.uptime_s))),
         ("public key", status.public_key.clone()),
+        ("wireguard", status.wireguard_key.clone()),
         (
             "address",
             format!(
@@ -118,6 +119,9 @@ fn print_peer(peer: &Peer) -> Result<()> {
         ("transfer", format!("{} received, {} sent", bytes(peer.rx_bytes), bytes(peer.tx_bytes))),
         ("grants", grants.to_owned()),
     ];
+    if peer.preshared_key {
+        rows.push(("preshared", "(hidden)".to_owned()));
+    }
     if let Some(seconds) = peer.keepalive_s {
         rows.push(("keepalive", format!("every {seconds} s")));
     }

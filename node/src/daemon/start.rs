@@ -260,9 +260,13 @@ fn tunnel_config(config: &Config) -> Result<conet_tunnel::Config, DaemonError> {
     let node = &config.node;
     Ok(conet_tunnel::Config {
         device: IfName::new(DEVICE)?,
-        private_key: conet_tunnel::PrivateKey::from_bytes(*node.identity.x25519_secret()),
+        private_key: conet_tunnel::PrivateKey::from_bytes(*node.tunnel_secret()),
         listen: SocketAddr::new(node.address, node.wireguard_port),
-        addresses: vec![IpNet::from(std::net::IpAddr::V4(node.gateway()))],
+        addresses: [std::net::IpAddr::V4(node.gateway())]
+            .into_iter()
+            .chain(node.tunnel_addresses.iter().copied())
+            .map(IpNet::from)
+            .collect(),
         mtu: DEFAULT_MTU,
         offloads: node.offloads,
         peers: config.peers.iter().map(tunnel_peer).collect(),
@@ -276,7 +280,7 @@ fn tunnel_peer(peer: &PeerConfig) -> conet_tunnel::PeerConfig {
         Mode::IpUdp => (conet_tunnel::Mode::IpUdp, peer.wireguard_endpoint),
         Mode::IpIp => (conet_tunnel::Mode::IpIp, peer.endpoint.or(peer.wireguard_endpoint)),
     };
-    let key = conet_tunnel::PublicKey(peer.key.x25519().0);
+    let key = conet_tunnel::PublicKey(peer.tunnel_key().0);
     let seconds = |keepalive: std::time::Duration| u16::try_from(keepalive.as_secs()).ok();
     conet_tunnel::PeerConfig {
         mode,
