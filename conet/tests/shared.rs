@@ -189,7 +189,14 @@ fn ports_lead_to_guests_as_they_are_told_at_run_time() {
     Lab::restart("conet-h1");
     assert_eq!(row("tcp:3000:conet-h1-g1")["state"], "unusable");
     drop(taken);
-    wait_until("the port is free", LIMIT, || row("tcp:3000:conet-h1-g1")["state"] == "up");
+    let port = "tcp:3000:conet-h1-g1";
+    wait_until("the port is free", LIMIT, || row(port)["state"] == "up");
+    // Who listens there now gets nothing, whatever else changes.
+    let _too_late = listen("conet-h1", 3000);
+    ok(&forward(&["add", "tcp:3001:conet-h1-g1"]));
+    assert_eq!(row(port)["state"], "up");
+    assert!(row(port)["problem"].as_str().unwrap().contains("which gets nothing"));
+    fetched(guest, 3000, "conet-h2", (H1, 3000));
     ok(&conet(&["lab", "down"]));
     nothing_remains();
     drop(lab);

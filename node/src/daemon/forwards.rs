@@ -13,7 +13,8 @@
 //!
 //! What is added is in the state directory before it is in force, and is there for the
 //! next daemon. A forward whose guest is not up waits; one whose port is taken by a
-//! socket of the host's own is *unusable* until that is gone: the host goes first.
+//! socket of the host's own is *unusable* until that is gone: whoever was there first
+//! has it. So no user of the host takes a port away from a guest by listening on it.
 //! Fixed forwards go before what is followed, earlier rows before later ones.
 //!
 //! TCP under way keeps its way whatever changes; UDP to ports that change is asked for
@@ -79,8 +80,8 @@ pub(super) struct Forwards {
     tunnel: IfName,
     file: PathBuf,
     rows: Vec<Row>,
-    rules: RuleTable,
-    sockets: SocketDiag,
+    rules: Option<RuleTable>,
+    sockets: Option<SocketDiag>,
     follower: Follower,
     next: Option<Instant>,
 }
@@ -99,8 +100,8 @@ impl Forwards {
         let mut all = Self {
             tunnel,
             rows: Vec::new(),
-            rules: RuleTable::open()?,
-            sockets: SocketDiag::open()?,
+            rules: None,
+            sockets: None,
             follower: Follower::default(),
             next: None,
             file,
@@ -197,7 +198,7 @@ impl Forwards {
                 return Err(Failure::new("bad-address", message, "give one, or none for all"));
             }
         }
-        let listeners = self.sockets.listeners().map_err(broken)?;
+        let listeners = listeners(&mut self.sockets).map_err(broken)?;
         if let Some(taken) = taken_by_host(&forward, &listeners) {
             let message = taken_text(&taken);
             return Err(Failure::new("in-use", message, "end what listens there, or take another"));
@@ -250,17 +251,11 @@ impl Forwards {
         if guests_stay {
             return tracing::info!("the rules stay for the guests that stay");
         }
-        match self.rules.remove() {
-            // Without rules a kernel without nftables is fine.
-            Err(error) if self.is_needed() => {
-                tracing::warn!(error = super::start::chain(&error), "rules not removed");
-            }
-            _ => {}
+        if let Some(mut rules) = self.rules.take()
+            && let Err(error) = rules.remove()
+        {
+            tracing::warn!(error = super::start::chain(&error), "rules not removed");
         }
-    }
-
-    fn is_needed(&self) -> bool {
-        self.base().is_needed() || !self.rows.is_empty()
     }
 
     /// The rules without forwards and guests.
@@ -280,15 +275,10 @@ impl Forwards {
     fn update(&mut self, guests: &Guests) -> Result<(), NetError> {
         let listeners = match self.rows.is_empty() {
             true => Vec::new(),
-            false => self.sockets.listeners()?,
+            false => listeners(&mut self.sockets)?,
         };
         let mut rules = self.base();
         rules.guests = guests.links();
-        for row in &mut self.rows {
-            row.state = State::Waiting;
-            row.problem = None;
-            row.ports.clear();
-        }
         let mut taken = Vec::new();
         // Fixed ones first.
         for automatic in [false, true] {
@@ -296,11 +286,18 @@ impl Forwards {
                 if (row.forward.ports == Which::Auto) != automatic {
                     continue;
                 }
+                // What is in force stays so, whatever listens on the host since.
+                let before = std::mem::take(&mut row.ports);
+                (row.state, row.problem) = (State::Waiting, None);
                 let Some((port, to)) = guests.up(&row.forward.guest) else { continue };
                 let followed = match row.forward.ports {
-                    Which::Fixed { .. } => fixed(&row.forward, &listeners),
+                    Which::Fixed { .. } => fixed(&row.forward, &before, &listeners),
                     Which::Auto => {
-                        let free = |ports| is_free(&row.forward, ports, &taken, &listeners);
+                        let free = |ports: Ports| {
+                            let is_old = before.iter().any(|old| old.meets(ports));
+                            is_free(&row.forward, ports, &taken)
+                                && (is_old || !is_hosts(&row.forward, ports, &listeners))
+                        };
                         self.follower.follow(&row.forward, port, to, &self.config.node, free)
                     }
                 };
@@ -315,8 +312,17 @@ impl Forwards {
         let looks_again =
             |row: &Row| row.forward.ports == Which::Auto || row.state == State::Unusable;
         self.next = self.rows.iter().any(looks_again).then(|| Instant::now() + PERIOD);
-        let before = self.rules.forwards().to_vec();
-        self.rules.apply(&rules)?;
+        if self.rules.is_none() {
+            self.rules = match RuleTable::open() {
+                Ok(table) => Some(table),
+                // A kernel without nftables has no rules of an earlier daemon's.
+                Err(_) if !rules.is_needed() => return Ok(()),
+                Err(error) => return Err(error),
+            };
+        }
+        let Some(table) = &mut self.rules else { return Ok(()) };
+        let before = table.forwards().to_vec();
+        table.apply(&rules)?;
         if before != rules.forwards
             && let Err(error) = renew_flows(&before, &rules.forwards)
         {
@@ -377,15 +383,26 @@ impl Row {
     }
 }
 
-/// A forward with ports of its own: usable unless the host uses one of them.
-fn fixed(forward: &Forward, listeners: &[Listener]) -> Followed {
-    match taken_by_host(forward, listeners) {
+/// The host's sockets, by a socket that is opened when it is first needed.
+fn listeners(sockets: &mut Option<SocketDiag>) -> Result<Vec<Listener>, NetError> {
+    let open = match sockets.take() {
+        Some(open) => open,
+        None => SocketDiag::open()?,
+    };
+    sockets.insert(open).listeners()
+}
+
+/// A forward with ports of its own: usable unless the host uses one of them, and has
+/// since before it was in force.
+fn fixed(forward: &Forward, before: &[Ports], listeners: &[Listener]) -> Followed {
+    let taken = taken_by_host(forward, listeners);
+    match taken.filter(|_| before.is_empty()) {
         Some(taken) => {
             Followed { unusable: true, problem: Some(taken_text(&taken)), ports: Vec::new() }
         }
         None => Followed {
             unusable: false,
-            problem: None,
+            problem: taken.map(|taken| format!("{}, which gets nothing", taken_text(&taken))),
             ports: forward.fixed().into_iter().collect(),
         },
     }
@@ -395,23 +412,23 @@ fn taken_text(taken: &Listener) -> String {
     format!("{} port {} is in use by a program of this host's", taken.transport, taken.port)
 }
 
-/// Whether one port could lead to a guest by `forward`, beside what is `taken`.
-fn is_free(
-    forward: &Forward,
-    ports: Ports,
-    taken: &[(Option<IpAddr>, Ports)],
-    listeners: &[Listener],
-) -> bool {
+/// Whether a port of the host's that `forward` could take is one of its own.
+fn is_hosts(forward: &Forward, ports: Ports, listeners: &[Listener]) -> bool {
     let as_fixed = Forward {
         transport: Some(ports.transport),
         ports: Which::Fixed { first: ports.first, last: ports.last, to_first: ports.first },
         ..forward.clone()
     };
+    taken_by_host(&as_fixed, listeners).is_some()
+}
+
+/// Whether one port could lead to a guest by `forward`, beside what is `taken`.
+fn is_free(forward: &Forward, ports: Ports, taken: &[(Option<IpAddr>, Ports)]) -> bool {
     let meets = |(bind, other): &(Option<IpAddr>, Ports)| {
         let same_address = forward.bind.is_none() || bind.is_none() || forward.bind == *bind;
         same_address && ports.meets(*other)
     };
-    !taken.iter().any(meets) && taken_by_host(&as_fixed, listeners).is_none()
+    !taken.iter().any(meets)
 }
 
 /// Has the kernel ask the new rules about UDP to this host's ports that one of the two

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::thread;
 
 use conet_hostinject::GuestPort;
-use conet_netsys::IfName;
+use conet_netsys::{IfName, Netlink, Netns, NetnsName};
 use conet_wire::control::{self, Failure, Response};
 
 pub(super) use attach::GuestError;
@@ -165,6 +165,8 @@ impl Guests {
         answer: Responder,
     ) {
         let begun = may_change(caller).and_then(|()| self.plan(name, kind, addresses));
+        // Before the rules take a link of that name for a guest's.
+        let begun = begun.and_then(|guest| is_nobodys(&guest.name).map(|()| guest));
         let begun = begun.and_then(|guest| {
             self.push(guest.clone(), Origin::Added, State::Adding);
             self.store().inspect_err(|_| drop(self.guests.pop())).map(|()| guest)
@@ -365,9 +367,15 @@ impl Guests {
     }
 
     /// Links at the host's end of all guests, also of those that are being made or
-    /// removed, or cannot be used.
+    /// removed. One that cannot be used may be alive still, from an earlier daemon: then
+    /// its namespace is there. A link of such a name alone is somebody else's.
     pub(super) fn links(&self) -> Vec<IfName> {
-        self.guests.iter().filter_map(|guest| IfName::new(&guest.config.name).ok()).collect()
+        let guests = self.guests.iter().filter(|guest| {
+            let namespace = NetnsName::new(&guest.config.name);
+            !matches!(guest.state, State::Unusable(_))
+                || namespace.is_ok_and(|name| Netns::exists(&name))
+        });
+        guests.filter_map(|guest| IfName::new(&guest.config.name).ok()).collect()
     }
 
     /// A guest's first address, in whatever state it is.
@@ -462,6 +470,21 @@ impl Guest {
             problem,
             drops,
         }
+    }
+}
+
+/// Refuses the name of a link that is there.
+fn is_nobodys(name: &str) -> Result<(), Failure> {
+    let failed = |text: String| Failure::new("attach", text, "see conet doctor");
+    let link = IfName::new(name).map_err(|error| failed(error.to_string()))?;
+    let found = Netlink::open().and_then(|mut host| host.link(link));
+    match found.map_err(|error| failed(super::start::chain(&error)))? {
+        Some(_) => Err(Failure::new(
+            "attach",
+            format!("there is already a link named {name}"),
+            "choose another name, or remove that first",
+        )),
+        None => Ok(()),
     }
 }
 

@@ -39,9 +39,21 @@ fn what_is_taken_is_not_free() {
     let one = |port| Ports { transport: Transport::Tcp, first: port, last: port };
     let bound = Some("192.0.2.1".parse().unwrap());
     let taken = [(None, one(80)), (bound, one(81))];
-    let listeners = [listener(Transport::Tcp, "0.0.0.0", 22)];
-    let free = |text, port| is_free(&forward(text), one(port), &taken, &listeners);
-    assert!(!free("auto:web", 80) && !free("auto:web", 81) && !free("auto:web", 22));
-    assert!(free("auto:web", 82));
+    let free = |text, port| is_free(&forward(text), one(port), &taken);
+    assert!(!free("auto:web", 80) && !free("auto:web", 81) && free("auto:web", 82));
     assert!(free("tcp:192.0.2.2:auto:web", 81) && !free("tcp:192.0.2.1:auto:web", 81));
+    let listeners = [listener(Transport::Tcp, "0.0.0.0", 22)];
+    let hosts = |port| is_hosts(&forward("auto:web"), one(port), &listeners);
+    assert!(hosts(22) && !hosts(23));
+}
+
+#[test]
+fn who_listens_on_the_host_later_takes_nothing_away() {
+    let listeners = [listener(Transport::Tcp, "0.0.0.0", 80)];
+    let web = forward("tcp:80:web");
+    let first = fixed(&web, &[], &listeners);
+    assert!(first.unusable && first.ports.is_empty());
+    let later = fixed(&web, &fixed(&web, &[], &[]).ports, &listeners);
+    assert!(!later.unusable && later.ports == web.fixed().into_iter().collect::<Vec<_>>());
+    assert!(later.problem.unwrap().contains("which gets nothing"));
 }
