@@ -7,10 +7,10 @@
 //! What it is not: a firewall. Which rules there are is decided by the callers; and
 //! it reads nothing back but whether a table is there.
 //!
-//! *Whose a table is.* [`Batch::add_table`] asks for `NFT_TABLE_F_OWNER` and
+//! *Whose a table is.* [`Nft::replace_table`] asks for `NFT_TABLE_F_OWNER` and
 //! `NFT_TABLE_F_PERSIST` where the kernel has both (Linux 6.9): somebody's `nft flush
 //! ruleset` then spares the table as long as its [`Nft`] lives, and it outlives that,
-//! until [`Batch::delete_table`] by whoever comes next. On older kernels the table is
+//! until [`Nft::delete_table`] by whoever comes next. On older kernels the table is
 //! an ordinary one.
 //!
 //! An [`Nft`] belongs to the network namespace in which it was opened, like

@@ -33,6 +33,9 @@ const PEERS: [(u8, u16); 3] = [(2, 60), (3, 20), (4, 28)];
 const LEAST: u16 = 552;
 const CONFIGURED: u16 = 1500;
 
+/// Type and code of an error with the MTU in it, and whom it is for.
+type Told = (((u8, u8), u32), IpAddr);
+
 /// Gives one input to a tunnel; see the module. Says how many senders were told
 /// something.
 ///
@@ -163,7 +166,7 @@ impl Target {
     }
 
     /// Type and code of each error made, the MTU in it, and to whom.
-    fn told(&self) -> Vec<(((u8, u8), u32), IpAddr)> {
+    fn told(&self) -> Vec<Told> {
         let buffer = self.replies.buffer();
         let packets = self.replies.packets().iter().map(|packet| &buffer[packet.at.clone()]);
         packets.map(read_error).collect()
@@ -180,7 +183,7 @@ fn too_big(v6: bool) -> (u8, u8) {
 }
 
 /// Checks an error of ours whole.
-fn read_error(packet: &[u8]) -> (((u8, u8), u32), IpAddr) {
+fn read_error(packet: &[u8]) -> Told {
     let Ok(view) = IpView::new(packet) else { panic!("an error that is no packet") };
     assert_eq!(view.bytes().len(), packet.len());
     let icmp = view.payload();
@@ -191,7 +194,7 @@ fn read_error(packet: &[u8]) -> (((u8, u8), u32), IpAddr) {
         }
         true => {
             let mut pseudo = packet[8..40].to_vec();
-            pseudo.extend((icmp.len() as u64 as u32).to_be_bytes());
+            pseudo.extend(u32::try_from(icmp.len()).unwrap_or(u32::MAX).to_be_bytes());
             pseudo.extend([0, 0, 0, PROTO_ICMPV6]);
             (1280, PROTO_ICMPV6, u32::from(!checksum(&pseudo, 0)))
         }
