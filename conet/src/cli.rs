@@ -240,7 +240,7 @@ pub(crate) enum ForwardCommand {
     /// listens on. It is there until it is removed, also for later daemons. Root and
     /// members of group conet may.
     Add {
-        /// PROTOCOL:[ADDRESS:]PORTS:GUEST[:PORTS]
+        #[arg(help = "PROTOCOL:[ADDRESS:]PORTS:GUEST[:PORTS], or auto:GUEST")]
         forward: String,
         #[command(flatten)]
         output: Output,

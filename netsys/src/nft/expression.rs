@@ -17,6 +17,9 @@ const PORT: u32 = 9;
 /// The address, of 4 registers.
 const ADDRESS: u32 = 12;
 
+/// `NFT_CMP_EQ`, which is `NFT_RANGE_EQ` too, and `NFT_CMP_NEQ`.
+const EQUAL: u32 = 0;
+const OTHER: u32 = 1;
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -106,10 +109,8 @@ pub fn match_local_destination(ipv4: bool) -> [Expression<'static>; 3] {
 }
 
 impl Expression<'_> {
-    #[expect(clippy::too_many_lines, reason = "a table of layouts, one after the other")]
+    /// Writes what asks; what acts is [`Expression::write_action`]'s.
     pub(super) fn write(self, m: &mut Attributes<'_>) {
-        const EQUAL: u32 = 0;
-        const OTHER: u32 = 1;
         match self {
             Self::CameInByOneOf(set) => {
                 meta(m, 6);
@@ -135,30 +136,7 @@ impl Expression<'_> {
                 load(m, 2, 0, 1);
                 compare(m, EQUAL, &[kind]);
             }
-            Self::Address { source, net, inside } => {
-                let (offset, address, mask) = match net.trunc() {
-                    IpNet::V4(net) => (
-                        if source { 12 } else { 16 },
-                        net.addr().octets().to_vec(),
-                        net.netmask().octets().to_vec(),
-                    ),
-                    IpNet::V6(net) => (
-                        if source { 8 } else { 24 },
-                        net.addr().octets().to_vec(),
-                        net.netmask().octets().to_vec(),
-                    ),
-                };
-                let bytes = if address.len() == 4 { 4 } else { 16 };
-                load(m, 1, offset, bytes);
-                expression(m, "bitwise", |m| {
-                    m.be32(1, KEY);
-                    m.be32(2, KEY);
-                    m.be32(3, bytes);
-                    m.nest(4, |m| m.put(1, &mask));
-                    m.nest(5, |m| m.put(1, &[0; 16][..mask.len()]));
-                });
-                compare(m, if inside { EQUAL } else { OTHER }, &address);
-            }
+            Self::Address { source, net, inside } => address(m, source, net, inside),
             Self::ToThisHost => {
                 expression(m, "fib", |m| {
                     m.be32(1, KEY);
@@ -184,19 +162,21 @@ impl Expression<'_> {
                     m.be32(1, KEY);
                     m.be32(2, 0);
                 });
-                expression(m, "bitwise", |m| {
-                    m.be32(1, KEY);
-                    m.be32(2, KEY);
-                    m.be32(3, 4);
-                    m.nest(4, |m| m.put(1, &known));
-                    m.nest(5, |m| m.put(1, &[0; 4]));
-                });
+                masked(m, 4, &known);
                 compare(m, OTHER, &[0; 4]);
             }
             Self::PortIn(map) => {
                 load(m, 2, 2, 2);
                 lookup(m, map, Some(PORT));
             }
+            Self::Decide(_) | Self::Refuse(_) | Self::SendOn { .. } | Self::Masquerade => {
+                self.write_action(m);
+            }
+        }
+    }
+
+    fn write_action(self, m: &mut Attributes<'_>) {
+        match self {
             Self::Decide(verdict) => expression(m, "immediate", |m| {
                 // NFT_REG_VERDICT; NF_DROP 0, NF_ACCEPT 1.
                 m.be32(1, 0);
@@ -228,8 +208,40 @@ impl Expression<'_> {
                 });
             }
             Self::Masquerade => expression(m, "masq", |_| {}),
+            // All others ask.
+            _ => {}
         }
     }
+}
+
+fn address(m: &mut Attributes<'_>, source: bool, net: IpNet, inside: bool) {
+    let (offset, address, mask) = match net.trunc() {
+        IpNet::V4(net) => (
+            if source { 12 } else { 16 },
+            net.addr().octets().to_vec(),
+            net.netmask().octets().to_vec(),
+        ),
+        IpNet::V6(net) => (
+            if source { 8 } else { 24 },
+            net.addr().octets().to_vec(),
+            net.netmask().octets().to_vec(),
+        ),
+    };
+    let bytes = if address.len() == 4 { 4 } else { 16 };
+    load(m, 1, offset, bytes);
+    masked(m, bytes, &mask);
+    compare(m, if inside { EQUAL } else { OTHER }, &address);
+}
+
+/// Keeps the bits of the mask.
+fn masked(m: &mut Attributes<'_>, bytes: u32, mask: &[u8]) {
+    expression(m, "bitwise", |m| {
+        m.be32(1, KEY);
+        m.be32(2, KEY);
+        m.be32(3, bytes);
+        m.nest(4, |m| m.put(1, mask));
+        m.nest(5, |m| m.put(1, &[0; 16][..mask.len()]));
+    });
 }
 
 fn expression(m: &mut Attributes<'_>, name: &str, data: impl FnOnce(&mut Attributes<'_>)) {

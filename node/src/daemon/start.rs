@@ -140,14 +140,7 @@ pub fn run<P: Processes>(
     forward(sessions.events, sender.clone(), Arc::clone(&waker))?;
     let tunnel = Tunnel::start(tunnel_config(&config)?).map_err(DaemonError::Tunnel)?;
     let post = poster(sender.clone(), Arc::clone(&waker));
-    let mut guests = Guests::start(Arc::clone(&config), post)?;
-    let forwards = match Forwards::start(Arc::clone(&config), IfName::new(DEVICE)?, &guests) {
-        Ok(forwards) => forwards,
-        Err(error) => {
-            guests.release();
-            return Err(DaemonError::Rules(error));
-        }
-    };
+    let (mut guests, forwards) = start_guests(&config, post)?;
     let control =
         ControlServer::bind(&config.node.socket, poll.registry(), CONTROL, Arc::clone(&waker));
     let control = match control {
@@ -189,6 +182,19 @@ pub fn run<P: Processes>(
     }
     tracing::info!("down");
     served
+}
+
+/// Attaches the guests, and puts the rules for them in force.
+fn start_guests(config: &Arc<Config>, post: Post) -> Result<(Guests, Forwards), DaemonError> {
+    let device = IfName::new(DEVICE)?;
+    let mut guests = Guests::start(Arc::clone(config), post)?;
+    match Forwards::start(Arc::clone(config), device, &guests) {
+        Ok(forwards) => Ok((guests, forwards)),
+        Err(error) => {
+            guests.release();
+            Err(DaemonError::Rules(error))
+        }
+    }
 }
 
 /// Takes the state directory for this daemon alone; the kernel gives it up with
