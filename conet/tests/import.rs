@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -48,13 +48,14 @@ impl Drop for Scratch {
     }
 }
 
-/// A process that does not outlive its test.
-struct Daemon(Child);
+/// A process that does not outlive its test, and the socket that it leaves when killed.
+struct Daemon(Child, PathBuf);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();
+        fs::remove_file(&self.1).ok();
     }
 }
 
@@ -75,7 +76,7 @@ fn wireguard_go(two: &Scratch, far: &mut Netlink, directory: &Path) -> (Daemon, 
     let name = format!("wgi{}", std::process::id());
     let mut go = two.command("wireguard-go");
     go.args(["-f", &name]).stdout(Stdio::null()).stderr(Stdio::null());
-    let theirs = Daemon(go.spawn().unwrap());
+    let theirs = Daemon(go.spawn().unwrap(), format!("/var/run/wireguard/{name}.sock").into());
     let began = Instant::now();
     while far
         .link(ifname(&name))
@@ -137,8 +138,9 @@ fn an_imported_node_is_known_by_its_key() {
     let state = format!("[node]\nstate_dir = \"{}\"", path("state"));
     fs::write(&to, text.replacen("[node]", &state, 1)).unwrap();
     let mut up = one.command(conet);
-    let _ours = Daemon(up.args(["up", "-c", &to]).stderr(Stdio::null()).spawn().unwrap());
     let socket = path("state/control.sock");
+    let up = up.args(["up", "-c", &to]).stderr(Stdio::null()).spawn().unwrap();
+    let _ours = Daemon(up, socket.clone().into());
     let began = Instant::now();
     while !Path::new(&socket).exists() {
         assert!(began.elapsed() < LIMIT, "the daemon does not start");
