@@ -1,11 +1,11 @@
 //! What can be typed. What it does is in `commands`.
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use conet_node::config::{DEFAULT_PATH, GuestKind, Mode};
+use conet_node::config::{DEFAULT_PATH, GuestKind, Ipv4Net, Mode};
 
 /// conet joins machines into one: guests share their host's address over
 /// WireGuard or IP-in-IP, and running processes move between machines.
@@ -46,6 +46,17 @@ pub(crate) enum Command {
         #[arg(long)]
         wireguard: bool,
     },
+    /// Make a conet.toml of a file of wg-quick's.
+    ///
+    /// Every key is carried over, or refused by its name and line. The tunnel keeps its
+    /// key; what comes out holds secrets and is readable by its owner alone.
+    Import {
+        /// As in /etc/wireguard/wg0.conf.
+        #[arg(value_name = "FILE")]
+        from: PathBuf,
+        #[command(flatten)]
+        options: ImportOptions,
+    },
     /// Run the node's daemon, in the foreground.
     Up {
         /// The configuration.
@@ -66,6 +77,11 @@ pub(crate) enum Command {
     Guest {
         #[command(subcommand)]
         command: GuestCommand,
+    },
+    /// Ports of this host's that lead to its guests: add, list, remove.
+    Forward {
+        #[command(subcommand)]
+        command: ForwardCommand,
     },
     /// Start a program that may move; it has this command's pid.
     Run {
@@ -216,6 +232,33 @@ pub(crate) enum GuestCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum ForwardCommand {
+    /// Have ports of this host's lead to a guest.
+    ///
+    /// As in tcp:2222:web:22, udp:5000-5010:web, tcp:192.0.2.1:8000-8009:web:80-89 for
+    /// one of the host's addresses, and auto:web or tcp:auto:web for whatever the guest
+    /// listens on. It is there until it is removed, also for later daemons. Root and
+    /// members of group conet may.
+    Add {
+        #[arg(help = "PROTOCOL:[ADDRESS:]PORTS:GUEST[:PORTS], or auto:GUEST")]
+        forward: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the forwards.
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove a forward that was added; connections under way go on.
+    #[command(visible_aliases = ["del", "delete"])]
+    Remove {
+        /// As `conet forward list` shows it.
+        forward: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
     /// Make a lab: hosts conet-h1, conet-h2, … on one LAN, each with its daemon.
     Up {
@@ -281,6 +324,33 @@ pub(crate) enum LabCommand {
         /// The host.
         host: String,
     },
+}
+
+/// What `conet.toml` needs that wg-quick has not.
+#[derive(Debug, Args)]
+pub(crate) struct ImportOptions {
+    /// The configuration to write; there must be none.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    pub(crate) to: PathBuf,
+    /// The guests' prefix; that of Address where Address is its first address.
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) overlay: Option<Ipv4Net>,
+    /// The host's own address, if it is not to listen on all.
+    #[arg(long, value_name = "A", default_value = "0.0.0.0")]
+    pub(crate) address: IpAddr,
+    /// The node's name; the host's where there is none.
+    #[arg(long, value_parser = node_name)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// A name that `conet.toml` takes.
+fn node_name(text: &str) -> Result<String, String> {
+    match conet_node::config::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("give 1 to 63 letters, digits, `.`, `_` or `-`".to_owned()),
+    }
 }
 
 /// How a command answers.
@@ -392,6 +462,7 @@ mod tests {
             &["conet", "guest", "add", "x", "--kind", "qemu"],
             &["conet", "guest", "add", "x", "--address", "10.77.1.0/24"],
             &["conet", "guest", "exec", "x"],
+            &["conet", "forward", "add"],
         ] {
             let line = one_line(&Cli::try_parse_from(arguments).unwrap_err());
             assert!(!line.contains('\n') && line.contains("conet --help"), "{line}");

@@ -2,7 +2,9 @@
 
 mod bench;
 mod doctor;
+mod forward;
 mod guest;
+mod import;
 mod keys;
 mod lab;
 mod node;
@@ -28,9 +30,11 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lab { command } => return lab::run(command),
         Command::Keygen => keys::keygen(),
         Command::Pubkey { wireguard } => keys::pubkey(wireguard),
+        Command::Import { from, options } => import::import(&from, options),
         Command::Up { config } => node::up(&config),
         Command::Status { output } => node::status(&mut connect()?, output),
         Command::Peers { output } => node::peers(&mut connect()?, output),
+        Command::Forward { command } => forward::run(&mut connect()?, command),
         Command::Guest { command } => guest::run(&mut connect()?, command),
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),

@@ -27,15 +27,20 @@
 //! neighbour guest, is behind the gateway, so the host sees and may refuse every
 //! packet, and nothing depends on ARP between guests.
 //!
+//! What the host's packet filter does for all of its guests, the shared address and
+//! forwarded ports above all, is a [`RuleTable`].
+//!
 //! A guest outlives the process that made it: dropping a [`GuestPort`] leaves the
 //! namespace and what runs in it, [`GuestPort::attach`] finds it again,
 //! [`GuestPort::detach`] ends it. A veth goes on carrying packets meanwhile; a TAP
 //! device is gone until the next port makes it anew.
 
 mod guest;
+mod rules;
 mod segment;
 mod tap;
 mod veth;
 pub mod vhost;
 
 pub use guest::{AttachError, GuestPort, GuestSpec, PortKind};
+pub use rules::{HostPorts, HostRules, MAX_CHANGED_PORTS, PortForward, Ports, RuleTable, TABLE};

@@ -62,6 +62,11 @@ fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> S
     let others: Vec<_> = all.iter().filter(|(other, _)| *other != host).collect();
     let names: Vec<_> = others.iter().map(|(other, _)| format!("\"{other}\"")).collect();
     let names = names.join(", ");
+    // An ordinary user's lab shows the plain path, which needs no packet filter.
+    let sharing = match crate::rootless::is_inside() {
+        true => "host_ports = [\"all\"]\n",
+        false => "shared_address = true\n",
+    };
     let mut text = format!(
         "# Made by conet lab; this host is one of several on one machine.\n\
          [node]\n\
@@ -74,6 +79,7 @@ fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> S
          guests_from = [{names}]\n\
          host_for_us = [{names}]\n\
          allow_root = true\n\
+         {sharing}\
          clock_offset = \"{}s\"\n",
         host.lan_address(),
         host.overlay(),

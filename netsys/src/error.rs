@@ -50,6 +50,10 @@ pub enum Op {
     StartThread,
     ReadSysctl,
     WriteSysctl,
+    ReadRules,
+    SetRules,
+    ListSockets,
+    ForgetConnections,
 }
 
 impl fmt::Display for Op {
@@ -85,6 +89,10 @@ impl fmt::Display for Op {
             Op::StartThread => "start a thread in network namespace",
             Op::ReadSysctl => "read",
             Op::WriteSysctl => "write",
+            Op::ReadRules => "look for nftables'",
+            Op::SetRules => "set the rules of nftables'",
+            Op::ListSockets => "list sockets",
+            Op::ForgetConnections => "forget connections",
         })
     }
 }
@@ -108,6 +116,8 @@ pub enum Object {
     Process(u32),
     /// A file.
     Path(PathBuf),
+    /// A table of nftables.
+    Table(Box<str>),
 }
 
 impl fmt::Display for Object {
@@ -121,6 +131,7 @@ impl fmt::Display for Object {
             Object::Netns(name) => write!(f, " {name}"),
             Object::Process(pid) => write!(f, " of process {pid}"),
             Object::Path(path) => write!(f, " {}", path.display()),
+            Object::Table(name) => write!(f, " table {name}"),
         }
     }
 }
@@ -257,6 +268,11 @@ fn remedy(op: Op, source: &io::Error) -> Option<&'static str> {
             "give the gateway's link an address in its subnet, or mark the route onlink"
         }
         (Op::AddRoute | Op::ReplaceRoute, Errno::NETDOWN) => "set the link up first",
+        (Op::SetRules | Op::ReadRules, Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL) => {
+            "this kernel lacks a part of nftables; load nf_tables, nft_nat, nft_masq, nft_fib_inet \
+             and nft_reject_inet"
+        }
+        (Op::ListSockets, Errno::NOENT) => "this kernel lacks inet_diag and udp_diag; load them",
         (Op::OpenNetns, Errno::NOENT) => "no such namespace; list them with `ip netns list`",
         _ => return None,
     })

@@ -1,7 +1,7 @@
-//! The kernel's network by netlink: links, addresses, routes and namespaces.
+//! The kernel's network by netlink: links, addresses, routes, rules and namespaces.
 //!
-//! What `ip link`, `ip addr`, `ip route`, `ip neigh`, `ip netns` and `sysctl
-//! net.*` do, as blocking calls, without running those programs. It holds no
+//! What `ip link`, `ip addr`, `ip route`, `ip neigh`, `ip netns`, `sysctl net.*`,
+//! `nft` and `ss -l` do, as blocking calls, without running those programs. It holds no
 //! policy: which links exist and why is decided by the callers.
 //!
 //! Three ideas carry the crate:
@@ -24,18 +24,22 @@
 //! (extended acknowledgements); older ones work with poorer messages.
 
 mod address;
+mod conntrack;
 mod error;
 mod link;
 mod names;
 mod netlink;
 mod netns;
+pub mod nft;
 pub mod probe;
 mod route;
+mod sockets;
 mod sys;
 mod sysctl;
 pub mod userns;
 
 pub use address::AddressEntry;
+pub use conntrack::{Connection, Conntrack};
 pub use error::{Fault, NetError, Object, Op};
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use link::{Link, Veth};
@@ -43,4 +47,5 @@ pub use names::{IfName, MacAddr, NameError, NetnsName};
 pub use netlink::Netlink;
 pub use netns::{Entered, NETNS_DIR, Netns, NetnsId};
 pub use route::{Route, RouteKind, RouteScope};
+pub use sockets::{Listener, SocketDiag, Transport};
 pub use sysctl::Sysctl;

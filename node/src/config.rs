@@ -8,6 +8,10 @@
 //! # name = "…"                      the host's name where absent
 //! # port = 47700                    UDP for sessions, TCP for the links of processes
 //! # wireguard_port = 51820
+//! # wireguard_private_key = "…"     as `wg genkey` prints it, or wireguard_private_key_file:
+//! #                                 the tunnel's own key, where it is not to be the node's;
+//! #                                 peers need it as wireguard_key beside public_key
+//! # tunnel_addresses = ["10.8.0.5"] more addresses of the tunnel's device
 //! # mode = "wireguard"              or "ip-udp" or "ipip": how peers are reached that
 //! #                                 do not say
 //! # tun_offload = true              TCP and UDP pass the tunnel's device in large pieces
@@ -23,10 +27,17 @@
 //! # guest_uid_base = 1879048192     first host uid for processes of others
 //! # link_timeout = 60               seconds that a process waits for a node out of reach
 //! # clock_offset = "-90s"           a lab host's clock against the machine's
+//! # shared_address = false          guests use this host's address outside the overlay
+//! # host_ports = ["tcp:8000"]       ports of this host's own that its guests reach, none
+//! #                                 where absent; or ["all"]. They may ping it in any case
+//! # forwards = ["tcp:2222:web:22"]  ports of this host's that lead to a guest; also
+//! #                                 "udp:5000-5010:web", "tcp:192.0.2.1:80:web", and
+//! #                                 "auto:web" for whatever it listens on
 //!
 //! [[peer]]
 //! name = "a"
-//! public_key = "…"                  # or wireguard_key: a peer that only tunnels
+//! public_key = "…"                  # or wireguard_key: a peer that only tunnels; both for a
+//! #                                 node whose tunnel has a key of its own
 //! endpoint = "192.0.2.2:47700"
 //! # wireguard_endpoint = "…"        endpoint's address, port 51820, where absent
 //! # mode = "ipip"
@@ -54,22 +65,28 @@ mod check;
 mod error;
 mod parse;
 mod reader;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use conet_hostinject::HostPorts;
 use conet_tunnel::{Offloads, PresharedKey};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
+use zeroize::Zeroizing;
 
-pub(crate) use check::is_name;
+pub use check::is_name;
 pub use error::{ConfigError, Problem, Suggestion, TomlMessage};
+pub use ipnet::Ipv4Net;
 
-use crate::identity::{Identity, PublicKey, X25519Public};
+use crate::forward::Forward;
+use crate::identity::{Identity, KEY_LEN, KeyError, PublicKey, X25519Public, decode_key};
 
 /// Where `conet up` looks where it is not told.
 pub const DEFAULT_PATH: &str = "/etc/conet/conet.toml";
@@ -98,6 +115,8 @@ pub struct Config {
     pub peers: Vec<PeerConfig>,
     /// Each `[[guest]]`, in the file's order.
     pub guests: Vec<GuestConfig>,
+    /// Ports of this host's that lead to guests; none overlaps another.
+    pub forwards: Vec<Forward>,
 }
 
 /// `[node]`: this host.
@@ -113,6 +132,10 @@ pub struct NodeConfig {
     pub port: u16,
     /// UDP port of WireGuard.
     pub wireguard_port: u16,
+    /// The tunnel's private key, where it is not the one that derives from the identity.
+    pub wireguard_private_key: Option<Secret>,
+    /// Addresses of the tunnel's device beside the gateway's.
+    pub tunnel_addresses: Vec<IpAddr>,
     /// The addresses of this node's guests. The first is the gateway.
     pub overlay: Ipv4Net,
     /// Directory for what must survive a restart.
@@ -130,9 +153,48 @@ pub struct NodeConfig {
     pub clock_offset: ClockOffset,
     /// Batches of the kernel's that the tunnel uses.
     pub offloads: Offloads,
+    /// Whether guests use this host's address outside the overlay.
+    pub shared_address: bool,
+    /// Which of the host's own ports its guests reach.
+    pub host_ports: HostPorts,
+}
+
+/// A private X25519 key, zeroed when dropped.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<[u8; KEY_LEN]>);
+
+impl Deref for Secret {
+    type Target = [u8; KEY_LEN];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl FromStr for Secret {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode_key(text).map(Self)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }
 
 impl NodeConfig {
+    /// The private key of the tunnel.
+    #[must_use]
+    pub fn tunnel_secret(&self) -> Zeroizing<[u8; KEY_LEN]> {
+        match &self.wireguard_private_key {
+            Some(key) => key.0.clone(),
+            None => self.identity.x25519_secret(),
+        }
+    }
+
     /// The address in the overlay that guests have as their gateway, the first one.
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
@@ -248,6 +310,8 @@ pub struct PeerConfig {
     pub name: String,
     /// Its key.
     pub key: PeerKey,
+    /// Its tunnel's key, where that is not the one that derives from its identity.
+    pub own_tunnel_key: Option<X25519Public>,
     /// Where its sessions are, if it can be called.
     pub endpoint: Option<SocketAddr>,
     /// Where its WireGuard is, if it can be called.
@@ -262,6 +326,14 @@ pub struct PeerConfig {
     pub preshared_key: Option<PresharedKey>,
     /// What it may do beside tunnelling.
     pub grants: Grants,
+}
+
+impl PeerConfig {
+    /// The key that its tunnel has.
+    #[must_use]
+    pub fn tunnel_key(&self) -> X25519Public {
+        self.own_tunnel_key.unwrap_or_else(|| self.key.x25519())
+    }
 }
 
 /// How a guest is run.

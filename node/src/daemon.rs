@@ -19,6 +19,7 @@
 //!
 //! What it is not: it neither encrypts nor moves anything itself.
 
+mod forwards;
 mod guests;
 mod start;
 
@@ -40,9 +41,11 @@ use mio::{Events, Poll, Token, Waker};
 use crate::caller::Caller;
 use crate::config::{Config, Grants};
 use crate::control::{ControlServer, Responder};
+use crate::identity::X25519Public;
 use crate::peers::{self, AskError, PeerResponder, Peers};
 use crate::processes::Processes;
 
+use forwards::Forwards;
 use guests::{GuestEvent, Guests};
 pub use start::{DaemonError, run};
 
@@ -128,6 +131,7 @@ struct Daemon<P: Processes> {
     control: ControlServer,
     peers: Peers,
     guests: Guests,
+    forwards: Forwards,
     processes: P,
     ending: bool,
 }
@@ -137,9 +141,10 @@ impl<P: Processes> Daemon<P> {
     fn serve(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         while !self.ending {
-            let timeout = self
-                .processes
-                .poll_timeout()
+            let timeout = [self.processes.poll_timeout(), self.forwards.poll_timeout()]
+                .into_iter()
+                .flatten()
+                .min()
                 .map(|at| at.saturating_duration_since(Instant::now()));
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -162,6 +167,7 @@ impl<P: Processes> Daemon<P> {
             if self.processes.poll_timeout().is_some_and(|at| at <= now) {
                 self.processes.handle_timeout(now);
             }
+            self.forwards.handle_timeout(now, &self.guests);
         }
         Ok(())
     }
@@ -183,7 +189,10 @@ impl<P: Processes> Daemon<P> {
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Process(event) => self.processes.handle_event(event),
-                Message::Guest(event) => self.guests.handle_event(*event),
+                Message::Guest(event) => {
+                    self.guests.handle_event(*event);
+                    self.forwards.on_change(&self.guests);
+                }
                 Message::Session(EndpointEvent::PeerUp(key)) => {
                     let hello = self.hello();
                     self.peers.on_up(&self.endpoint, key, hello);
@@ -263,8 +272,19 @@ impl<P: Processes> Daemon<P> {
             }
             Request::GuestAdd { name, kind, addresses } => {
                 self.guests.add(caller, name, &kind, addresses, answer);
+                // Its link is behind the rules before it is there.
+                self.forwards.on_change(&self.guests);
             }
             Request::GuestRemove { name } => self.guests.remove(caller, &name, answer),
+            Request::Forwards {} => {
+                answer.answer(Ok(Response::Forwards { forwards: self.forwards.list() }));
+            }
+            Request::ForwardAdd { forward } => {
+                self.forwards.add(caller, &forward, &self.guests, answer);
+            }
+            Request::ForwardRemove { forward } => {
+                self.forwards.remove(caller, &forward, &self.guests, answer);
+            }
             Request::Trace { pid, timed } => {
                 let trace = self.processes.trace(caller, pid, timed);
                 answer.answer(trace.map(Response::Trace));
@@ -292,10 +312,12 @@ impl<P: Processes> Daemon<P> {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             public_key: node.identity.public().to_string(),
+            wireguard_key: X25519Public::of(&node.tunnel_secret()).to_string(),
             address: node.address.to_string(),
             port: node.port,
             wireguard_port: node.wireguard_port,
             overlay: node.overlay.to_string(),
+            shared_address: node.shared_address,
             device: snapshot.device.as_str().to_owned(),
             peers: count(self.config.peers.len()),
             peers_up: count(self.peers.iter().filter(|(_, state)| state.up).count()),
@@ -311,7 +333,7 @@ impl<P: Processes> Daemon<P> {
         let tunnel = self.tunnel.snapshot().map_err(gone)?;
         let sessions = self.endpoint.status().map_err(gone)?;
         let rows = self.peers.iter().map(|(peer, state)| {
-            let key = peer.key.x25519();
+            let key = peer.tunnel_key();
             let packets = tunnel.peer(conet_tunnel::PublicKey(key.0));
             let session = peers::session_key(peer)
                 .and_then(|key| sessions.peers.iter().find(|session| session.key == key));
@@ -339,6 +361,7 @@ impl<P: Processes> Daemon<P> {
                 drops: by_reason(packets.map(|packets| packets.drops)),
                 path_mtu: packets.map(|packets| packets.path_mtu),
                 keepalive_s: packets.and_then(|packets| packets.keepalive),
+                preshared_key: peer.preshared_key.is_some(),
                 guests_from: peer.grants.guests_from,
                 host_for_us: peer.grants.host_for_us,
             }

@@ -172,6 +172,15 @@ impl fmt::Debug for PublicKey {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct X25519Public(pub [u8; KEY_LEN]);
 
+impl X25519Public {
+    /// The public half of a secret (RFC 7748 §6.1).
+    #[must_use]
+    pub fn of(secret: &[u8; KEY_LEN]) -> Self {
+        let private = conet_tunnel::PrivateKey::from_bytes(*secret);
+        Self(private.public().0)
+    }
+}
+
 impl FromStr for X25519Public {
     type Err = KeyError;
 

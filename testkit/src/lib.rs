@@ -1,6 +1,7 @@
-//! Seeded link simulator and privileged-test helper; used by tests only.
+//! Seeded link simulator, privileged-test helper, virtual machines; used by tests only.
 
 pub mod link;
+pub mod machine;
 pub mod privileged;
 pub mod random;
 

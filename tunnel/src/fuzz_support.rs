@@ -17,6 +17,8 @@
 //! What must hold: no panic; nothing reaches the device unless it is one whole
 //! IP packet with a source that its peer may use.
 
+mod ways;
+
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -24,8 +26,11 @@ use std::time::{Duration, Instant};
 use conet_wire::ip::{Ecn, IPV4_HEADER, IpView, OuterV4, PROTO_IPV4, PROTO_IPV6};
 
 use crate::noise::{DATA_HEADER, INITIATION, Identity, TAG, Tunn};
+pub use ways::tunnel_errors;
+
 use crate::{
-    Core, Mode, Outbox, Outgoing, OwnAddresses, PeerConfig, PrivateKey, PublicKey, Replies,
+    Core, Destination, Mode, Outbox, Outgoing, OwnAddresses, PeerConfig, PrivateKey, PublicKey,
+    Replies,
 };
 
 const WG_ADDRESS: [u8; 4] = [192, 0, 2, 2];
@@ -120,9 +125,11 @@ impl Target {
         {
             self.index.copy_from_slice(&response[4..8]);
         }
-        self.peer.dequeue();
-        self.peer.enqueue(self.now, b"x");
-        self.speak();
+        // A keepalive confirms the session, so that the core may use it.
+        if let Some(keepalive) = self.sealed(&[]) {
+            self.udp(&keepalive);
+        }
+        self.out.clear();
     }
 
     fn speak(&mut self) {

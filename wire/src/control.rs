@@ -87,6 +87,18 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// The ports that lead to guests: [`Response::Forwards`].
+    Forwards {},
+    /// Have ports lead to a guest: [`Response::Forward`].
+    ForwardAdd {
+        /// As in `tcp:2222:web:22`.
+        forward: String,
+    },
+    /// Take such ports back that were added: [`Response::Done`].
+    ForwardRemove {
+        /// As [`Forward::forward`] has it.
+        forward: String,
+    },
     /// Which of a process's calls are forwarded: [`Response::Trace`].
     Trace {
         /// The process at home.
@@ -166,9 +178,16 @@ pub enum Response {
     },
     /// To [`Request::GuestAdd`].
     Guest(Guest),
+    /// To [`Request::Forwards`].
+    Forwards {
+        /// The configuration's first, then in the order of their addition.
+        forwards: Vec<Forward>,
+    },
+    /// To [`Request::ForwardAdd`].
+    Forward(Forward),
     /// To [`Request::Trace`].
     Trace(Trace),
-    /// To [`Request::Shutdown`] and [`Request::GuestRemove`].
+    /// To [`Request::Shutdown`], [`Request::GuestRemove`] and [`Request::ForwardRemove`].
     Done {},
     /// To any request that could not be carried out.
     Error(Failure),
@@ -209,6 +228,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The node's Ed25519 public key, base64.
     pub public_key: String,
+    /// The tunnel's X25519 public key, base64: what `wg show` would print.
+    #[serde(default)]
+    pub wireguard_key: String,
     /// The host's own address.
     pub address: String,
     /// UDP port of sessions, TCP port of process links.
@@ -217,6 +239,9 @@ pub struct Status {
     pub wireguard_port: u16,
     /// The guests' prefix.
     pub overlay: String,
+    /// Whether guests use the host's address outside it.
+    #[serde(default)]
+    pub shared_address: bool,
     /// The tunnel's device.
     pub device: String,
     /// Peers in the configuration.
@@ -254,6 +279,25 @@ pub struct Guest {
     /// Packets that its port has dropped; the kernel counts a veth's.
     #[serde(default)]
     pub drops: u64,
+}
+
+/// Ports of the host that lead to a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Its text, which names it: `tcp:2222:web:22`.
+    pub forward: String,
+    /// The guest's name.
+    pub guest: String,
+    /// Who asked for it: `config` or `added`.
+    pub origin: String,
+    /// `up`, `waiting` (for its guest) or `unusable`.
+    pub state: String,
+    /// Why it is unusable, or what of it is, for people.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// Ports that lead to the guest now, as in `tcp 2222` and `udp 5000-5010`.
+    #[serde(default)]
+    pub ports: Vec<String>,
 }
 
 /// A peer, as the daemon sees it.
@@ -294,6 +338,9 @@ pub struct Peer {
     /// Seconds between keepalives to it.
     #[serde(default)]
     pub keepalive_s: Option<u16>,
+    /// Whether a secret is shared with it beforehand.
+    #[serde(default)]
+    pub preshared_key: bool,
     /// Whether its processes may run here.
     pub guests_from: bool,
     /// Whether it may run ours.
@@ -558,7 +605,7 @@ mod tests {
             kind: "tap".into(),
             addresses: vec![Ipv4Addr::new(10, 77, 1, 9)],
         };
-        let table: [(Request, &str); 10] = [
+        let table: [(Request, &str); 13] = [
             (Request::Guests {}, r#"{"request":"guests"}"#),
             (
                 added,
@@ -567,6 +614,15 @@ mod tests {
             (
                 Request::GuestRemove { name: "web".into() },
                 r#"{"request":"guest-remove","name":"web"}"#,
+            ),
+            (Request::Forwards {}, r#"{"request":"forwards"}"#),
+            (
+                Request::ForwardAdd { forward: "tcp:2222:web:22".into() },
+                r#"{"request":"forward-add","forward":"tcp:2222:web:22"}"#,
+            ),
+            (
+                Request::ForwardRemove { forward: "auto:web".into() },
+                r#"{"request":"forward-remove","forward":"auto:web"}"#,
             ),
             (Request::Status {}, r#"{"request":"status"}"#),
             (Request::Peers {}, r#"{"request":"peers"}"#),

@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("kill", "procps"),
+    ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("python3", "python3"),
     ("tcpdump", "tcpdump"),
@@ -31,7 +32,16 @@ const FILES: &[(&str, &str)] =
 /// Installs what is missing, as root by apt-get; as another user says what is
 /// missing and goes on, since the tests that need it then say so themselves.
 pub(crate) fn install() -> Result<(), String> {
-    let missing = missing();
+    install_these(&missing())
+}
+
+/// The same for what only some tests use.
+pub(crate) fn install_more(programs: &[(&str, &'static str)]) -> Result<(), String> {
+    let missing = programs.iter().filter(|(program, _)| !on_path(program));
+    install_these(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
+}
+
+fn install_these(missing: &[&'static str]) -> Result<(), String> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -42,7 +52,7 @@ pub(crate) fn install() -> Result<(), String> {
     eprintln!("xtask: installing {}", missing.join(" "));
     apt_get(&["update"])?;
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
-    arguments.extend(&missing);
+    arguments.extend(missing);
     apt_get(&arguments)
 }
 

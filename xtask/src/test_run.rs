@@ -119,6 +119,7 @@ fn run_recording(
         command.arg("--workspace");
     }
     command.args(extra).env(SKIPPED_FILE, record).env("PATH", crate::packages::path());
+    command.env(crate::peers::KERNEL, crate::peers::kernel());
     // A test that reads what a terminal has for it would wait for ever.
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;

@@ -17,11 +17,14 @@
 //! sends and receives is not in it. The kernel's share of a daemon's calls is, and what
 //! of the wire's work it does in their context.
 //!
+//! The last case is in memory: what 10,000 peers cost a packet (`scale`).
+//!
 //! Not comparable: peers run with the threads that they have by default.
 //!
 //! `--json`, `--case TEXT`, `--lane NAME` (repeatable), `--rounds N`, `--seconds N`.
 
 mod measure;
+mod scale;
 mod scene;
 mod traffic;
 

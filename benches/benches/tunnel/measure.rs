@@ -10,6 +10,7 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::Options;
+use crate::scale;
 use crate::scene::{Kind, Lane};
 use crate::traffic::{Flow, flooded, ping, tcp, udp};
 
@@ -262,6 +263,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if options.case.as_ref().is_none_or(|wanted| name.contains(wanted.as_str())) {
             case(&mut report, options, name, &lanes)?;
         }
+    }
+    if options.case.as_ref().is_none_or(|wanted| scale::CASE.contains(wanted.as_str())) {
+        scale::run(&mut report, options)?;
     }
     report.finish()?;
     Ok(())

@@ -55,6 +55,7 @@ fn print_status(status: &Status) -> Result<()> {
         ("version", status.version.clone()),
         ("daemon", format!("pid {}, up {}", status.pid, seconds(status.uptime_s))),
         ("public key", status.public_key.clone()),
+        ("wireguard", status.wireguard_key.clone()),
         (
             "address",
             format!(
@@ -62,7 +63,11 @@ fn print_status(status: &Status) -> Result<()> {
                 status.address, status.port, status.wireguard_port
             ),
         ),
-        ("overlay", format!("{} on {}", status.overlay, status.device)),
+        ("overlay", {
+            let shares =
+                if status.shared_address { ", with this host's address outside" } else { "" };
+            format!("{} on {}{shares}", status.overlay, status.device)
+        }),
         ("peers", format!("{} of {} up", status.peers_up, status.peers)),
     ];
     for (name, value) in rows {
@@ -114,6 +119,9 @@ fn print_peer(peer: &Peer) -> Result<()> {
         ("transfer", format!("{} received, {} sent", bytes(peer.rx_bytes), bytes(peer.tx_bytes))),
         ("grants", grants.to_owned()),
     ];
+    if peer.preshared_key {
+        rows.push(("preshared", "(hidden)".to_owned()));
+    }
     if let Some(seconds) = peer.keepalive_s {
         rows.push(("keepalive", format!("every {seconds} s")));
     }

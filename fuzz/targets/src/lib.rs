@@ -25,6 +25,12 @@ pub fn tunnel_packet(data: &[u8]) {
     conet_tunnel::fuzz_support::tunnel_packet(data);
 }
 
+/// What does not fit, and what ICMP says of it; see [`conet_tunnel::fuzz_support`].
+pub fn tunnel_errors(data: &[u8]) {
+    // How many senders were told is for the tunnel's own tests.
+    conet_tunnel::fuzz_support::tunnel_errors(data);
+}
+
 /// A function that must return, whatever the bytes.
 pub type Target = fn(&[u8]);
 
@@ -34,5 +40,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("process_image", process_image),
     ("saved_socket", saved_socket),
     ("session_packet", session_packet),
+    ("tunnel_errors", tunnel_errors),
     ("tunnel_packet", tunnel_packet),
 ];

@@ -8,10 +8,11 @@ use ipnet::{IpNet, Ipv4Net};
 use super::error::{ConfigError, Problem, Suggestion};
 use super::reader::{Located, Section};
 use super::{Config, Grants, Mode, PeerConfig, PeerKey};
+use crate::identity::X25519Public;
 
 /// A host's or guest's name: what a file name, a host name and a namespace can
 /// all bear.
-pub(crate) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     name.len() <= 63
         && name.bytes().all(allowed)
@@ -124,10 +125,13 @@ pub(super) fn new_key(
     config: &Config,
 ) -> Result<PeerKey, ConfigError> {
     let own = config.node.identity.public().x25519();
-    if key.value.x25519() == own {
+    let tunnel = X25519Public::of(&config.node.tunnel_secret());
+    if [own, tunnel].contains(&key.value.x25519()) {
         return Err(section.wrong(key.line, spelled, Problem::OwnKey));
     }
-    match config.peers.iter().find(|peer| peer.key.x25519() == key.value.x25519()) {
+    let is_its =
+        |peer: &&PeerConfig| [peer.key.x25519(), peer.tunnel_key()].contains(&key.value.x25519());
+    match config.peers.iter().find(is_its) {
         Some(peer) => {
             let problem = Problem::DuplicateKey { other: peer.name.clone() };
             Err(section.wrong(key.line, spelled, problem))

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
+use crate::forward::ForwardProblem;
 use crate::identity::KeyError;
 
 /// A `conet.toml` that cannot be used.
@@ -199,6 +200,17 @@ pub enum Problem {
         /// The port.
         port: u16,
     },
+    /// A forward to a guest that is not in the file.
+    #[error("no [[guest]] is named `{name}`; {suggestion}")]
+    UnknownGuest {
+        /// The name.
+        name: String,
+        /// A name that is there.
+        suggestion: Suggestion,
+    },
+    /// A forward that the node cannot have.
+    #[error("{0}; {remedy}", remedy = .0.remedy())]
+    Forward(#[from] ForwardProblem),
     /// The host has no name to take.
     #[error("missing, and the host's own name is no valid one; add name = \"…\"")]
     NoHostName,

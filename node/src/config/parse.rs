@@ -6,6 +6,7 @@ use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use conet_tunnel::{Offloads, PresharedKey};
@@ -17,12 +18,13 @@ use zeroize::Zeroizing;
 use super::check;
 use super::error::{ConfigError, Problem, Suggestion};
 use super::reader::{Located, Section, Source};
+use super::sharing;
 use super::{
     ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_LINK_TIMEOUT, DEFAULT_PORT,
     DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, Mode, NodeConfig, PeerConfig,
     PeerKey, SOCKET_NAME,
 };
-use crate::identity::{Identity, KeyError};
+use crate::identity::{Identity, KeyError, X25519Public};
 
 const SECTIONS: &[&str] = &["node", "peer", "guest"];
 const NODE_KEYS: &[&str] = &[
@@ -32,6 +34,9 @@ const NODE_KEYS: &[&str] = &[
     "address",
     "port",
     "wireguard_port",
+    "wireguard_private_key",
+    "wireguard_private_key_file",
+    "tunnel_addresses",
     "overlay",
     "mode",
     "state_dir",
@@ -46,6 +51,9 @@ const NODE_KEYS: &[&str] = &[
     "tun_offload",
     "udp_gso",
     "udp_gro",
+    "shared_address",
+    "host_ports",
+    "forwards",
 ];
 const PEER_KEYS: &[&str] = &[
     "name",
@@ -64,6 +72,7 @@ const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a lett
 const A_PORT: &str = "a port from 1 to 65535";
 const AN_ENDPOINT: &str = "an address and port, as in \"192.0.2.2:47700\"";
 const A_MODE: &str = "\"wireguard\", \"ip-udp\" or \"ipip\"";
+const SOME_ADDRESSES: &str = "a list of addresses, as in [\"10.8.0.5\"]";
 const PEER_NAMES: &str = "a list of names of peers, as in [\"a\", \"b\"]";
 
 /// The whole file.
@@ -88,7 +97,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config, ConfigError> {
         return Err(source.wrong(1, "node", Problem::Missing { remedy }));
     };
     let (node, default_mode) = read_node(&mut section)?;
-    let mut config = Config { node, peers: Vec::new(), guests: Vec::new() };
+    let mut config = Config { node, peers: Vec::new(), guests: Vec::new(), forwards: Vec::new() };
     for mut section in peers {
         let peer = read_peer(&mut section, default_mode, &config)?;
         config.peers.push(peer);
@@ -98,6 +107,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config, ConfigError> {
         let guest = read_guest(&mut section, &config)?;
         config.guests.push(guest);
     }
+    sharing::forwards(&mut section, &mut config)?;
     Ok(config)
 }
 
@@ -130,6 +140,8 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         }
     };
     let identity = read_identity(section)?;
+    let wireguard_private_key = read_secret(section, WIREGUARD_KEYS)?;
+    let tunnel_addresses = section.list::<IpAddr>("tunnel_addresses", SOME_ADDRESSES)?;
     let an_address = "this host's address, as in \"192.0.2.1\"";
     let address = section.parsed::<IpAddr>("address", an_address)?.ok_or_else(|| {
         section.missing("address", "add this host's own address, as in address = \"192.0.2.1\"")
@@ -164,6 +176,8 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         address: address.value,
         port,
         wireguard_port,
+        wireguard_private_key,
+        tunnel_addresses: tunnel_addresses.into_iter().map(|address| address.value).collect(),
         overlay,
         state_dir,
         socket,
@@ -172,6 +186,8 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         link_timeout,
         clock_offset: clock_offset.map(|offset| offset.value).unwrap_or_default(),
         offloads,
+        shared_address: section.boolean("shared_address")?.unwrap_or(false),
+        host_ports: sharing::host_ports(section)?,
     };
     Ok((node, mode))
 }
@@ -221,20 +237,38 @@ fn port_for_wireguard(section: &mut Section<'_>, sessions: u16) -> Result<u16, C
     }
 }
 
-/// The private key, from the file itself or from the one it names; whichever
-/// holds it must be readable by its owner alone.
+/// The node's private key.
 fn read_identity(section: &mut Section<'_>) -> Result<Identity, ConfigError> {
+    read_secret(section, IDENTITY_KEYS)?.ok_or_else(|| {
+        section.missing(
+            "private_key_file",
+            "make a key with (umask 077; conet keygen > node.key), and add \
+             private_key_file = \"node.key\"",
+        )
+    })
+}
+
+/// Keys for a secret itself, and for a file that has it.
+const IDENTITY_KEYS: [&str; 2] = ["private_key", "private_key_file"];
+const WIREGUARD_KEYS: [&str; 2] = ["wireguard_private_key", "wireguard_private_key_file"];
+
+/// A secret, from the file itself or from the one it names; whichever holds it must be
+/// readable by its owner alone.
+fn read_secret<T: FromStr<Err = KeyError>>(
+    section: &mut Section<'_>,
+    [inline_key, file_key]: [&'static str; 2],
+) -> Result<Option<T>, ConfigError> {
     let a_key = "a key, as `conet keygen` prints it";
-    let inline = section.string("private_key", a_key)?;
-    let named = section.string("private_key_file", "a path, as in \"node.key\"")?;
-    match (inline, named) {
+    let inline = section.string(inline_key, a_key)?;
+    let named = section.string(file_key, "a path, as in \"node.key\"")?;
+    let parsed = match (inline, named) {
         (Some(key), None) => {
             let text = Zeroizing::new(key.value);
-            check_own_file(section, key.line, "private_key")?;
-            text.parse().map_err(|error: KeyError| section.wrong(key.line, "private_key", error))
+            check_own_file(section, key.line, inline_key)?;
+            text.parse().map_err(|error: KeyError| section.wrong(key.line, inline_key, error))
         }
         (None, Some(path)) => {
-            let key = "private_key_file";
+            let key = file_key;
             let file = beside(section.source.file, &path.value);
             let (text, mode) = match read_key_file(&file) {
                 Ok(read) => read,
@@ -249,15 +283,12 @@ fn read_identity(section: &mut Section<'_>) -> Result<Identity, ConfigError> {
             text.parse().map_err(|error: KeyError| section.wrong(path.line, key, error))
         }
         (Some(_), Some(path)) => {
-            let problem = Problem::Both { other: "private_key" };
-            Err(section.wrong(path.line, "private_key_file", problem))
+            let problem = Problem::Both { other: inline_key };
+            Err(section.wrong(path.line, file_key, problem))
         }
-        (None, None) => Err(section.missing(
-            "private_key_file",
-            "make a key with (umask 077; conet keygen > node.key), and add \
-             private_key_file = \"node.key\"",
-        )),
-    }
+        (None, None) => return Ok(None),
+    };
+    parsed.map(Some)
 }
 
 /// A path in the file is relative to the file.
@@ -288,7 +319,7 @@ fn read_peer(
     let name = check::name(section, A_NAME)?
         .ok_or_else(|| section.missing("name", "add a name, as in name = \"a\""))?;
     let name = check::new_name(section, name, config)?;
-    let key = read_peer_key(section, config)?;
+    let (key, own_tunnel_key) = read_peer_key(section, config)?;
     let endpoint = section.parsed::<SocketAddr>("endpoint", AN_ENDPOINT)?.map(|at| at.value);
     let wireguard_endpoint = section.parsed("wireguard_endpoint", AN_ENDPOINT)?;
     let wireguard_endpoint = wireguard_endpoint
@@ -303,6 +334,7 @@ fn read_peer(
     let peer = PeerConfig {
         name,
         key,
+        own_tunnel_key,
         endpoint,
         wireguard_endpoint,
         allowed_ips,
@@ -339,7 +371,11 @@ fn check_own_file(section: &Section<'_>, line: usize, key: &str) -> Result<(), C
     }
 }
 
-fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, ConfigError> {
+/// A peer's key, and its tunnel's where it has another.
+fn read_peer_key(
+    section: &mut Section<'_>,
+    config: &Config,
+) -> Result<(PeerKey, Option<X25519Public>), ConfigError> {
     let node = section.string("public_key", "a key, as `conet pubkey` prints it")?;
     let plain = section.string("wireguard_key", "a key, as `wg pubkey` prints it")?;
     let (line, name, key) = match (node, plain) {
@@ -347,9 +383,16 @@ fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, 
         (None, Some(text)) => {
             (text.line, "wireguard_key", text.value.parse().map(PeerKey::WireGuard))
         }
-        (Some(_), Some(text)) => {
-            let problem = Problem::Both { other: "public_key" };
-            return Err(section.wrong(text.line, "wireguard_key", problem));
+        (Some(node), Some(text)) => {
+            let wrong = |line, key: &str, error: KeyError| section.wrong(line, key, error);
+            let key = node.value.parse().map(PeerKey::Node);
+            let key = key.map_err(|error| wrong(node.line, "public_key", error))?;
+            let own = text.value.parse::<X25519Public>();
+            let own = own.map_err(|error| wrong(text.line, "wireguard_key", error))?;
+            let located = Located { value: PeerKey::WireGuard(own), line: text.line };
+            check::new_key(section, located, "wireguard_key", config)?;
+            let key = Located { value: key, line: node.line };
+            return Ok((check::new_key(section, key, "public_key", config)?, Some(own)));
         }
         (None, None) => {
             return Err(section.missing(
@@ -360,7 +403,7 @@ fn read_peer_key(section: &mut Section<'_>, config: &Config) -> Result<PeerKey, 
         }
     };
     let key = key.map_err(|error| section.wrong(line, name, error))?;
-    check::new_key(section, Located { value: key, line }, name, config)
+    Ok((check::new_key(section, Located { value: key, line }, name, config)?, None))
 }
 
 /// Carries `guests_from`, `host_for_us` and `plain_links` over to the peers that they name.

@@ -52,6 +52,72 @@ impl Files {
     }
 }
 
+fn guest(name: &str, address: &str) -> String {
+    format!("[[guest]]\nname = \"{name}\"\nkind = \"netns\"\naddress = \"{address}\"\n")
+}
+
+#[test]
+fn what_guests_share_with_their_host_is_off_until_named() {
+    let config = Files::new(NODE).load().unwrap();
+    assert!(!config.node.shared_address && config.forwards.is_empty());
+    assert_eq!(config.node.host_ports, HostPorts::Only(Vec::new()));
+    let text = format!(
+        "{NODE}shared_address = true\nhost_ports = [\"tcp:53\", \"udp:5000-5010\"]\n\
+         forwards = [\"tcp:2222:web:22\", \"auto:web\"]\n{}",
+        guest("web", "10.77.1.2")
+    );
+    let config = Files::new(&text).load().unwrap();
+    assert!(config.node.shared_address);
+    assert_eq!(config.forwards[1].to_string(), "auto:web");
+    let HostPorts::Only(ports) = config.node.host_ports else { panic!() };
+    assert_eq!((ports[0].first, ports[1].last), (53, 5010));
+    let all = Files::new(&format!("{NODE}host_ports = [\"all\"]\n")).load().unwrap();
+    assert_eq!(all.node.host_ports, HostPorts::All);
+}
+
+#[test]
+fn a_wrong_forward_is_told() {
+    let with = |forwards: &str| format!("{NODE}{forwards}\n{}", guest("web", "10.77.1.2"));
+    for (forwards, said) in [
+        ("forwards = [\"tcp:80:wep\"]", "no [[guest]] is named `wep`; did you mean `web`?"),
+        (
+            "forwards = [\"tcp:80-90:web\", \"tcp:90:web:91\"]",
+            "tcp:90:web:91 takes ports that tcp:80-90:web takes; take other ports of the host",
+        ),
+        (
+            "forwards = [\"udp:51820:web\"]",
+            "udp:51820:web takes udp port 51820, which is this node's own for the tunnel; take \
+             other ports of the host",
+        ),
+        (
+            "forwards = [\"tcp:127.0.0.1:80:web\"]",
+            "tcp:127.0.0.1:80:web is bound to 127.0.0.1, from where nothing goes to a guest; give \
+             an IPv4 address of this host's, or none for all",
+        ),
+        (
+            "forwards = [\"tcp:[::]:80:web\"]",
+            "tcp:[::]:80:web is bound to ::, and guests have IPv4 addresses; give an IPv4 address \
+             of this host's, or none for all",
+        ),
+        (
+            "forwards = [\"tcp:1-5000:web:2-5001\"]",
+            "tcp:1-5000:web:2-5001 changes ports, of which forwards may change 4096 in all; use \
+             the same ports inside, or fewer",
+        ),
+    ] {
+        refused(&with(forwards), &format!("conet.toml:6: node.forwards: {said}"));
+    }
+    refused(
+        &with("forwards = [\"80:web\"]"),
+        "conet.toml:6: node.forwards: `80:web` is not valid; write a forward, as in \
+         tcp:2222:web:22, udp:5000-5010:web, tcp:192.0.2.1:80:web or auto:web",
+    );
+    refused(
+        &with("host_ports = [\"tcp:1\", \"all\"]"),
+        "conet.toml:6: node.host_ports: `all` is not valid; write [\"all\"] alone, or ports",
+    );
+}
+
 /// Asserts that the file is refused with exactly this line.
 #[track_caller]
 fn refused(text: &str, expected: &str) {
@@ -383,9 +449,6 @@ fn names_prefixes_and_addresses_belong_to_one() {
     let wide = format!("{}{three}allowed_ips = [\"10.77.0.0/16\"]\n", with(""));
     assert_eq!(Files::new(&wide).load().unwrap().peers.len(), 2);
 
-    let guest = |name: &str, address: &str| {
-        format!("[[guest]]\nname = \"{name}\"\nkind = \"netns\"\naddress = \"{address}\"\n")
-    };
     refused(
         &format!("{NODE}{}", guest("web", "10.77.2.2")),
         "conet.toml:9: guest.address: 10.77.2.2 is not a guest's address in overlay 10.77.1.0/24; \

@@ -28,12 +28,13 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
 use conet_hostinject::GuestPort;
+use conet_netsys::{IfName, Netlink, Netns, NetnsName};
 use conet_wire::control::{self, Failure, Response};
 
 pub(super) use attach::GuestError;
@@ -164,6 +165,8 @@ impl Guests {
         answer: Responder,
     ) {
         let begun = may_change(caller).and_then(|()| self.plan(name, kind, addresses));
+        // Before the rules take a link of that name for a guest's.
+        let begun = begun.and_then(|guest| is_nobodys(&guest.name).map(|()| guest));
         let begun = begun.and_then(|guest| {
             self.push(guest.clone(), Origin::Added, State::Adding);
             self.store().inspect_err(|_| drop(self.guests.pop())).map(|()| guest)
@@ -363,13 +366,43 @@ impl Guests {
         }
     }
 
+    /// Links at the host's end of all guests, also of those that are being made or
+    /// removed. One that cannot be used may be alive still, from an earlier daemon: then
+    /// its namespace is there. A link of such a name alone is somebody else's.
+    pub(super) fn links(&self) -> Vec<IfName> {
+        let guests = self.guests.iter().filter(|guest| {
+            let namespace = NetnsName::new(&guest.config.name);
+            !matches!(guest.state, State::Unusable(_))
+                || namespace.is_ok_and(|name| Netns::exists(&name))
+        });
+        guests.filter_map(|guest| IfName::new(&guest.config.name).ok()).collect()
+    }
+
+    /// A guest's first address, in whatever state it is.
+    pub(super) fn address(&self, name: &str) -> Option<Ipv4Addr> {
+        let guest = self.guests.iter().find(|guest| guest.config.name == name)?;
+        guest.config.addresses.first().copied()
+    }
+
+    /// A guest that is there, and its first address.
+    pub(super) fn up(&self, name: &str) -> Option<(&GuestPort, IpAddr)> {
+        let guest = self.guests.iter().find(|guest| guest.config.name == name)?;
+        match &guest.state {
+            State::Up(port) => Some((port, IpAddr::V4(*guest.config.addresses.first()?))),
+            _ => None,
+        }
+    }
+
     /// Removes the guests in which nothing runs; the others stay for the next daemon.
-    pub(super) fn release(&mut self) {
+    /// Says whether there are such.
+    pub(super) fn release(&mut self) -> bool {
+        let mut stays = false;
         for guest in self.guests.drain(..) {
             if let State::Up(port) = guest.state {
                 match remove(port) {
                     Removal::Gone => tracing::info!(guest = guest.config.name, "guest removed"),
                     Removal::Busy(..) => {
+                        stays = true;
                         tracing::info!(guest = guest.config.name, "it stays: programs run in it");
                     }
                     Removal::Failed(error) => {
@@ -378,6 +411,7 @@ impl Guests {
                 }
             }
         }
+        stays
     }
 
     fn set(&mut self, name: &str, state: State) {
@@ -436,6 +470,21 @@ impl Guest {
             problem,
             drops,
         }
+    }
+}
+
+/// Refuses the name of a link that is there.
+fn is_nobodys(name: &str) -> Result<(), Failure> {
+    let failed = |text: String| Failure::new("attach", text, "see conet doctor");
+    let link = IfName::new(name).map_err(|error| failed(error.to_string()))?;
+    let found = Netlink::open().and_then(|mut host| host.link(link));
+    match found.map_err(|error| failed(super::start::chain(&error)))? {
+        Some(_) => Err(Failure::new(
+            "attach",
+            format!("there is already a link named {name}"),
+            "choose another name, or remove that first",
+        )),
+        None => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 
-use conet_netsys::{IfName, IpNet, NameError};
+use conet_netsys::{IfName, IpNet, NameError, NetError};
 use conet_transport::endpoint::{Endpoint, EndpointEvent, StartError as SessionError};
 use conet_tunnel::{DEFAULT_MTU, StartError as TunnelStartError, Tunnel};
 use mio::unix::SourceFd;
@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 
+use super::forwards::Forwards;
 use super::guests::{GuestError, Guests, Post};
 use super::{CONTROL, Daemon, Message, NodeHandle, SIGNALS, WAKE};
 use crate::config::{Config, PeerConfig};
@@ -68,6 +69,9 @@ pub enum DaemonError {
     /// A guest cannot be attached.
     #[error("{}", chain(.0))]
     Guest(#[from] GuestError),
+    /// The rules for guests cannot be put in force.
+    #[error("{}; or do without: shared_address = false, no forwards, host_ports = [\"all\"]", chain(.0))]
+    Rules(#[source] NetError),
     /// A name that the kernel does not take.
     #[error("not a name for a link: {0}; this is a bug, report it")]
     Name(#[from] NameError),
@@ -136,13 +140,13 @@ pub fn run<P: Processes>(
     forward(sessions.events, sender.clone(), Arc::clone(&waker))?;
     let tunnel = Tunnel::start(tunnel_config(&config)?).map_err(DaemonError::Tunnel)?;
     let post = poster(sender.clone(), Arc::clone(&waker));
-    let mut guests = Guests::start(Arc::clone(&config), post)?;
+    let (mut guests, forwards) = start_guests(&config, post)?;
     let control =
         ControlServer::bind(&config.node.socket, poll.registry(), CONTROL, Arc::clone(&waker));
     let control = match control {
         Ok(control) => control,
         Err(source) => {
-            guests.release();
+            forwards.release(guests.release());
             return Err(DaemonError::Socket { path: config.node.socket.clone(), source });
         }
     };
@@ -163,6 +167,7 @@ pub fn run<P: Processes>(
         tunnel,
         control,
         guests,
+        forwards,
         processes: processes(handle),
         ending: false,
     };
@@ -171,12 +176,25 @@ pub fn run<P: Processes>(
     daemon.control.close(daemon.poll.registry());
     daemon.endpoint.close();
     daemon.tunnel.stop();
-    daemon.guests.release();
+    daemon.forwards.release(daemon.guests.release());
     if !sessions.thread.join() {
         tracing::error!("the endpoint's thread panicked");
     }
     tracing::info!("down");
     served
+}
+
+/// Attaches the guests, and puts the rules for them in force.
+fn start_guests(config: &Arc<Config>, post: Post) -> Result<(Guests, Forwards), DaemonError> {
+    let device = IfName::new(DEVICE)?;
+    let mut guests = Guests::start(Arc::clone(config), post)?;
+    match Forwards::start(Arc::clone(config), device, &guests) {
+        Ok(forwards) => Ok((guests, forwards)),
+        Err(error) => {
+            guests.release();
+            Err(DaemonError::Rules(error))
+        }
+    }
 }
 
 /// Takes the state directory for this daemon alone; the kernel gives it up with
@@ -248,9 +266,13 @@ fn tunnel_config(config: &Config) -> Result<conet_tunnel::Config, DaemonError> {
     let node = &config.node;
     Ok(conet_tunnel::Config {
         device: IfName::new(DEVICE)?,
-        private_key: conet_tunnel::PrivateKey::from_bytes(*node.identity.x25519_secret()),
+        private_key: conet_tunnel::PrivateKey::from_bytes(*node.tunnel_secret()),
         listen: SocketAddr::new(node.address, node.wireguard_port),
-        addresses: vec![IpNet::from(std::net::IpAddr::V4(node.gateway()))],
+        addresses: [std::net::IpAddr::V4(node.gateway())]
+            .into_iter()
+            .chain(node.tunnel_addresses.iter().copied())
+            .map(IpNet::from)
+            .collect(),
         mtu: DEFAULT_MTU,
         offloads: node.offloads,
         peers: config.peers.iter().map(tunnel_peer).collect(),
@@ -264,7 +286,7 @@ fn tunnel_peer(peer: &PeerConfig) -> conet_tunnel::PeerConfig {
         Mode::IpUdp => (conet_tunnel::Mode::IpUdp, peer.wireguard_endpoint),
         Mode::IpIp => (conet_tunnel::Mode::IpIp, peer.endpoint.or(peer.wireguard_endpoint)),
     };
-    let key = conet_tunnel::PublicKey(peer.key.x25519().0);
+    let key = conet_tunnel::PublicKey(peer.tunnel_key().0);
     let seconds = |keepalive: std::time::Duration| u16::try_from(keepalive.as_secs()).ok();
     conet_tunnel::PeerConfig {
         mode,

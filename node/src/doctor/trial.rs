@@ -1,11 +1,13 @@
 //! The single trials: what is tried, what for, and what to do where it fails.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use conet_deputy_link::{probe as processes, processor};
+use conet_hostinject::{HostPorts, HostRules, PortForward, Ports, RuleTable};
 use conet_migsock::{NftLock, probe as sockets};
-use conet_netsys::{IfName, probe as network, userns};
+use conet_netsys::{IfName, IpNet, Transport, probe as network, userns};
 use conet_tunnel::probe as tunnel;
 
 use super::{Finding, State};
@@ -207,6 +209,14 @@ pub const TRIALS: &[Trial] = &[
         nf_tables,
         "moving TCP connections",
         "modprobe nf_tables; Linux 5.12 or newer",
+    ),
+    trial(
+        "shared-address",
+        Need::Nothing,
+        Privilege::Root,
+        shared_address,
+        "guests with their host's address, forwards, what guests reach of their host",
+        "modprobe nft_nat nft_masq nft_fib_inet nft_reject_inet; Linux 5.2 or newer",
     ),
     trial(
         "tcp-rto-max",
@@ -475,6 +485,25 @@ fn nf_tables() -> Finding {
             None => error.to_string(),
         },
     ))
+}
+
+/// Every kind of rule that there is.
+fn shared_address() -> Finding {
+    let ports = Ports { transport: Transport::Tcp, first: 1, last: 1 };
+    let (guest, tunnel) = (IpAddr::V4(Ipv4Addr::new(10, 77, 1, 2)), IfName::LOOPBACK);
+    let rules = HostRules {
+        guests: vec![tunnel],
+        tunnel,
+        overlays: vec![IpNet::from(guest)],
+        shared_address: true,
+        host_ports: HostPorts::Only(vec![ports]),
+        forwards: vec![PortForward { bind: None, ports, to: guest, to_first: 2 }],
+    };
+    let tried = network::network_namespace().map_err(|error| error.to_string()).and_then(|()| {
+        let made = RuleTable::open().and_then(|mut table| table.apply(&rules));
+        made.map_err(|error| error.to_string())
+    });
+    Finding::of(tried.map(|()| "addresses are translated, ports led to guests".to_owned()))
 }
 
 fn ebpf() -> Finding {

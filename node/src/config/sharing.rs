@@ -1,0 +1,44 @@
+//! The keys about what guests share with their host: its address and its ports.
+
+use conet_hostinject::HostPorts;
+
+use super::Config;
+use super::error::{ConfigError, Problem, Suggestion};
+use super::reader::{Located, Section};
+use crate::forward::{A_FORWARD, A_HOST_PORT, Forward, HostPort, check};
+
+/// `host_ports`: what guests reach of the host itself.
+pub(super) fn host_ports(section: &mut Section<'_>) -> Result<HostPorts, ConfigError> {
+    const KEY: &str = "host_ports";
+    let listed = section.list::<HostPort>(KEY, A_HOST_PORT)?;
+    let mut some = Vec::with_capacity(listed.len());
+    for Located { value, line } in &listed {
+        match value {
+            HostPort::Some(ports) => some.push(*ports),
+            HostPort::All if listed.len() == 1 => return Ok(HostPorts::All),
+            HostPort::All => {
+                let expected = "[\"all\"] alone, or ports";
+                let problem = Problem::Value { value: "all".to_owned(), expected };
+                return Err(section.wrong(*line, KEY, problem));
+            }
+        }
+    }
+    Ok(HostPorts::Only(some))
+}
+
+/// `forwards`, when the guests are known.
+pub(super) fn forwards(section: &mut Section<'_>, config: &mut Config) -> Result<(), ConfigError> {
+    const KEY: &str = "forwards";
+    for Located { value: forward, line } in section.list::<Forward>(KEY, A_FORWARD)? {
+        if !config.guests.iter().any(|guest| guest.name == forward.guest) {
+            let known = config.guests.iter().map(|guest| guest.name.as_str());
+            let suggestion = Suggestion::of(&forward.guest, known);
+            let problem = Problem::UnknownGuest { name: forward.guest, suggestion };
+            return Err(section.wrong(line, KEY, problem));
+        }
+        check(&forward, &config.node, config.forwards.iter())
+            .map_err(|problem| section.wrong(line, KEY, problem))?;
+        config.forwards.push(forward);
+    }
+    Ok(())
+}
