@@ -57,6 +57,8 @@ pub struct Direct<C = Udp> {
     /// What carries its datagrams.
     pub carrier: C,
     started: std::time::Instant,
+    /// When the carrier wants to look at its ways again.
+    steer_at: Option<Instant>,
     out: Vec<u8>,
     wait: Wait,
     spin: Duration,
@@ -105,6 +107,7 @@ impl<C: Carrier> Direct<C> {
             hub: Hub::new(config)?,
             carrier,
             started: std::time::Instant::now(),
+            steer_at: None,
             out: Vec::new(),
             wait,
             spin: SPIN,
@@ -133,7 +136,7 @@ impl<C: Carrier> Direct<C> {
         while let Some(to) = self.hub.poll_transmit(now, &mut self.out) {
             self.carrier.send(to, &self.out, self.out.len())?;
         }
-        Ok(())
+        self.carrier.flush()
     }
 
     /// Takes the datagrams that are there, does what is due, sends what there is to send;
@@ -153,6 +156,7 @@ impl<C: Carrier> Direct<C> {
         if self.hub.poll_timeout(now).is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
         }
+        self.steer_at = self.carrier.steer(now, &mut self.hub);
         self.flush_at(now)
     }
 
@@ -175,7 +179,8 @@ impl<C: Carrier> Direct<C> {
     /// Waits until datagrams have been taken, the hub's deadline or `most` has passed;
     /// gives the time.
     fn wait_for(&mut self, begun: Instant, most: Duration) -> io::Result<Instant> {
-        let most = self.hub.poll_timeout(begun).map_or(most, |at| at.since(begun).min(most));
+        let next = [self.hub.poll_timeout(begun), self.steer_at];
+        let most = next.into_iter().flatten().map(|at| at.since(begun)).fold(most, Duration::min);
         let mut now = begun;
         let spin = match self.wait {
             Wait::Spin => most,

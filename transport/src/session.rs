@@ -44,6 +44,8 @@ mod server;
 pub mod slots;
 #[cfg(feature = "hub")]
 mod timers;
+#[cfg(feature = "hub")]
+pub mod ways;
 
 #[cfg(feature = "hub")]
 pub use client::{CallError, CallId, NotTaken};

@@ -4,6 +4,7 @@
 //! datagram, as ICMP's do (`man 7 ip`), is not one of the carrier.
 
 use super::{Carrier, Guarantees, Incoming};
+use crate::session::ways::stream_number;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -114,6 +115,10 @@ impl Carrier for Udp {
                 // Of an earlier datagram that nobody took.
                 Err(_) => continue,
             };
+            if stream_number(from).is_some() {
+                // Nobody is there; to the session it would be a stream of ours.
+                continue;
+            }
             taken += 1;
             let Some(bytes) = self.incoming.get_mut(..length) else { continue };
             if !take(Incoming { from, bytes, marked: false }) {

@@ -41,6 +41,7 @@ use table::Table;
 mod input;
 mod moves;
 mod table;
+mod ways;
 
 pub use moves::{FreezeError, Frozen, Thawed};
 

@@ -24,6 +24,9 @@ impl Peer {
             buf.clear();
             buf.extend_from_slice(&packet);
             self.on_transmit(buf.len());
+            if self.asking.is_some() {
+                self.expect_answer(now);
+            }
             return Some(to);
         }
         let lanes = self.current.as_ref()?.has(FEATURE_LANES);
@@ -32,6 +35,7 @@ impl Peer {
         }
         let to = self.address?;
         let mut packet = Packet::new(buf, self.limits.datagram);
+        let mut is_answered = false;
         if self.arrivals.is_due() {
             let seen = self.arrivals.take(now);
             packet.push(&if lanes { Frame::Seen(seen) } else { Frame::Ack(seen.narrow()) });
@@ -40,6 +44,7 @@ impl Peer {
             self.pinged = Some((self.pings, now));
             self.pings += 1;
             self.ping_due = false;
+            is_answered = true;
         }
         if let Some(token) = self.pong_due.take() {
             packet.push(&Frame::Pong { token });
@@ -51,13 +56,20 @@ impl Peer {
             packet.push(&frame);
         }
         let is_all = Lane::ALL.iter().all(|&lane| {
-            self.server.emit(lane, &mut packet) && self.client.emit(now, lane, &mut packet)
+            let all = self.server.emit(lane, &mut packet);
+            let before = packet.payload_len();
+            let all = all && self.client.emit(now, lane, &mut packet);
+            is_answered |= packet.payload_len() > before;
+            all
         });
         if is_all {
             self.emit_piece(now, &mut packet);
         }
         if packet.payload_len() == 0 {
             return None;
+        }
+        if is_answered || packet.tracked.is_some() {
+            self.expect_answer(now);
         }
         self.seal(now, packet).then_some(to)
     }
