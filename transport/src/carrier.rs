@@ -3,7 +3,8 @@
 //! ```text
 //! Hub ── datagrams, addresses ──► Carrier ─┬─ Udp       one socket
 //!                                          ├─ Streams   TCP, unix
-//!                                          └─ Fallback  the one where the other is blocked
+//!                                          ├─ Fallback  the one where the other is blocked
+//!                                          └─ Shared    rings in memory, on one host
 //! ```
 //!
 //! *Why so little.* The session repairs loss, order and repetition itself, and proves
@@ -19,6 +20,7 @@
 //! not of a datagram or a peer.
 
 mod fallback;
+pub mod shared;
 pub mod streams;
 pub mod udp;
 
@@ -29,6 +31,7 @@ use std::io;
 use std::time::Duration;
 
 pub use fallback::Fallback;
+pub use shared::Shared;
 pub use streams::{StreamTarget, Streams};
 pub use udp::Udp;
 
@@ -37,7 +40,7 @@ pub use udp::Udp;
 pub struct Guarantees {
     /// Longest datagram that it takes, bytes.
     pub datagram: usize,
-    /// Datagrams arrive in order and once, or their connection ends.
+    /// What there was room for arrives in order and once, or the connection ends.
     pub reliable: bool,
 }
 
