@@ -1,29 +1,27 @@
-//! A hub and its socket in the caller's own thread: the shortest way of a call.
+//! A hub and its carrier in the caller's own thread: the shortest way of a call.
 //!
 //! ```text
 //! turn(wait) ─► receive what is there ─► timers ─► send what there is
 //!      └─ nothing came: spin a while, then sleep until a datagram or a deadline
 //! ```
 //!
-//! No thread, no channel, no wake-up but the socket's. [`Endpoint`](crate::endpoint) has
+//! No thread, no channel, no wake-up but the carrier's. [`Endpoint`](crate::endpoint) has
 //! all of these, and is for programs whose threads call each other's peers; this one is
 //! for who has one thread to give and counts microseconds.
 //!
 //! *Waiting.* Waking a sleeping processor costs more than the call (19 to 50 µs on the
-//! reference machine, where a whole call takes 4), so the socket is asked again and again
+//! reference machine, where a whole call takes 4), so the carrier is asked again and again
 //! for up to `SPIN` before the thread sleeps. Where the peer needs the same processor
 //! that only keeps it from answering: each spin that brought nothing halves the next, to
 //! none, and each sleep that was short enough to have been spun through counts towards
 //! trying again, the more the oftener that was in vain.
 //!
-//! Invariants: what [`Direct::turn`] does is bounded by one batch of datagrams; a socket
+//! Invariants: what [`Direct::turn`] does is bounded by one batch of datagrams; a carrier's
 //! error is the caller's to see, a datagram that cannot go is as good as lost.
 
+use crate::carrier::{Carrier, Udp};
 use crate::session::{Hub, HubConfig, handshake::HandshakeError};
 use crate::time::Instant;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -36,13 +34,8 @@ const PATIENCE: u32 = 64;
 /// The same where that was tried in vain again and again: on one processor every sleep is
 /// short, and every spin lost.
 const MOST_PATIENCE: u32 = 16 * 1024;
-/// Wanted socket buffers: a full window several times over. The kernel gives
-/// `net.core.rmem_max` at most.
-const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
-/// Datagrams taken in one turn.
-const BATCH: usize = 64;
-/// Longest UDP datagram over IPv4.
-const DATAGRAM: usize = 65_536;
+/// Datagrams below this come one by one, bytes.
+const SMALL: usize = 1000;
 
 /// How a thread waits for a datagram.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,17 +48,16 @@ pub enum Wait {
     Block,
 }
 
-/// A hub on a socket of its own, driven by whoever calls [`turn`](Self::turn).
+/// A hub on a carrier of its own, driven by whoever calls [`turn`](Self::turn).
 #[derive(Debug)]
-pub struct Direct {
+pub struct Direct<C = Udp> {
     /// The core: calls go in, events come out. After a change call [`Direct::flush`] or
     /// [`Direct::turn`].
     pub hub: Hub,
-    socket: UdpSocket,
-    connected: Option<SocketAddr>,
+    /// What carries its datagrams.
+    pub carrier: C,
     started: std::time::Instant,
     out: Vec<u8>,
-    incoming: Vec<u8>,
     wait: Wait,
     spin: Duration,
     short_sleeps: u32,
@@ -79,41 +71,16 @@ impl Direct {
     ///
     /// [`HandshakeError::Entropy`] without randomness.
     pub fn new(socket: UdpSocket, config: HubConfig, wait: Wait) -> Result<Self, HandshakeError> {
-        let buffers = socket2::SockRef::from(&socket);
-        // Smaller buffers only cost speed.
-        buffers.set_recv_buffer_size(SOCKET_BUFFER).ok();
-        buffers.set_send_buffer_size(SOCKET_BUFFER).ok();
-        Ok(Self {
-            hub: Hub::new(config)?,
-            socket,
-            connected: None,
-            started: std::time::Instant::now(),
-            out: Vec::new(),
-            incoming: vec![0; DATAGRAM],
-            wait,
-            spin: SPIN,
-            short_sleeps: 0,
-            patience: PATIENCE,
-        })
+        Self::over(Udp::new(socket), config, wait)
     }
 
-    /// Connects the socket to its only peer, which saves the kernel a look at the routes
-    /// for every datagram. A peer that moves is not heard any more: connect again, or not
-    /// at all.
+    /// Connects the socket to its only peer; see [`Udp::connect`].
     ///
     /// # Errors
     ///
     /// `connect(2)`.
     pub fn connect(&mut self, address: SocketAddr) -> io::Result<()> {
-        self.socket.connect(address)?;
-        self.connected = Some(address);
-        Ok(())
-    }
-
-    /// Time as the hub sees it.
-    #[must_use]
-    pub fn now(&self) -> Instant {
-        Instant::from_start(self.started.elapsed())
+        self.carrier.connect(address)
     }
 
     /// Where the socket is bound.
@@ -122,14 +89,41 @@ impl Direct {
     ///
     /// `getsockname(2)`.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.carrier.local_addr()
+    }
+}
+
+impl<C: Carrier> Direct<C> {
+    /// Serves `carrier`. No datagram is longer than the carrier takes.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::Entropy`] without randomness.
+    pub fn over(carrier: C, mut config: HubConfig, wait: Wait) -> Result<Self, HandshakeError> {
+        config.limits.datagram = config.limits.datagram.min(carrier.guarantees().datagram);
+        Ok(Self {
+            hub: Hub::new(config)?,
+            carrier,
+            started: std::time::Instant::now(),
+            out: Vec::new(),
+            wait,
+            spin: SPIN,
+            short_sleeps: 0,
+            patience: PATIENCE,
+        })
+    }
+
+    /// Time as the hub sees it.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        Instant::from_start(self.started.elapsed())
     }
 
     /// Sends what there is to send.
     ///
     /// # Errors
     ///
-    /// Those of `send(2)` that concern the socket and not one datagram.
+    /// Those of the carrier.
     pub fn flush(&mut self) -> io::Result<()> {
         let now = self.now();
         self.flush_at(now)
@@ -137,15 +131,7 @@ impl Direct {
 
     fn flush_at(&mut self, now: Instant) -> io::Result<()> {
         while let Some(to) = self.hub.poll_transmit(now, &mut self.out) {
-            let sent = if self.connected == Some(to) {
-                rustix::net::send(&self.socket, &self.out, SendFlags::empty())
-            } else {
-                rustix::net::sendto(&self.socket, &self.out, SendFlags::empty(), &to)
-            };
-            // Refused, unreachable, no buffers: to the session it is lost.
-            if let Err(error @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) = sent {
-                return Err(error.into());
-            }
+            self.carrier.send(to, &self.out, self.out.len())?;
         }
         Ok(())
     }
@@ -155,7 +141,7 @@ impl Direct {
     ///
     /// # Errors
     ///
-    /// Those of the socket.
+    /// Those of the carrier.
     pub fn turn(&mut self, wait: Duration) -> io::Result<()> {
         let mut now = self.now();
         self.flush_at(now)?;
@@ -170,43 +156,20 @@ impl Direct {
         self.flush_at(now)
     }
 
-    /// Takes up to [`BATCH`] datagrams; says whether there was one, and sets `now` if so.
+    /// Takes a batch of datagrams; says whether there was one, and sets `now` if so.
     fn receive(&mut self, now: &mut Instant) -> io::Result<bool> {
-        for n in 0..BATCH {
-            let received = match self.connected {
-                Some(from) => {
-                    rustix::net::recv(&self.socket, &mut self.incoming[..], RecvFlags::DONTWAIT)
-                        .map(|(_, length)| (length, Some(from)))
-                }
-                None => {
-                    let flags = RecvFlags::DONTWAIT;
-                    rustix::net::recvfrom(&self.socket, &mut self.incoming[..], flags).map(
-                        |(_, length, from)| (length, from.and_then(|from| from.try_into().ok())),
-                    )
-                }
-            };
-            let (length, from) = match received {
-                Ok((length, Some(from))) => (length, from),
-                Ok((_, None)) => continue,
-                Err(Errno::AGAIN) => return Ok(n > 0),
-                Err(error @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) => {
-                    return Err(error.into());
-                }
-                // Of an earlier datagram that nobody took.
-                Err(_) => continue,
-            };
-            if n == 0 {
-                *now = self.now();
+        let (hub, started, mut first) = (&mut self.hub, self.started, true);
+        let taken = self.carrier.receive(|incoming| {
+            if first {
+                *now = Instant::from_start(started.elapsed());
             }
-            if let Some(bytes) = self.incoming.get_mut(..length) {
-                self.hub.handle_datagram(*now, from, bytes);
-            }
-            if length < 1000 && n == 0 {
-                // A small one seldom comes with others: answer it before looking again.
-                return Ok(true);
-            }
-        }
-        Ok(true)
+            // A small one seldom comes with others: answer it before looking again.
+            let more = !first || incoming.bytes.len() >= SMALL;
+            first = false;
+            hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
+            more
+        })?;
+        Ok(taken > 0)
     }
 
     /// Waits until datagrams have been taken, the hub's deadline or `most` has passed;
@@ -245,12 +208,8 @@ impl Direct {
         if left.is_zero() {
             return Ok(now);
         }
-        let timeout = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) | Err(Errno::INTR) => return Ok(self.now()),
-            Ok(_) => {}
-            Err(error) => return Err(error.into()),
+        if !self.carrier.wait(left)? {
+            return Ok(self.now());
         }
         if !self.receive(&mut now)? {
             now = self.now();

@@ -32,7 +32,7 @@
 //! | [`session::slots`], [`session::replay`] | nothing | agents, daemons |
 //! | `session::protect` (feature `ring`) | an AEAD | agents, daemons |
 //! | `session::Hub` (feature `hub`) | an allocator, time and bytes from outside | the drivers, tests, fuzzing |
-//! | `endpoint`, `direct`, `stream` (feature `std`) | sockets; for `endpoint` a thread | daemons |
+//! | `carrier`, `direct`, `endpoint`, `stream` (feature `std`) | sockets; for `endpoint` a thread | daemons |
 //!
 //! *Sans-IO.* The hub gets datagrams, the time and randomness, and gives
 //! datagrams, events and deadlines. That is why thousands of bad links can be
@@ -100,6 +100,8 @@ extern crate alloc;
 #[cfg(all(test, not(feature = "std")))]
 extern crate std;
 
+#[cfg(feature = "std")]
+pub mod carrier;
 #[cfg(feature = "std")]
 pub mod direct;
 #[cfg(feature = "std")]

@@ -1,0 +1,78 @@
+//! What carries a session's datagrams: the port under [`Direct`](crate::direct).
+//!
+//! ```text
+//! Hub ── datagrams, addresses ──► Carrier ─┬─ Udp     one socket
+//!                                          ├─ Streams  TCP, unix: fallback
+//!                                          └─ Shared   a ring in shared memory
+//! ```
+//!
+//! *Why so little.* The session repairs loss, order and repetition itself, and proves
+//! addresses itself. So a carrier may lose whatever it likes, and everything above is the
+//! same over all of them; what one guarantees beyond that ([`Guarantees`]) only makes
+//! repairs rarer. A carrier knows no peers, keys or calls.
+//!
+//! *Waiting* is two things: [`Carrier::receive`] never sleeps, [`Carrier::wait`] does
+//! nothing else. Who spins and who sleeps is the driver's choice.
+//!
+//! Invariants of every carrier: what comes from outside is bounded before memory is taken
+//! for it; a datagram comes out whole or not at all; an error is one of the carrier and
+//! not of a datagram or a peer.
+
+pub mod udp;
+
+use core::net::SocketAddr;
+use std::io;
+use std::time::Duration;
+
+pub use udp::Udp;
+
+/// What a carrier promises beyond doing its best.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Guarantees {
+    /// Longest datagram that it takes, bytes.
+    pub datagram: usize,
+    /// Datagrams arrive in order and once, or their connection ends.
+    pub reliable: bool,
+}
+
+/// A way for datagrams.
+pub trait Carrier {
+    /// What it promises.
+    fn guarantees(&self) -> Guarantees;
+
+    /// Sends the datagrams that lie behind one another in `datagrams`, each `segment`
+    /// bytes long and the last one perhaps shorter (the layout of `UDP_SEGMENT`, `man 7
+    /// udp`). What cannot go now is lost.
+    ///
+    /// # Errors
+    ///
+    /// Those of the carrier itself, after which it carries nothing any more.
+    fn send(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<()>;
+
+    /// Gives datagrams that are there to `take`, until it says that it wants no more or a
+    /// batch of the carrier's choice is full; says how many there were. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn receive(&mut self, take: impl FnMut(Incoming<'_>) -> bool) -> io::Result<usize>;
+
+    /// Sleeps until there may be something to receive, `most` at the longest; says whether
+    /// there may be.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn wait(&mut self, most: Duration) -> io::Result<bool>;
+}
+
+/// A datagram that has arrived.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    /// Where it came from.
+    pub from: SocketAddr,
+    /// What it holds; the session decrypts it in place.
+    pub bytes: &'a mut [u8],
+    /// The network has put a congestion mark on it (ECN CE, RFC 3168 §5).
+    pub marked: bool,
+}

@@ -1,0 +1,192 @@
+//! The UDP carrier: one bound socket, perhaps connected to its only peer.
+//!
+//! Invariants: datagrams are taken and sent without sleeping; an error that speaks of one
+//! datagram, as ICMP's do (`man 7 ip`), is not one of the carrier.
+
+use super::{Carrier, Guarantees, Incoming};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+/// Wanted socket buffers: a full window several times over. The kernel gives
+/// `net.core.rmem_max` at most.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+/// Datagrams taken in one turn.
+const BATCH: usize = 64;
+/// Longest UDP datagram over IPv4, and a byte more.
+const DATAGRAM: usize = 65_536;
+
+/// A UDP socket.
+#[derive(Debug)]
+pub struct Udp {
+    socket: UdpSocket,
+    connected: Option<SocketAddr>,
+    incoming: Vec<u8>,
+}
+
+impl Udp {
+    /// Over `socket`, which is bound.
+    #[must_use]
+    pub fn new(socket: UdpSocket) -> Self {
+        let buffers = socket2::SockRef::from(&socket);
+        // Smaller buffers only cost speed.
+        buffers.set_recv_buffer_size(SOCKET_BUFFER).ok();
+        buffers.set_send_buffer_size(SOCKET_BUFFER).ok();
+        Self { socket, connected: None, incoming: vec![0; DATAGRAM] }
+    }
+
+    /// Connects the socket to its only peer, which saves the kernel a look at the routes
+    /// for every datagram. A peer that moves is not heard any more: connect again, or not
+    /// at all.
+    ///
+    /// # Errors
+    ///
+    /// `connect(2)`.
+    pub fn connect(&mut self, address: SocketAddr) -> io::Result<()> {
+        self.socket.connect(address)?;
+        self.connected = Some(address);
+        Ok(())
+    }
+
+    /// Where the socket is bound.
+    ///
+    /// # Errors
+    ///
+    /// `getsockname(2)`.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// The socket, for its options.
+    #[must_use]
+    pub const fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+}
+
+/// Whether an error is the socket's, and not that of a datagram of the past.
+const fn is_fatal(error: Errno) -> bool {
+    matches!(error, Errno::BADF | Errno::NOTSOCK | Errno::FAULT)
+}
+
+impl Carrier for Udp {
+    fn guarantees(&self) -> Guarantees {
+        Guarantees { datagram: 65_507, reliable: false }
+    }
+
+    #[inline]
+    fn send(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<()> {
+        for datagram in datagrams.chunks(segment.max(1)) {
+            let sent = if self.connected == Some(to) {
+                rustix::net::send(&self.socket, datagram, SendFlags::DONTWAIT)
+            } else {
+                rustix::net::sendto(&self.socket, datagram, SendFlags::DONTWAIT, &to)
+            };
+            // Refused, unreachable, no buffers: to the session it is lost.
+            if let Err(error) = sent
+                && is_fatal(error)
+            {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn receive(&mut self, mut take: impl FnMut(Incoming<'_>) -> bool) -> io::Result<usize> {
+        let mut taken = 0;
+        for _ in 0..BATCH {
+            let (socket, flags) = (&self.socket, RecvFlags::DONTWAIT);
+            let received = match self.connected {
+                Some(from) => rustix::net::recv(socket, &mut self.incoming[..], flags)
+                    .map(|(_, length)| (length, Some(from))),
+                None => rustix::net::recvfrom(socket, &mut self.incoming[..], flags)
+                    .map(|(_, length, from)| (length, from.and_then(|from| from.try_into().ok()))),
+            };
+            let (length, from) = match received {
+                Ok((length, Some(from))) => (length, from),
+                Ok((_, None)) => continue,
+                Err(Errno::AGAIN) => break,
+                Err(error) if is_fatal(error) => return Err(error.into()),
+                // Of an earlier datagram that nobody took.
+                Err(_) => continue,
+            };
+            taken += 1;
+            let Some(bytes) = self.incoming.get_mut(..length) else { continue };
+            if !take(Incoming { from, bytes, marked: false }) {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    fn wait(&mut self, most: Duration) -> io::Result<bool> {
+        wait_for(&mut [PollFd::new(&self.socket, PollFlags::IN)], most)
+    }
+}
+
+/// Sleeps in `poll(2)`; says whether a descriptor is ready.
+pub(super) fn wait_for(fds: &mut [PollFd<'_>], most: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(most).ok();
+    match poll(fds, timeout.as_ref()) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn pair() -> (Udp, Udp, SocketAddr) {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let bind = || Udp::new(UdpSocket::bind(any).expect("bind"));
+        let (one, two) = (bind(), bind());
+        let to = two.local_addr().expect("bound");
+        (one, two, to)
+    }
+
+    #[test]
+    fn a_batch_arrives_as_datagrams() {
+        let (mut one, mut two, to) = pair();
+        one.send(to, b"aaaabbbbcc", 4).expect("sends");
+        let mut got = Vec::new();
+        while got.len() < 3 && two.wait(Duration::from_secs(10)).expect("waits") {
+            let from = one.local_addr().expect("bound");
+            two.receive(|incoming| {
+                assert_eq!(incoming.from, from);
+                got.push(incoming.bytes.to_vec());
+                true
+            })
+            .expect("receives");
+        }
+        assert_eq!(got, [&b"aaaa"[..], b"bbbb", b"cc"]);
+        assert!(!two.wait(Duration::from_millis(1)).expect("waits"));
+    }
+
+    #[test]
+    fn who_wants_one_gets_one() {
+        let (mut one, mut two, to) = pair();
+        one.connect(to).expect("connects");
+        one.send(to, b"aabb", 2).expect("sends");
+        assert!(two.wait(Duration::from_secs(10)).expect("waits"));
+        assert_eq!(two.receive(|_| false).expect("receives"), 1);
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_is_loss_and_no_error() {
+        let (mut one, two, to) = pair();
+        drop(two);
+        one.connect(to).expect("connects");
+        for _ in 0..3 {
+            one.send(to, b"lost", 4).expect("lost, that is all");
+            one.wait(Duration::from_millis(20)).expect("waits");
+            assert_eq!(one.receive(|_| true).expect("nothing"), 0);
+        }
+    }
+}
