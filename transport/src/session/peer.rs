@@ -22,6 +22,7 @@
 //!
 //! Not here: which peers exist, indices, the private key (see [`super::hub`]).
 
+use super::bulk::{Bulk, BulkPort};
 use super::client::{CallError, CallId, Client, NotTaken};
 use super::flow::{Arrivals, Fates, Flow};
 use super::handshake::{Established, Initiator, PublicKey};
@@ -34,9 +35,9 @@ use super::server::{Asked, IncomingId, ReplyError, Run, Server};
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use conet_wire::session::FLAG_TRACKED;
 use conet_wire::session::frame::{Direction, Frame, Frames, Lane, Marks, Status};
-use conet_wire::session::handshake::FEATURE_LANES;
+use conet_wire::session::handshake::{FEATURE_BULK, FEATURE_LANES};
+use conet_wire::session::{FLAG_BULK, FLAG_TRACKED};
 use core::net::SocketAddr;
 use core::time::Duration;
 
@@ -180,6 +181,9 @@ pub(crate) struct Peer {
     client: Client,
     server: Server,
     flow: Flow,
+    bulk: Bulk,
+    /// A call or an answer went or came last.
+    small: Instant,
     arrivals: Arrivals,
     rtt: Rtt,
     /// One piece in so many is of the oldest payload.
@@ -233,6 +237,8 @@ impl Peer {
             client: Client::new(limits),
             server: Server::new(limits),
             flow: Flow::new(limits.datagram),
+            bulk: Bulk::default(),
+            small: Instant::START,
             arrivals: Arrivals::default(),
             rtt: Rtt::default(),
             turn: 0,
@@ -276,6 +282,7 @@ impl Peer {
 
     // Data.
 
+    /// Takes a packet; says whether it opened.
     pub(crate) fn on_data(
         &mut self,
         now: Instant,
@@ -284,7 +291,7 @@ impl Peer {
         packet: &mut [u8],
         marked: bool,
         tokens: &mut Tokens,
-    ) {
+    ) -> bool {
         let is = |keys: &Option<Keys>| keys.as_ref().is_some_and(|keys| keys.local_index == index);
         let opened = if is(&self.current) {
             self.current.as_mut()
@@ -295,16 +302,16 @@ impl Peer {
         } else {
             None
         };
-        let Some(keys) = opened else { return };
+        let Some(keys) = opened else { return false };
         let (header, range) = match keys.opener.open_in_place(packet) {
             Ok(opened) => opened,
             Err(OpenError::Replayed) => {
                 self.counters.replayed += 1;
-                return;
+                return false;
             }
             Err(_) => {
                 self.counters.forged += 1;
-                return;
+                return false;
             }
         };
         let newest = header.number + 1 == keys.opener.next_number();
@@ -321,15 +328,36 @@ impl Peer {
             // It uses keys of a handshake that told our life.
             self.unannounced = which != Which::Current;
         }
-        if which == Which::Current && newest && self.address != Some(from) {
+        let by_bulk = header.flags & FLAG_BULK != 0;
+        if which == Which::Current && newest && self.address != Some(from) && !by_bulk {
             self.on_elsewhere(now, from, packet.len(), tokens);
         }
         let payload = packet.get(range).unwrap_or_default();
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
             self.arrivals.on_tracked(now, header.number, marked);
+            if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
+                self.bulk.on_piece_aside();
+            }
+        }
+        if self.bulk.wants_token() {
+            self.bulk.set_token(tokens.take().max(1));
         }
         self.assign(now);
+        true
+    }
+
+    pub(crate) const fn set_bulk(&mut self, port: Option<BulkPort>) {
+        self.bulk.ours = port;
+    }
+
+    /// Whether datagrams to `address` are for this peer.
+    pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
+        self.address.is_some_and(|at| at.ip() == address.ip()) && self.bulk.is_at(address.port())
+    }
+
+    pub(crate) fn on_too_long(&mut self, length: usize) {
+        self.bulk.on_too_long(length, self.limits.datagram);
     }
 
     /// The newest packet of the peer's came from another address than it is at.
@@ -409,6 +437,9 @@ impl Peer {
             Frame::Seen(seen) if which == Which::Current => {
                 let mut fates = core::mem::take(&mut self.fates);
                 self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
+                if fates.iter().any(|(_, arrived)| *arrived) {
+                    self.bulk.on_acked(now);
+                }
                 self.on_fates(now, fates);
             }
             Frame::Ack(_) | Frame::Seen(_) => {}
@@ -419,7 +450,15 @@ impl Peer {
                 }
             }
             Frame::Challenge { token } => self.proof_due = Some(token),
+            Frame::Bulk { port, buffer } => {
+                let may = which == Which::Current && self.bulk.ours.is_some();
+                if may && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
+                    self.bulk.on_port(BulkPort { port, buffer }, self.limits.datagram);
+                }
+            }
+            Frame::Padding { .. } => {}
             Frame::Proof { token } => {
+                self.bulk.on_proof(now, token);
                 if let Some(candidate) = self.candidate.take_if(|one| one.proves(token)) {
                     self.move_to(now, candidate.address);
                 }
@@ -480,6 +519,8 @@ impl Peer {
                 if now.since(self.pinged_or_heard()) >= self.limits.keepalive {
                     self.ping_due = true;
                     self.server.remind();
+                    self.client.pool.trim();
+                    self.server.pool.trim();
                 }
                 let old = now.since(since) >= self.limits.rekey_after;
                 if old && began_here && self.asking.is_none() && self.ask_at.is_none() {
@@ -487,6 +528,9 @@ impl Peer {
                 }
                 let mut fates = core::mem::take(&mut self.fates);
                 self.flow.handle_timeout(now, &self.rtt, &mut fates);
+                if !self.flow.is_quiet() {
+                    self.bulk.on_silence();
+                }
                 self.on_fates(now, fates);
                 self.client.wake(now);
             }
