@@ -13,7 +13,7 @@
 //! reference machine, where a whole call takes 4), so the carrier is asked again and again
 //! for up to `SPIN` before the thread sleeps. Where the peer needs the same processor
 //! that only keeps it from answering: each spin that brought nothing halves the next, to
-//! none, one in which the processor was taken away ends spinning at once, and each sleep
+//! none, and so does one in which the processor was taken away; each sleep
 //! that was short enough to have been spun through counts towards trying again, the more
 //! the oftener that was in vain.
 //!
@@ -41,7 +41,9 @@ use std::time::Duration;
 const SPIN: Duration = Duration::from_micros(100);
 /// Shorter than that it is no use.
 const LEAST_SPIN: Duration = Duration::from_micros(5);
-/// Time between two looks after which somebody else has had the processor: an interrupt
+/// Looks between two at the clock, which costs a tenth of one.
+const LOOKS: usize = 8;
+/// Time between two looks at the clock after which somebody else has had the processor: an interrupt
 /// takes less, a context switch and what follows it more.
 const GAP: Duration = Duration::from_micros(15);
 /// What a sleep in the kernel's receive is rounded up to.
@@ -183,12 +185,15 @@ impl<C: Carrier> Direct<C> {
     pub fn turn(&mut self, wait: Duration) -> io::Result<()> {
         let mut now = self.now();
         self.flush_at(now)?;
+        // What comes may bring other deadlines; they are looked at in the next turn.
+        let deadline = self.hub.poll_timeout(now);
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {
-            now = self.wait_for(now, wait)?;
+            let most = deadline.map_or(wait, |at| at.since(now).min(wait));
+            now = self.wait_for(now, most)?;
         }
-        if self.hub.poll_timeout(now).is_some_and(|at| at <= now) {
+        if deadline.is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
         }
         self.flush_at(now)
@@ -225,10 +230,8 @@ impl<C: Carrier> Direct<C> {
         Ok(taken > 0)
     }
 
-    /// Waits until datagrams have been taken, the hub's deadline or `most` has passed;
-    /// gives the time.
+    /// Waits until datagrams have been taken or `most` has passed; gives the time.
     fn wait_for(&mut self, begun: Instant, most: Duration) -> io::Result<Instant> {
-        let most = self.hub.poll_timeout(begun).map_or(most, |at| at.since(begun).min(most));
         let mut now = begun;
         let spin = match self.wait {
             Wait::Spin => most,
@@ -248,12 +251,17 @@ impl<C: Carrier> Direct<C> {
     /// Asks again and again; says whether something came.
     fn spin_for(&mut self, now: &mut Instant, begun: Instant, spin: Duration) -> io::Result<bool> {
         loop {
-            if self.receive(now)? {
-                if !self.spin.is_zero() {
-                    self.spin = (self.spin * 2).min(SPIN);
-                    self.patience = PATIENCE;
+            for _ in 0..LOOKS {
+                if self.receive(now)? {
+                    if !self.spin.is_zero() {
+                        self.spin = (self.spin * 2).min(SPIN);
+                        self.patience = PATIENCE;
+                    }
+                    return Ok(true);
                 }
-                return Ok(true);
+                if spin.is_zero() {
+                    break;
+                }
             }
             let before = core::mem::replace(now, self.now());
             if now.since(begun) >= spin {
@@ -261,9 +269,7 @@ impl<C: Carrier> Direct<C> {
             }
             if self.wait == Wait::Adaptive && now.since(before) > GAP {
                 // Another program has had this processor: it may be who is waited for.
-                self.spin = Duration::ZERO;
-                self.patience = (self.patience * 4).min(MOST_PATIENCE);
-                return Ok(false);
+                break;
             }
             core::hint::spin_loop();
         }
@@ -283,7 +289,7 @@ impl<C: Carrier> Direct<C> {
         let is_exact = left < TICK && self.calm < CALM;
         let came = if self.hub.bulk_expected() > slept {
             self.carrier.wait_for_either(left)? && self.receive(&mut now)?
-        } else if is_exact || !self.spin.is_zero() {
+        } else if is_exact || (self.wait == Wait::Adaptive && !self.spin.is_zero()) {
             self.carrier.wait(left)? && self.receive(&mut now)?
         } else {
             let take = taker(&mut self.hub, self.started, &mut now);

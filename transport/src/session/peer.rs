@@ -499,14 +499,22 @@ impl Peer {
     }
 
     fn has_something_to_say(&self) -> bool {
-        self.current.is_some()
-            && (self.ping_due
-                || self.pong_due.is_some()
-                || self.proof_due.is_some()
-                || self.arrivals.is_due()
-                || self.server.has_something_to_say()
-                || self.client.has_something_to_say()
-                || (self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())))
+        self.current.is_some() && (self.has_frame() || self.has_piece())
+    }
+
+    /// Whether there is a frame to send that is no piece.
+    fn has_frame(&self) -> bool {
+        self.arrivals.is_due()
+            || self.server.has_something_to_say()
+            || self.client.has_something_to_say()
+            || self.ping_due
+            || self.pong_due.is_some()
+            || self.proof_due.is_some()
+    }
+
+    /// Whether there is a piece to send, and room in the window.
+    fn has_piece(&self) -> bool {
+        self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {

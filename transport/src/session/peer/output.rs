@@ -68,6 +68,9 @@ impl Peer {
         buf: &mut [u8],
         with_piece: bool,
     ) -> Option<Transmit> {
+        if !self.has_frame() && !(with_piece && self.has_piece()) {
+            return None;
+        }
         let lanes = self.current.as_ref()?.has(FEATURE_LANES);
         let mut packet = Packet::new(buf, self.limits.datagram);
         if self.arrivals.is_due() {
