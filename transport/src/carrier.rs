@@ -24,7 +24,7 @@ pub mod shared;
 pub mod streams;
 pub mod udp;
 
-use crate::session::Hub;
+use crate::session::{BulkPort, Hub};
 use crate::time::Instant;
 use core::net::SocketAddr;
 use std::io;
@@ -89,6 +89,59 @@ pub trait Carrier {
     fn steer(&mut self, now: Instant, hub: &mut Hub) -> Option<Instant> {
         let _ = (now, hub);
         None
+    }
+
+    /// Sleeps until there is something to receive, `most` at the longest, and receives it:
+    /// as [`wait`](Self::wait) and [`receive`](Self::receive), in fewer system calls where
+    /// that can be, and then as exact as the kernel's tick (some milliseconds).
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn receive_sleeping(
+        &mut self,
+        most: Duration,
+        take: impl FnMut(Incoming<'_>) -> bool,
+    ) -> io::Result<usize> {
+        if self.wait(most)? { self.receive(take) } else { Ok(0) }
+    }
+
+    /// Where it takes large payloads apart from everything else, if it does.
+    fn bulk(&self) -> Option<BulkPort> {
+        None
+    }
+
+    /// Datagrams that [`send_bulk`](Self::send_bulk) takes at once; 0 if it has no such way.
+    fn bulk_batch(&self) -> usize {
+        0
+    }
+
+    /// As [`send`](Self::send), by the way for bulk, never cut in pieces by the network; says
+    /// whether the datagrams were short enough for the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn send_bulk(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<bool> {
+        self.send(to, datagrams, segment).map(|()| true)
+    }
+
+    /// As [`receive`](Self::receive), by the way for bulk: one batch.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn receive_bulk(&mut self, _: impl FnMut(Incoming<'_>)) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    /// As [`wait`](Self::wait), for either way.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn wait_for_either(&mut self, most: Duration) -> io::Result<bool> {
+        self.wait(most)
     }
 }
 

@@ -13,22 +13,45 @@
 //! reference machine, where a whole call takes 4), so the carrier is asked again and again
 //! for up to `SPIN` before the thread sleeps. Where the peer needs the same processor
 //! that only keeps it from answering: each spin that brought nothing halves the next, to
-//! none, and each sleep that was short enough to have been spun through counts towards
-//! trying again, the more the oftener that was in vain.
+//! none, and so does one in which the processor was taken away; each sleep
+//! that was short enough to have been spun through counts towards trying again, the more
+//! the oftener that was in vain.
 //!
-//! Invariants: what [`Direct::turn`] does is bounded by one batch of datagrams; a carrier's
-//! error is the caller's to see, a datagram that cannot go is as good as lost.
+//! Who does not spin sleeps in the kernel's receive: one system call instead of two. Its
+//! time limit is as coarse as the kernel's tick (some milliseconds), which matters only
+//! for what is repeated because it was lost; so as soon as a wait was in vain, the next ones
+//! are exact.
+//!
+//! *Bulk* goes a batch at a time, and comes a batch at a time, by sockets of its own; calls
+//! get a look between any two.
+//!
+//! Invariants: what [`Direct::turn`] does is bounded by some batches of datagrams; a
+//! carrier's error is the caller's to see, a datagram that cannot go is as good as lost.
 
-use crate::carrier::{Carrier, Udp};
-use crate::session::{Hub, HubConfig, handshake::HandshakeError};
+use crate::carrier::{Carrier, Incoming, Udp};
+use crate::session::{BATCH_BUFFER, Hub, HubConfig, Transmit, handshake::HandshakeError};
 use crate::time::Instant;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-/// Longest time that the socket is asked before the thread sleeps: more than a call on one
-/// machine takes (4 µs), less than a wake-up costs.
-const SPIN: Duration = Duration::from_micros(20);
+/// Longest time that the carrier is asked before the thread sleeps: more than a call on one
+/// machine takes (4 µs) and a wake-up costs (50), or two that once slept would go on waking
+/// each other.
+const SPIN: Duration = Duration::from_micros(100);
+/// Shorter than that it is no use.
+const LEAST_SPIN: Duration = Duration::from_micros(5);
+/// Looks between two at the clock, which costs a tenth of one.
+const LOOKS: usize = 8;
+/// Time between two looks at the clock after which somebody else has had the processor: an interrupt
+/// takes less, a context switch and what follows it more.
+const GAP: Duration = Duration::from_micros(15);
+/// What a sleep in the kernel's receive is rounded up to.
+const TICK: Duration = Duration::from_millis(4);
+/// Sleeps in a row that brought what was waited for, before a short one may be inexact.
+const CALM: u32 = 64;
+/// Batches for bulk that are taken before they are acknowledged.
+const BATCHES: usize = 4;
 /// Short sleeps in a row after which spinning is tried again.
 const PATIENCE: u32 = 64;
 /// The same where that was tried in vain again and again: on one processor every sleep is
@@ -64,6 +87,8 @@ pub struct Direct<C = Udp> {
     spin: Duration,
     short_sleeps: u32,
     patience: u32,
+    /// Sleeps since one in which what was waited for did not come.
+    calm: u32,
 }
 
 impl Direct {
@@ -103,16 +128,19 @@ impl<C: Carrier> Direct<C> {
     /// [`HandshakeError::Entropy`] without randomness.
     pub fn over(carrier: C, mut config: HubConfig, wait: Wait) -> Result<Self, HandshakeError> {
         config.limits.datagram = config.limits.datagram.min(carrier.guarantees().datagram);
+        let mut hub = Hub::new(config)?;
+        hub.set_bulk(carrier.bulk());
         Ok(Self {
-            hub: Hub::new(config)?,
+            hub,
             carrier,
             started: std::time::Instant::now(),
             steer_at: None,
-            out: Vec::new(),
+            out: vec![0; BATCH_BUFFER],
             wait,
             spin: SPIN,
             short_sleeps: 0,
             patience: PATIENCE,
+            calm: 0,
         })
     }
 
@@ -132,9 +160,21 @@ impl<C: Carrier> Direct<C> {
         self.flush_at(now)
     }
 
+    /// Sends what there is to send by the calls' way, and one batch by the way for bulk: then
+    /// calls get a look again.
     fn flush_at(&mut self, now: Instant) -> io::Result<()> {
-        while let Some(to) = self.hub.poll_transmit(now, &mut self.out) {
-            self.carrier.send(to, &self.out, self.out.len())?;
+        let batch = self.carrier.bulk_batch();
+        while let Some(transmit) = self.hub.poll_batch(now, &mut self.out, batch) {
+            let Transmit { to, length, segment, is_bulk } = transmit;
+            let Some(bytes) = self.out.get(..length) else { break };
+            if !is_bulk {
+                self.carrier.send(to, bytes, segment)?;
+                continue;
+            }
+            if !self.carrier.send_bulk(to, bytes, segment)? {
+                self.hub.handle_too_long(&transmit);
+            }
+            break;
         }
         self.carrier.flush()
     }
@@ -148,77 +188,127 @@ impl<C: Carrier> Direct<C> {
     pub fn turn(&mut self, wait: Duration) -> io::Result<()> {
         let mut now = self.now();
         self.flush_at(now)?;
+        // What comes may bring other deadlines; they are looked at in the next turn.
+        let deadline = self.hub.poll_timeout(now);
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {
-            now = self.wait_for(now, wait)?;
+            let next = [deadline, self.steer_at].into_iter().flatten();
+            let most = next.map(|at| at.since(now)).fold(wait, Duration::min);
+            now = self.wait_for(now, most)?;
         }
-        if self.hub.poll_timeout(now).is_some_and(|at| at <= now) {
+        if deadline.is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
         }
         self.steer_at = self.carrier.steer(now, &mut self.hub);
         self.flush_at(now)
     }
 
-    /// Takes a batch of datagrams; says whether there was one, and sets `now` if so.
+    /// Takes datagrams; says whether there was one, and sets `now` if so.
     fn receive(&mut self, now: &mut Instant) -> io::Result<bool> {
-        let (hub, started, mut first) = (&mut self.hub, self.started, true);
-        let taken = self.carrier.receive(|incoming| {
-            if first {
-                *now = Instant::from_start(started.elapsed());
+        if self.receive_calls(now)? {
+            return Ok(true);
+        }
+        if self.hub.bulk_expected() <= *now {
+            return Ok(false);
+        }
+        let mut any = false;
+        for _ in 0..BATCHES {
+            let (hub, started, mut first) = (&mut self.hub, self.started, true);
+            let taken = self.carrier.receive_bulk(|incoming| {
+                if first {
+                    *now = Instant::from_start(started.elapsed());
+                    first = false;
+                }
+                hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
+            })?;
+            any |= taken > 0;
+            if taken == 0 || self.receive_calls(now)? {
+                break;
             }
-            // A small one seldom comes with others: answer it before looking again.
-            let more = !first || incoming.bytes.len() >= SMALL;
-            first = false;
-            hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
-            more
-        })?;
+        }
+        Ok(any)
+    }
+
+    fn receive_calls(&mut self, now: &mut Instant) -> io::Result<bool> {
+        let taken = self.carrier.receive(taker(&mut self.hub, self.started, now))?;
         Ok(taken > 0)
     }
 
-    /// Waits until datagrams have been taken, the hub's deadline or `most` has passed;
-    /// gives the time.
+    /// Waits until datagrams have been taken or `most` has passed; gives the time.
     fn wait_for(&mut self, begun: Instant, most: Duration) -> io::Result<Instant> {
-        let next = [self.hub.poll_timeout(begun), self.steer_at];
-        let most = next.into_iter().flatten().map(|at| at.since(begun)).fold(most, Duration::min);
         let mut now = begun;
         let spin = match self.wait {
             Wait::Spin => most,
             Wait::Block => Duration::ZERO,
             Wait::Adaptive => self.spin.min(most),
         };
-        if most.is_zero() || !spin.is_zero() {
-            loop {
-                if self.receive(&mut now)? {
+        if (most.is_zero() || !spin.is_zero()) && self.spin_for(&mut now, begun, spin)? {
+            return Ok(now);
+        }
+        let left = most.saturating_sub(now.since(begun));
+        if left.is_zero() {
+            return Ok(now);
+        }
+        self.sleep(now, left)
+    }
+
+    /// Asks again and again; says whether something came.
+    fn spin_for(&mut self, now: &mut Instant, begun: Instant, spin: Duration) -> io::Result<bool> {
+        loop {
+            for _ in 0..LOOKS {
+                if self.receive(now)? {
                     if !self.spin.is_zero() {
                         self.spin = (self.spin * 2).min(SPIN);
                         self.patience = PATIENCE;
                     }
-                    return Ok(now);
+                    return Ok(true);
                 }
-                now = self.now();
-                if now.since(begun) >= spin {
+                if spin.is_zero() {
                     break;
                 }
-                core::hint::spin_loop();
             }
+            let before = core::mem::replace(now, self.now());
+            if now.since(begun) >= spin {
+                break;
+            }
+            if self.wait == Wait::Adaptive && now.since(before) > GAP {
+                // Another program has had this processor: it may be who is waited for.
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        if !spin.is_zero() {
             self.spin /= 2;
-            if self.spin < Duration::from_micros(2) {
+            if self.spin < LEAST_SPIN {
                 self.spin = Duration::ZERO;
                 self.patience = (self.patience * 2).min(MOST_PATIENCE);
             }
         }
-        let slept = now;
-        let left = most.saturating_sub(slept.since(begun));
-        if left.is_zero() {
+        Ok(false)
+    }
+
+    /// Sleeps until something comes, which is taken; gives the time.
+    fn sleep(&mut self, slept: Instant, left: Duration) -> io::Result<Instant> {
+        let mut now = slept;
+        let is_exact = left < TICK && self.calm < CALM;
+        let came = if self.hub.bulk_expected() > slept {
+            self.carrier.wait_for_either(left)? && self.receive(&mut now)?
+        } else if is_exact || (self.wait == Wait::Adaptive && !self.spin.is_zero()) {
+            self.carrier.wait(left)? && self.receive(&mut now)?
+        } else {
+            let take = taker(&mut self.hub, self.started, &mut now);
+            self.carrier.receive_sleeping(left, take)? > 0
+        };
+        if !came {
+            now = self.now();
+            if left < TICK {
+                // Something was waited for in vain: from now on be exact.
+                self.calm = 0;
+            }
             return Ok(now);
         }
-        if !self.carrier.wait(left)? {
-            return Ok(self.now());
-        }
-        if !self.receive(&mut now)? {
-            now = self.now();
-        }
+        self.calm = self.calm.saturating_add(1);
         // Short enough for spinning, had the other processor been at it.
         let short = now.since(slept) < SPIN * 2;
         self.short_sleeps = if short { self.short_sleeps + 1 } else { 0 };
@@ -227,5 +317,24 @@ impl<C: Carrier> Direct<C> {
             self.spin = SPIN;
         }
         Ok(now)
+    }
+}
+
+/// Gives datagrams to `hub`, and the time of the first to `now`. A small one seldom comes
+/// with others: it is answered before more are looked for.
+fn taker(
+    hub: &mut Hub,
+    started: std::time::Instant,
+    now: &mut Instant,
+) -> impl FnMut(Incoming<'_>) -> bool {
+    let mut first = true;
+    move |incoming| {
+        if first {
+            *now = Instant::from_start(started.elapsed());
+        }
+        let more = !first || incoming.bytes.len() >= SMALL;
+        first = false;
+        hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
+        more
     }
 }

@@ -42,6 +42,9 @@ pub const MIN_PACKET: usize = HEADER + TAG;
 
 /// Header flag of a data packet: its sender wants it acknowledged.
 pub const FLAG_TRACKED: u8 = 1;
+/// Header flag of a data packet with `FEATURE_BULK`: it was sent from and to the sockets
+/// for bulk, so that where it came from says nothing of where its sender is.
+pub const FLAG_BULK: u8 = 2;
 
 /// What a packet is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

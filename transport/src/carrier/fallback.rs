@@ -13,9 +13,9 @@
 
 use super::streams::StreamEvent;
 use super::{Carrier, Guarantees, Incoming, StreamTarget, Streams, Udp};
-use crate::session::Hub;
 use crate::session::handshake::PublicKey;
 use crate::session::ways::{Want, Ways, stream_number};
+use crate::session::{BulkPort, Hub};
 use crate::time::Instant;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// Least time between two looks at all peers, unless a connection has changed.
 const LOOK: Duration = Duration::from_millis(5);
+/// Turns between two looks at the streams while there are datagrams.
+const TURN: u32 = 8;
 /// Turns between two looks for new connections while there are none.
 const LOOK_EVERY: u32 = 64;
 
@@ -87,6 +89,30 @@ impl Fallback {
     #[must_use]
     pub const fn streams(&self) -> &Streams {
         &self.streams
+    }
+
+    /// Sleeps until a socket has something, that for bulk only if it is asked for.
+    fn sleep(&mut self, most: Duration, with_bulk: bool) -> io::Result<bool> {
+        if self.streams.has_more() {
+            return Ok(true);
+        }
+        let calls = PollFd::new(self.udp.socket(), PollFlags::IN);
+        let streams = PollFd::new(&self.streams, PollFlags::IN);
+        let bulk = self.udp.bulk_socket().filter(|_| with_bulk);
+        let (ready, is_stream) = match bulk {
+            Some(bulk) => {
+                let mut fds = [streams, calls, bulk.poll_fd()];
+                (super::udp::wait_for(&mut fds, most)?, !fds[0].revents().is_empty())
+            }
+            None => {
+                let mut fds = [streams, calls];
+                (super::udp::wait_for(&mut fds, most)?, !fds[0].revents().is_empty())
+            }
+        };
+        if is_stream {
+            self.streams.on_woken();
+        }
+        Ok(ready)
     }
 
     fn dial(&mut self, now: Instant, key: PublicKey) {
@@ -155,25 +181,38 @@ impl Carrier for Fallback {
         };
         let taken = self.udp.receive(&mut keep)?;
         self.turns = self.turns.wrapping_add(1);
-        if !more || (self.streams.is_quiet() && !self.turns.is_multiple_of(LOOK_EVERY)) {
+        // Datagrams that never end must not keep streams from being read.
+        let is_their_turn = self.turns.is_multiple_of(TURN);
+        if (!more && !is_their_turn)
+            || (self.streams.is_quiet() && !self.turns.is_multiple_of(LOOK_EVERY))
+        {
             return Ok(taken);
         }
         Ok(taken + self.streams.receive(take)?)
     }
 
     fn wait(&mut self, most: Duration) -> io::Result<bool> {
-        if self.streams.wait(Duration::ZERO)? {
-            return Ok(true);
-        }
-        let mut fds = [
-            PollFd::new(self.udp.socket(), PollFlags::IN),
-            PollFd::new(&self.streams, PollFlags::IN),
-        ];
-        let ready = super::udp::wait_for(&mut fds, most)?;
-        if !fds[1].revents().is_empty() {
-            self.streams.on_woken();
-        }
-        Ok(ready)
+        self.sleep(most, false)
+    }
+
+    fn bulk(&self) -> Option<BulkPort> {
+        self.udp.bulk()
+    }
+
+    fn bulk_batch(&self) -> usize {
+        self.udp.bulk_batch()
+    }
+
+    fn send_bulk(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<bool> {
+        self.udp.send_bulk(to, datagrams, segment)
+    }
+
+    fn receive_bulk(&mut self, take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {
+        self.udp.receive_bulk(take)
+    }
+
+    fn wait_for_either(&mut self, most: Duration) -> io::Result<bool> {
+        self.sleep(most, true)
     }
 
     fn steer(&mut self, now: Instant, hub: &mut Hub) -> Option<Instant> {

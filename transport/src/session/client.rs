@@ -112,7 +112,7 @@ pub(crate) struct Client {
     outbox: [VecDeque<u16>; 4],
     /// Slots with a payload in pieces on its way.
     large: Vec<u16>,
-    due: Timers<(u16, u64)>,
+    due: Timers<u16>,
     deadlines: Timers<(u32, u64)>,
     active: usize,
     grants: Grants,

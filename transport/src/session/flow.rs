@@ -83,6 +83,8 @@ pub(crate) struct Flow {
     /// Congestion marks that the peer has counted.
     marked: u32,
     shortest: Option<Duration>,
+    /// Bytes that the peer's socket holds.
+    buffer: usize,
 }
 
 impl Flow {
@@ -103,7 +105,25 @@ impl Flow {
             most: MOST_PACKETS,
             marked: 0,
             shortest: None,
+            buffer: usize::MAX,
         }
+    }
+
+    /// Packets of `packet` bytes at most from now on, and no more of them on their way than
+    /// the peer's socket holds.
+    pub(crate) fn set_path(&mut self, packet: usize, buffer: usize) {
+        if packet > self.packet {
+            // A window of less than that would be none.
+            self.window = self.window.max(packet * LEAST_PACKETS);
+        }
+        self.packet = packet;
+        self.buffer = buffer.max(packet);
+    }
+
+    /// Whether everything that was sent has been answered of late: no probe timeout has
+    /// passed since.
+    pub(crate) const fn is_quiet(&self) -> bool {
+        self.probes == 0
     }
 
     /// The peer acknowledges by SEEN.
@@ -113,7 +133,7 @@ impl Flow {
 
     /// Whether the window has room for one more packet.
     pub(crate) fn may_send(&self) -> bool {
-        (self.in_flight + self.packet <= self.window || self.credit > 0)
+        (self.in_flight + self.packet <= self.window.min(self.buffer) || self.credit > 0)
             && self.sent.len() < self.most
     }
 

@@ -20,6 +20,7 @@
 //! is sent to an address but to a configured one or one that an authenticated
 //! packet came from, and cookies to those that initiations came from.
 
+use super::bulk::BulkPort;
 use super::client::{CallError, CallId, NotTaken};
 use super::gate::Gate;
 use super::handshake::{Entropy, HandshakeError, PrivateKey, PublicKey};
@@ -30,8 +31,10 @@ use super::server::{IncomingId, ReplyError};
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{Lane, Status};
+use conet_wire::session::handshake::{COOKIE, RESUMPTION};
 use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -127,6 +130,28 @@ pub enum Event {
 #[error("no such peer")]
 pub struct UnknownPeer;
 
+/// Bytes that [`Hub::poll_batch`] wants room for.
+pub const BATCH_BUFFER: usize = 65_536;
+
+/// What goes next: it lies at the front of the buffer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Transmit {
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Bytes.
+    pub length: usize,
+    /// Bytes of each datagram in it; the last one may be shorter.
+    pub segment: usize,
+    /// By the way for bulk: from the socket for bulk, with Don't Fragment.
+    pub is_bulk: bool,
+}
+
+impl Transmit {
+    pub(crate) const fn one(to: SocketAddr, length: usize) -> Self {
+        Self { to, length, segment: length, is_bulk: false }
+    }
+}
+
 /// Datagrams that belong to no peer.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
@@ -163,6 +188,8 @@ pub struct Hub {
     ready: VecDeque<usize>,
     events: VecDeque<Event>,
     strays: Strays,
+    bulk: Option<BulkPort>,
+    bulk_expected: Instant,
 }
 
 impl fmt::Debug for Hub {
@@ -205,6 +232,8 @@ impl Hub {
             ready: VecDeque::new(),
             events: VecDeque::new(),
             strays: Strays::default(),
+            bulk: None,
+            bulk_expected: Instant::START,
         })
     }
 
@@ -234,7 +263,8 @@ impl Hub {
         }
     }
 
-    fn insert(&mut self, peer: Peer) {
+    fn insert(&mut self, mut peer: Peer) {
+        peer.set_bulk(self.bulk);
         let key = peer.key();
         let free = self.peers.iter().position(Option::is_none);
         let at = free.unwrap_or(self.peers.len());
@@ -418,6 +448,15 @@ impl Hub {
         }
     }
 
+    /// A buffer of `length` bytes for who overwrites all of it: what an earlier payload to
+    /// or from this peer has left in it is still there.
+    pub fn used_buffer(&mut self, peer: &PublicKey, length: usize) -> Vec<u8> {
+        match self.peer(peer) {
+            Ok((_, peer)) => peer.used_buffer(length),
+            Err(UnknownPeer) => vec![0; length],
+        }
+    }
+
     /// Takes a payload back that nobody needs.
     pub fn recycle(&mut self, peer: &PublicKey, buffer: Vec<u8>) {
         if let Ok((_, peer)) = self.peer(peer) {
@@ -461,23 +500,58 @@ impl Hub {
 
     /// Writes the next datagram to send into `buf`, and says where it goes.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+        buf.resize(self.limits.datagram.max(RESUMPTION + COOKIE), 0);
+        let transmit = self.poll_batch(now, buf, 0);
+        buf.truncate(transmit.map_or(0, |transmit| transmit.length));
+        transmit.map(|transmit| transmit.to)
+    }
+
+    /// Writes what goes next to the front of `buf`, which must hold [`BATCH_BUFFER`]: one
+    /// datagram or, by the way for bulk (see [`set_bulk`](Self::set_bulk)), a row of up to
+    /// `batch` of them. With 0 nothing goes that way.
+    pub fn poll_batch(&mut self, now: Instant, buf: &mut [u8], batch: usize) -> Option<Transmit> {
         if let Some((to, packet)) = self.asides.pop_front() {
-            buf.clear();
-            buf.extend_from_slice(&packet);
-            return Some(to);
+            let length = packet.len();
+            buf.get_mut(..length)?.copy_from_slice(&packet);
+            return Some(Transmit::one(to, length));
         }
         while let Some(&at) = self.ready.front() {
             let peer = self.peers.get_mut(at).and_then(Option::as_mut);
             if let Some(peer) = peer {
-                let to = peer.poll_transmit(now, buf);
-                if to.is_some() {
-                    return to;
+                let transmit = peer.poll_transmit(now, buf, batch);
+                if transmit.is_some() {
+                    return transmit;
                 }
                 peer.is_ready = false;
             }
             self.ready.pop_front();
         }
         None
+    }
+
+    /// Large payloads are taken at this port as well, beside the one that everything else
+    /// goes to: peers are told, and what comes there goes to
+    /// [`handle_datagram`](Self::handle_datagram) as well.
+    pub fn set_bulk(&mut self, port: Option<BulkPort>) {
+        self.bulk = port;
+        for peer in self.peers.iter_mut().flatten() {
+            peer.set_bulk(port);
+        }
+    }
+
+    /// Until when something may come to the port for bulk. Before that a peer sends by the
+    /// other one.
+    #[must_use]
+    pub const fn bulk_expected(&self) -> Instant {
+        self.bulk_expected
+    }
+
+    /// What was to go by the way for bulk was longer than its device takes.
+    pub fn handle_too_long(&mut self, transmit: &Transmit) {
+        let mut peers = self.peers.iter_mut().flatten();
+        if let Some(peer) = peers.find(|peer| peer.is_at(transmit.to)) {
+            peer.on_too_long(transmit.segment);
+        }
     }
 
     /// The next event.
@@ -498,11 +572,12 @@ impl Hub {
     /// forgotten there at once instead of after [`Limits::dead_after`]. Call until
     /// `None`, then drop the hub.
     pub fn poll_farewell(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+        buf.resize(self.limits.datagram, 0);
         while let Some((key, _)) = self.keys.first_key_value() {
             let key = *key;
-            let to = self.take_peer(&key).ok()?.close(now, buf);
-            if to.is_some() {
-                return to;
+            if let Some(transmit) = self.take_peer(&key).ok()?.close(now, buf) {
+                buf.truncate(transmit.length);
+                return Some(transmit.to);
             }
         }
         None

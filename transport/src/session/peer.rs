@@ -22,6 +22,7 @@
 //!
 //! Not here: which peers exist, indices, the private key (see [`super::hub`]).
 
+use super::bulk::{Bulk, BulkPort};
 use super::client::{CallError, CallId, Client, NotTaken};
 use super::flow::{Arrivals, Fates, Flow};
 use super::handshake::{Established, Initiator, PublicKey};
@@ -34,9 +35,9 @@ use super::server::{Asked, IncomingId, ReplyError, Run, Server};
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use conet_wire::session::FLAG_TRACKED;
 use conet_wire::session::frame::{Direction, Frame, Frames, Lane, Marks, Status};
-use conet_wire::session::handshake::FEATURE_LANES;
+use conet_wire::session::handshake::{FEATURE_BULK, FEATURE_LANES};
+use conet_wire::session::{FLAG_BULK, FLAG_TRACKED};
 use core::net::SocketAddr;
 use core::time::Duration;
 
@@ -187,6 +188,9 @@ pub(crate) struct Peer {
     client: Client,
     server: Server,
     flow: Flow,
+    bulk: Bulk,
+    /// A call or an answer went or came last.
+    small: Instant,
     arrivals: Arrivals,
     rtt: Rtt,
     /// One piece in so many is of the oldest payload.
@@ -243,6 +247,8 @@ impl Peer {
             client: Client::new(limits),
             server: Server::new(limits),
             flow: Flow::new(limits.datagram),
+            bulk: Bulk::default(),
+            small: Instant::START,
             arrivals: Arrivals::default(),
             rtt: Rtt::default(),
             turn: 0,
@@ -286,6 +292,7 @@ impl Peer {
 
     // Data.
 
+    /// Takes a packet; says whether it opened.
     pub(crate) fn on_data(
         &mut self,
         now: Instant,
@@ -294,7 +301,7 @@ impl Peer {
         packet: &mut [u8],
         marked: bool,
         tokens: &mut Tokens,
-    ) {
+    ) -> bool {
         let is = |keys: &Option<Keys>| keys.as_ref().is_some_and(|keys| keys.local_index == index);
         let opened = if is(&self.current) {
             self.current.as_mut()
@@ -305,16 +312,16 @@ impl Peer {
         } else {
             None
         };
-        let Some(keys) = opened else { return };
+        let Some(keys) = opened else { return false };
         let (header, range) = match keys.opener.open_in_place(packet) {
             Ok(opened) => opened,
             Err(OpenError::Replayed) => {
                 self.counters.replayed += 1;
-                return;
+                return false;
             }
             Err(_) => {
                 self.counters.forged += 1;
-                return;
+                return false;
             }
         };
         let newest = header.number + 1 == keys.opener.next_number();
@@ -334,7 +341,8 @@ impl Peer {
             self.unannounced = which != Which::Current;
         }
         let payload = packet.get(range).unwrap_or_default();
-        if which == Which::Current && newest {
+        let by_bulk = header.flags & FLAG_BULK != 0;
+        if which == Which::Current && newest && !by_bulk {
             if self.address != Some(from) {
                 self.on_elsewhere(now, from, length, tokens);
             } else if self.candidate.as_ref().is_some_and(|candidate| !candidate.is_named())
@@ -348,8 +356,28 @@ impl Peer {
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
             self.arrivals.on_tracked(now, header.number, marked);
+            if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
+                self.bulk.on_piece_aside();
+            }
+        }
+        if self.bulk.wants_token() {
+            self.bulk.set_token(tokens.take().max(1));
         }
         self.assign(now);
+        true
+    }
+
+    pub(crate) const fn set_bulk(&mut self, port: Option<BulkPort>) {
+        self.bulk.ours = port;
+    }
+
+    /// Whether datagrams to `address` are for this peer.
+    pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
+        self.address.is_some_and(|at| at.ip() == address.ip()) && self.bulk.is_at(address.port())
+    }
+
+    pub(crate) fn on_too_long(&mut self, length: usize) {
+        self.bulk.on_too_long(length, self.limits.datagram);
     }
 
     /// The newest packet of the peer's came from another address than it is at.
@@ -418,6 +446,9 @@ impl Peer {
             Frame::Seen(seen) if which == Which::Current => {
                 let mut fates = core::mem::take(&mut self.fates);
                 self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
+                if fates.iter().any(|(_, arrived)| *arrived) {
+                    self.bulk.on_acked(now);
+                }
                 self.on_fates(now, fates);
             }
             Frame::Ack(_) | Frame::Seen(_) => {}
@@ -431,7 +462,15 @@ impl Peer {
                 self.proof_due = Some(token);
                 self.on_followed(now);
             }
+            Frame::Bulk { port, buffer } => {
+                let may = which == Which::Current && self.bulk.ours.is_some();
+                if may && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
+                    self.bulk.on_port(BulkPort { port, buffer }, self.limits.datagram);
+                }
+            }
+            Frame::Padding { .. } => {}
             Frame::Proof { token } => {
+                self.bulk.on_proof(now, token);
                 if let Some(candidate) = self.candidate.take_if(|one| one.proves(token)) {
                     self.move_to(now, candidate.address);
                 }
@@ -472,14 +511,22 @@ impl Peer {
     }
 
     fn has_something_to_say(&self) -> bool {
-        self.current.is_some()
-            && (self.ping_due
-                || self.pong_due.is_some()
-                || self.proof_due.is_some()
-                || self.arrivals.is_due()
-                || self.server.has_something_to_say()
-                || self.client.has_something_to_say()
-                || (self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())))
+        self.current.is_some() && (self.has_frame() || self.has_piece())
+    }
+
+    /// Whether there is a frame to send that is no piece.
+    fn has_frame(&self) -> bool {
+        self.arrivals.is_due()
+            || self.server.has_something_to_say()
+            || self.client.has_something_to_say()
+            || self.ping_due
+            || self.pong_due.is_some()
+            || self.proof_due.is_some()
+    }
+
+    /// Whether there is a piece to send, and room in the window.
+    fn has_piece(&self) -> bool {
+        self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
@@ -492,6 +539,8 @@ impl Peer {
                 if now.since(self.pinged_or_heard()) >= self.limits.keepalive {
                     self.ping_due = true;
                     self.server.remind();
+                    self.client.pool.trim();
+                    self.server.pool.trim();
                 }
                 let old = now.since(since) >= self.limits.rekey_after;
                 if old && began_here && self.asking.is_none() && self.ask_at.is_none() {
@@ -499,6 +548,9 @@ impl Peer {
                 }
                 let mut fates = core::mem::take(&mut self.fates);
                 self.flow.handle_timeout(now, &self.rtt, &mut fates);
+                if !self.flow.is_quiet() {
+                    self.bulk.on_silence();
+                }
                 self.on_fates(now, fates);
                 self.client.wake(now);
             }

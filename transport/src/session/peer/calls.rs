@@ -94,6 +94,11 @@ impl Peer {
         }
     }
 
+    /// A buffer of `length` bytes with whatever is in it.
+    pub(crate) fn used_buffer(&mut self, length: usize) -> Vec<u8> {
+        self.client.pool.take_used(length)
+    }
+
     /// Takes a buffer back.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
         if self.client.pool.kept() > self.server.pool.kept() {

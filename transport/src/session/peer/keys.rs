@@ -309,6 +309,7 @@ impl Peer {
     pub(super) fn restart_flow(&mut self, now: Instant) {
         let mut fates = core::mem::take(&mut self.fates);
         self.flow.restart(&mut fates);
+        self.bulk.forget();
         self.on_fates(now, fates);
     }
 

@@ -5,8 +5,9 @@
 //! program's memory) straight into the packet.
 
 use super::{
-    ACK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, MARKED, MUST_KNOW,
-    PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOT_HEAD, SLOTS, SlotHead, WORKING,
+    ACK, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, MARKED,
+    MUST_KNOW, PADDING, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOT_HEAD, SLOTS,
+    SlotHead, WORKING,
 };
 
 /// The buffer is too short for the frame, or the frame too long for its length
@@ -25,6 +26,13 @@ impl Cursor<'_> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
         let end = self.at.checked_add(bytes.len()).ok_or(NoRoom)?;
         self.buf.get_mut(self.at..end).ok_or(NoRoom)?.copy_from_slice(bytes);
+        self.at = end;
+        Ok(())
+    }
+
+    fn zeros(&mut self, length: usize) -> Result<(), NoRoom> {
+        let end = self.at.checked_add(length).ok_or(NoRoom)?;
+        self.buf.get_mut(self.at..end).ok_or(NoRoom)?.fill(0);
         self.at = end;
         Ok(())
     }
@@ -69,7 +77,9 @@ impl Frame<'_> {
             | Self::Close { .. }
             | Self::Slots { .. }
             | Self::Challenge { .. }
+            | Self::Bulk { .. }
             | Self::Proof { .. } => 8,
+            Self::Padding { length } => *length as usize,
         }
     }
 
@@ -91,6 +101,8 @@ impl Frame<'_> {
             Self::Challenge { .. } => [CHALLENGE, MUST_KNOW],
             Self::Proof { .. } => [PROOF, MUST_KNOW],
             Self::Seen(_) => [SEEN, MUST_KNOW],
+            Self::Bulk { .. } => [BULK, 0],
+            Self::Padding { .. } => [PADDING, 0],
         }
     }
 
@@ -179,6 +191,12 @@ impl Frame<'_> {
                 cursor.put(&count.to_le_bytes())?;
                 cursor.put(&floor.to_le_bytes())?;
             }
+            Self::Bulk { port, buffer } => {
+                cursor.put(&port.to_le_bytes())?;
+                cursor.put(&[0; 2])?;
+                cursor.put(&buffer.to_le_bytes())?;
+            }
+            Self::Padding { length } => cursor.zeros(length as usize)?,
             Self::Close { reason } => {
                 cursor.put(&reason.to_le_bytes())?;
                 cursor.put(&[0; 4])?;

@@ -1,7 +1,7 @@
 //! Reading frames out of an opened packet.
 
 use super::{
-    ACK, Ack, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
+    ACK, Ack, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
     MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOTS, Seen, SlotHead,
     Status, WORKING,
 };
@@ -205,7 +205,7 @@ fn parse_marked<'a>(r: &mut Reader<'a>) -> Result<Frame<'a>, FrameError> {
     Ok(Frame::Marked { head, marks, data: r.rest })
 }
 
-/// The frames of fixed length that came with `FEATURE_LANES`.
+/// The frames of fixed length that came with `FEATURE_LANES` and later.
 fn parse_of_lanes(kind: u8, r: &mut Reader<'_>) -> Result<Option<Frame<'static>>, FrameError> {
     Ok(Some(match kind {
         GRANT => {
@@ -218,6 +218,13 @@ fn parse_of_lanes(kind: u8, r: &mut Reader<'_>) -> Result<Option<Frame<'static>>
         RELEASE => Frame::Release { version: r.u32()?, count: r.u32()?, floor: r.u64()? },
         CHALLENGE => Frame::Challenge { token: r.u64()? },
         PROOF => Frame::Proof { token: r.u64()? },
+        BULK => {
+            let (port, zero) = (r.u16()?, r.u16()?);
+            if zero != 0 {
+                return Err(FrameError::ReservedBits);
+            }
+            Frame::Bulk { port, buffer: r.u32()? }
+        }
         SEEN => {
             let (largest, delay_us, marked) = (r.u64()?, r.u32()?, r.u32()?);
             let mut bitmap = [0; SEEN_WORDS];
