@@ -57,8 +57,6 @@ const PATIENCE: u32 = 64;
 /// The same where that was tried in vain again and again: on one processor every sleep is
 /// short, and every spin lost.
 const MOST_PATIENCE: u32 = 16 * 1024;
-/// Datagrams below this come one by one, bytes.
-const SMALL: usize = 1000;
 
 /// How a thread waits for a datagram.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -154,13 +152,17 @@ impl<C: Carrier> Direct<C> {
     /// Those of the carrier.
     pub fn flush(&mut self) -> io::Result<()> {
         let now = self.now();
-        self.flush_at(now)
+        self.flush_at(now, self.batch())
+    }
+
+    /// Datagrams of a batch for bulk; none without a way for it.
+    fn batch(&self) -> Option<usize> {
+        Some(self.carrier.bulk_batch()).filter(|batch| *batch > 0)
     }
 
     /// Sends what there is to send by the calls' way, and one batch by the way for bulk: then
     /// calls get a look again.
-    fn flush_at(&mut self, now: Instant) -> io::Result<()> {
-        let batch = self.carrier.bulk_batch();
+    fn flush_at(&mut self, now: Instant, batch: Option<usize>) -> io::Result<()> {
         while let Some(transmit) = self.hub.poll_batch(now, &mut self.out, batch) {
             let Transmit { to, length, segment, is_bulk } = transmit;
             let Some(bytes) = self.out.get(..length) else { break };
@@ -183,8 +185,8 @@ impl<C: Carrier> Direct<C> {
     ///
     /// Those of the carrier.
     pub fn turn(&mut self, wait: Duration) -> io::Result<()> {
-        let mut now = self.now();
-        self.flush_at(now)?;
+        let (mut now, batch) = (self.now(), self.batch());
+        self.flush_at(now, batch)?;
         // What comes may bring other deadlines; they are looked at in the next turn.
         let deadline = self.hub.poll_timeout(now);
         if wait.is_zero() {
@@ -196,7 +198,12 @@ impl<C: Carrier> Direct<C> {
         if deadline.is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
         }
-        self.flush_at(now)
+        if self.hub.has_event() {
+            // What the caller says to it goes in the same datagram.
+            return Ok(());
+        }
+        // Bulk goes at the beginning of a turn: between two batches is a look for calls.
+        self.flush_at(now, batch.map(|_| 0))
     }
 
     /// Takes datagrams; says whether there was one, and sets `now` if so.
@@ -315,8 +322,8 @@ impl<C: Carrier> Direct<C> {
     }
 }
 
-/// Gives datagrams to `hub`, and the time of the first to `now`. A small one seldom comes
-/// with others: it is answered before more are looked for.
+/// Gives datagrams to `hub`, and the time of the first to `now`. What the caller has to see
+/// seldom comes with others: it is answered before more are looked for.
 fn taker(
     hub: &mut Hub,
     started: std::time::Instant,
@@ -327,9 +334,8 @@ fn taker(
         if first {
             *now = Instant::from_start(started.elapsed());
         }
-        let more = !first || incoming.bytes.len() >= SMALL;
         first = false;
         hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
-        more
+        !hub.has_event()
     }
 }
