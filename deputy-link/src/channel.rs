@@ -8,6 +8,7 @@ use conet_wire::session::{
 };
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 /// Why a frame was not sent or received.
@@ -25,6 +26,34 @@ pub enum ChannelError {
     /// A frame is longer than a record may be; a bug.
     #[error("frame too long")]
     TooLong,
+    /// The peer is there, but keeps a stopped process waiting.
+    #[error("the other node is too slow to keep a process stopped for it")]
+    Slow,
+}
+
+/// What a peer may take while a process is stopped for it: ten seconds, and one more for
+/// every 64 KiB that passed. A limit for each step alone would let a peer that takes a
+/// byte now and then hold the process for as long as it likes.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    begin: Instant,
+    bytes: u64,
+}
+
+impl Patience {
+    const GRACE: Duration = Duration::from_secs(10);
+    const BYTES_PER_SECOND: u64 = 64 << 10;
+
+    const fn new(begin: Instant) -> Self {
+        Self { begin, bytes: 0 }
+    }
+
+    /// Counts what passed by `now`.
+    fn pass(&mut self, bytes: usize, now: Instant) -> Result<(), ChannelError> {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        let allowed = Self::GRACE + Duration::from_secs(self.bytes / Self::BYTES_PER_SECOND);
+        if now.duration_since(self.begin) > allowed { Err(ChannelError::Slow) } else { Ok(()) }
+    }
 }
 
 /// Keys and cipher of one link, as the two daemons agreed on them.
@@ -58,6 +87,7 @@ pub(crate) struct Channel {
     opener: Opener,
     send: Vec<u8>,
     receive: Vec<u8>,
+    patience: Option<Patience>,
 }
 
 impl Channel {
@@ -68,6 +98,7 @@ impl Channel {
             opener: Opener::new(secret.cipher, &secret.open, Replay::in_order(0)),
             send: vec![0; RECORD_PREFIX + MAX_PACKET],
             receive: vec![0; MAX_PACKET],
+            patience: None,
             secret,
         }
     }
@@ -78,6 +109,12 @@ impl Channel {
 
     pub(crate) const fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// A process is stopped from here on: the peer's time is limited as a whole, if each
+    /// of its steps is ([`TcpStream::set_read_timeout`]).
+    pub(crate) fn hurry(&mut self) {
+        self.patience = Some(Patience::new(Instant::now()));
     }
 
     /// Numbers of the next records: sealed here, opened here.
@@ -128,18 +165,71 @@ impl Channel {
             .map_err(|_| ChannelError::TooLong)?;
         let prefix = emit_record_prefix(packet).ok_or(ChannelError::TooLong)?;
         self.send[..RECORD_PREFIX].copy_from_slice(&prefix);
-        self.stream.write_all(&self.send[..RECORD_PREFIX + packet])?;
+        let mut rest = &self.send[..RECORD_PREFIX + packet];
+        while !rest.is_empty() {
+            let passed =
+                step(&mut self.patience, io::ErrorKind::WriteZero, || self.stream.write(rest))?;
+            rest = &rest[passed..];
+        }
         Ok(())
     }
 
     /// Receives one frame: its header and body.
     pub(crate) fn receive(&mut self) -> Result<(FrameHeader, &[u8]), ChannelError> {
         let mut prefix = [0; RECORD_PREFIX];
-        self.stream.read_exact(&mut prefix)?;
+        read_exact(&self.stream, &mut self.patience, &mut prefix)?;
         let len = parse_record_prefix(prefix).map_err(|_| OpenError::Truncated)?;
         let packet = self.receive.get_mut(..len).ok_or(ChannelError::TooLong)?;
-        self.stream.read_exact(packet)?;
+        read_exact(&self.stream, &mut self.patience, packet)?;
         let (_, payload) = self.opener.open_in_place(packet)?;
         split_frame(&packet[payload]).map_err(|_| ChannelError::Unexpected(0))
+    }
+}
+
+fn read_exact(
+    mut stream: &TcpStream,
+    patience: &mut Option<Patience>,
+    mut bytes: &mut [u8],
+) -> Result<(), ChannelError> {
+    while !bytes.is_empty() {
+        let passed =
+            step(patience, io::ErrorKind::UnexpectedEof, || Read::read(&mut stream, bytes))?;
+        bytes = &mut bytes[passed..];
+    }
+    Ok(())
+}
+
+/// One system call on the stream; `end` is what it means if nothing passes.
+fn step(
+    patience: &mut Option<Patience>,
+    end: io::ErrorKind,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> Result<usize, ChannelError> {
+    let passed = match call() {
+        Ok(0) => return Err(io::Error::from(end).into()),
+        Ok(passed) => passed,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+        Err(error) => return Err(error.into()),
+    };
+    patience.as_mut().map_or(Ok(()), |patience| patience.pass(passed, Instant::now()))?;
+    Ok(passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A second node that took a byte every nine seconds held a stopped process for as
+    /// long as it liked.
+    #[test]
+    fn a_peer_that_dawdles_is_given_up() {
+        let begin = Instant::now();
+        let mut patience = Patience::new(begin);
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        assert!(patience.pass(1, at(9)).is_ok());
+        assert!(matches!(patience.pass(1, at(18)), Err(ChannelError::Slow)));
+        // A slow network is not a peer that dawdles: 1 Mbit/s for an hour.
+        let mut patience = Patience::new(begin);
+        assert!((1..3600).all(|second| patience.pass(125_000, at(second)).is_ok()));
     }
 }

@@ -49,6 +49,12 @@ pub fn silence(pid: Pid) -> io::Result<Duration> {
     socket::silence(link.as_fd())
 }
 
+/// How long the other half takes to answer on their link.
+pub(crate) fn round_trip(pid: Pid) -> io::Result<Duration> {
+    let link = get_descriptor(pid, u64::from(mover::status(pid)?.link))?;
+    socket::round_trip(link.as_fd())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -253,11 +253,17 @@ fn a_mishap_in_any_round_leaves_the_program_at_home() {
     let mut node = Node::new();
     let path = Mishap::start(node.address(), u64::MAX, |_, _| {});
     let away = node.take_through(pid, path.address).unwrap();
-    let total = path.passed.load(Ordering::SeqCst);
+    let mut total = path.passed.load(Ordering::SeqCst);
     away.bring_home(pid).unwrap();
     let (mut failed, mut is_through) = (0, false);
-    for (i, per_mille) in [2, 300, 700, 900, 960, 985, 993, 997, 998, 999, 1000].iter().enumerate()
-    {
+    let places = [2, 300, 700, 900, 960, 985, 993, 997, 998, 999, 1000];
+    // A place that was not reached, since less was sent than the time before, is tried anew.
+    let places = places.into_iter().flat_map(|place| [place; 3]);
+    let mut reached = 0;
+    for (i, per_mille) in places.enumerate() {
+        if per_mille == reached {
+            continue;
+        }
         let (home, remote) = node.secrets();
         let host = node.host(pid, remote);
         let cuts = i % 2 == 0;
@@ -274,6 +280,11 @@ fn a_mishap_in_any_round_leaves_the_program_at_home() {
         let (_line, end) = conet_deputy_link::family::Line::new().unwrap();
         let moved = mover::move_out(as_pid(pid), link, home, POLICY, How::Precopy, &end);
         let happened = path.limit.swap(u64::MAX, Ordering::SeqCst) == u64::MAX;
+        if happened {
+            reached = per_mille;
+        } else {
+            total = path.passed.load(Ordering::SeqCst);
+        }
         println!("at {per_mille} of a thousand: {moved:?}");
         // On a slow machine the program is through before the test is.
         if let Err(MoveError::Gone | MoveError::Locked(_)) = moved {

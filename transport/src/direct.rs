@@ -12,10 +12,11 @@
 //! *Waiting.* Waking a sleeping processor costs more than the call (19 to 50 µs on the
 //! reference machine, where a whole call takes 4), so the carrier is asked again and again
 //! for up to `SPIN` before the thread sleeps. Where the peer needs the same processor
-//! that only keeps it from answering: each spin that brought nothing halves the next, to
-//! none, and so does one in which the processor was taken away; each sleep
-//! that was short enough to have been spun through counts towards trying again, the more
-//! the oftener that was in vain.
+//! that only keeps it from answering: each spin that brought nothing quarters the next, and
+//! one in which the processor was taken away ends spinning for a long while. Sleeps that
+//! took what waking another processor takes count towards trying again, the more the oftener
+//! that was in vain. One that took less is as good as spinning: who answered shares our
+//! processor (`examples/waiting.rs` measures all of this).
 //!
 //! Who does not spin sleeps in the kernel's receive: one system call instead of two. Its
 //! time limit is as coarse as the kernel's tick (some milliseconds), which matters only
@@ -57,8 +58,11 @@ const PATIENCE: u32 = 64;
 /// The same where that was tried in vain again and again: on one processor every sleep is
 /// short, and every spin lost.
 const MOST_PATIENCE: u32 = 16 * 1024;
-/// Datagrams below this come one by one, bytes.
-const SMALL: usize = 1000;
+/// How many times more patience there is after somebody else has had the processor.
+const SHARED: u32 = 8;
+/// A sleep below this cost no wake-up of another processor (19 to 50 µs): who answered was
+/// waiting for ours, and spinning would only have kept it.
+const WORTH: Duration = Duration::from_micros(15);
 
 /// How a thread waits for a datagram.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -157,13 +161,17 @@ impl<C: Carrier> Direct<C> {
     /// Those of the carrier.
     pub fn flush(&mut self) -> io::Result<()> {
         let now = self.now();
-        self.flush_at(now)
+        self.flush_at(now, self.batch())
+    }
+
+    /// Datagrams of a batch for bulk; none without a way for it.
+    fn batch(&self) -> Option<usize> {
+        Some(self.carrier.bulk_batch()).filter(|batch| *batch > 0)
     }
 
     /// Sends what there is to send by the calls' way, and one batch by the way for bulk: then
     /// calls get a look again.
-    fn flush_at(&mut self, now: Instant) -> io::Result<()> {
-        let batch = self.carrier.bulk_batch();
+    fn flush_at(&mut self, now: Instant, batch: Option<usize>) -> io::Result<()> {
         while let Some(transmit) = self.hub.poll_batch(now, &mut self.out, batch) {
             let Transmit { to, length, segment, is_bulk } = transmit;
             let Some(bytes) = self.out.get(..length) else { break };
@@ -186,8 +194,8 @@ impl<C: Carrier> Direct<C> {
     ///
     /// Those of the carrier.
     pub fn turn(&mut self, wait: Duration) -> io::Result<()> {
-        let mut now = self.now();
-        self.flush_at(now)?;
+        let (mut now, batch) = (self.now(), self.batch());
+        self.flush_at(now, batch)?;
         // What comes may bring other deadlines; they are looked at in the next turn.
         let deadline = self.hub.poll_timeout(now);
         if wait.is_zero() {
@@ -201,7 +209,12 @@ impl<C: Carrier> Direct<C> {
             self.hub.handle_timeout(now);
         }
         self.steer_at = self.carrier.steer(now, &mut self.hub);
-        self.flush_at(now)
+        if self.hub.has_event() {
+            // What the caller says to it goes in the same datagram.
+            return Ok(());
+        }
+        // Bulk goes at the beginning of a turn: between two batches is a look for calls.
+        self.flush_at(now, batch.map(|_| 0))
     }
 
     /// Takes datagrams; says whether there was one, and sets `now` if so.
@@ -260,7 +273,7 @@ impl<C: Carrier> Direct<C> {
                 if self.receive(now)? {
                     if !self.spin.is_zero() {
                         self.spin = (self.spin * 2).min(SPIN);
-                        self.patience = PATIENCE;
+                        self.patience = (self.patience / 2).max(PATIENCE);
                     }
                     return Ok(true);
                 }
@@ -273,13 +286,16 @@ impl<C: Carrier> Direct<C> {
                 break;
             }
             if self.wait == Wait::Adaptive && now.since(before) > GAP {
-                // Another program has had this processor: it may be who is waited for.
-                break;
+                // Another program has had this processor: it may be who is waited for, and who
+                // spins is the first to lose it again.
+                self.spin = Duration::ZERO;
+                self.patience = (self.patience * SHARED).min(MOST_PATIENCE);
+                return Ok(false);
             }
             core::hint::spin_loop();
         }
         if !spin.is_zero() {
-            self.spin /= 2;
+            self.spin /= 4;
             if self.spin < LEAST_SPIN {
                 self.spin = Duration::ZERO;
                 self.patience = (self.patience * 2).min(MOST_PATIENCE);
@@ -310,8 +326,8 @@ impl<C: Carrier> Direct<C> {
         }
         self.calm = self.calm.saturating_add(1);
         // Short enough for spinning, had the other processor been at it.
-        let short = now.since(slept) < SPIN * 2;
-        self.short_sleeps = if short { self.short_sleeps + 1 } else { 0 };
+        let worth = (WORTH..SPIN * 2).contains(&now.since(slept));
+        self.short_sleeps = if worth { self.short_sleeps + 1 } else { 0 };
         if self.short_sleeps >= self.patience && self.spin.is_zero() {
             self.short_sleeps = 0;
             self.spin = SPIN;
@@ -320,8 +336,8 @@ impl<C: Carrier> Direct<C> {
     }
 }
 
-/// Gives datagrams to `hub`, and the time of the first to `now`. A small one seldom comes
-/// with others: it is answered before more are looked for.
+/// Gives datagrams to `hub`, and the time of the first to `now`. What the caller has to see
+/// seldom comes with others: it is answered before more are looked for.
 fn taker(
     hub: &mut Hub,
     started: std::time::Instant,
@@ -332,9 +348,8 @@ fn taker(
         if first {
             *now = Instant::from_start(started.elapsed());
         }
-        let more = !first || incoming.bytes.len() >= SMALL;
         first = false;
         hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
-        more
+        !hub.has_event()
     }
 }

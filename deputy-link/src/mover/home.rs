@@ -103,6 +103,10 @@ fn interrupt(pid: Pid, hold: bool) -> Result<(), MoveError> {
     let regs = *stopped.regs();
     let at = regs.rip.wrapping_sub(agent::ENTRY);
     let target = match at {
+        // A signal or another stop had interrupted it, and the kernel is about to go on.
+        entry::SYSCALL if regs.rax.cast_signed() == libc::SYS_restart_syscall => {
+            Some(entry::PARKED)
+        }
         entry::CHECK..=entry::SYSCALL => Some(entry::ABORT),
         entry::END if is_to_reissue(&regs) => {
             // It had begun: the deputy is told how the kernel would go on.

@@ -298,6 +298,7 @@ impl<'a> Out<'a> {
         if method == Method::Precopy && !files.is_registered() {
             return Err(MoveError::Replaced);
         }
+        self.channel.hurry();
         let before = self.mirror.pages();
         // First, so that the other node takes it while calls are made here.
         let mut target = Target { mirror: &mut self.mirror, channel: &mut self.channel };

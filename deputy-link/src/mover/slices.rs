@@ -8,13 +8,16 @@
 
 use super::out::{FEW_PAGES, MAX_ROUNDS};
 use super::{MoveError, gone, status};
+use crate::life;
 use conet_deputy_core::boot::phase;
 use rustix::process::Pid;
 use std::time::{Duration, Instant};
 
-/// How long a slice may take to begin. One takes some 0.5 ms in all, and a short call of
-/// the program's ends before.
-const PATIENCE: Duration = Duration::from_millis(30);
+/// How long a slice may take to begin, beside the way there and back. One takes some 0.5 ms
+/// in all, and a short call of the program's ends before; the rest is for a busy machine.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Round trips that a slice takes at most before it begins: warden, remote half, link.
+const TRIPS: u32 = 4;
 /// How long one that has begun may take: half a megabyte, on a slow link.
 const SLOW: Duration = Duration::from_secs(2);
 /// How long all may take, whatever comes: the move waits, and the node may be hostile.
@@ -39,6 +42,8 @@ pub(super) fn slices_within(
     mut ask: impl FnMut(),
 ) -> Result<u64, MoveError> {
     let (begin, begun) = (status(pid).map_err(gone)?, Instant::now());
+    let trips = life::round_trip(pid).map_or(Duration::ZERO, |trip| trip * TRIPS);
+    let to_begin = PATIENCE + trips.min(SLOW);
     let mut last = begin;
     // Where the round under way has begun, and how many came in the one before.
     let (mut from, mut before) = (begin, None);
@@ -53,7 +58,7 @@ pub(super) fn slices_within(
             if seen.slices != last.slices || seen.phase != phase::SERVING {
                 break seen;
             }
-            let patience = if seen.receiving == 1 { SLOW } else { PATIENCE };
+            let patience = if seen.receiving == 1 { SLOW } else { to_begin };
             if asked.elapsed() > patience || begun.elapsed() > limit {
                 return Ok(seen.sliced.wrapping_sub(begin.sliced));
             }

@@ -1,9 +1,8 @@
 //! Options and state of a link's socket (man 7 tcp).
 
-use rustix::io::Errno;
 use rustix::net::sockopt::{
-    Timeout, set_socket_keepalive, set_socket_timeout, set_tcp_congestion, set_tcp_keepcnt,
-    set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
+    set_socket_keepalive, set_tcp_congestion, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+    set_tcp_user_timeout,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::io;
@@ -43,14 +42,10 @@ pub(crate) fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStr
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     unpaced(socket.as_fd());
-    // It limits connect(2) as well (man 7 socket).
-    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
-    match rustix::net::connect(&socket, &address) {
-        Err(Errno::INPROGRESS | Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
-        other => other?,
-    }
-    set_socket_timeout(&socket, Timeout::Send, None)?;
-    Ok(TcpStream::from(socket))
+    let socket = socket2::Socket::from(socket);
+    // Not SO_SNDTIMEO: a connect(2) with that limit ends at any signal (man 7 signal).
+    socket.connect_timeout(&address.into(), limit)?;
+    Ok(socket.into())
 }
 
 /// Has the kernel ask once a second whether the other end is there, and end the link
@@ -85,6 +80,17 @@ fn limit_retry(link: BorrowedFd<'_>) -> bool {
 
 /// For how long nothing has come from the other end.
 pub(crate) fn silence(link: BorrowedFd<'_>) -> io::Result<Duration> {
+    let info = info(link)?;
+    let heard = info.tcpi_last_ack_recv.min(info.tcpi_last_data_recv);
+    Ok(Duration::from_millis(u64::from(heard)))
+}
+
+/// How long the other end takes to answer, smoothed.
+pub(crate) fn round_trip(link: BorrowedFd<'_>) -> io::Result<Duration> {
+    Ok(Duration::from_micros(u64::from(info(link)?.tcpi_rtt)))
+}
+
+fn info(link: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = TCP_INFO;
     // SAFETY: the kernel writes at most `len` bytes.
@@ -101,7 +107,48 @@ pub(crate) fn silence(link: BorrowedFd<'_>) -> io::Result<Duration> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: zeroed at first, which is a valid value.
-    let info = unsafe { info.assume_init() };
-    let heard = info.tcpi_last_ack_recv.min(info.tcpi_last_data_recv);
-    Ok(Duration::from_millis(u64::from(heard)))
+    Ok(unsafe { info.assume_init() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Instant;
+
+    extern "C" fn nothing(_signal: libc::c_int) {}
+
+    /// The limit was SO_SNDTIMEO, and a connection ended as "interrupted" when its
+    /// thread took a signal.
+    #[test]
+    fn a_signal_does_not_end_a_connection() {
+        let full = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        let address = full.local_addr().unwrap();
+        let handler: extern "C" fn(libc::c_int) = nothing;
+        // SAFETY: `signal` has a handler that does nothing; no other test of this crate's
+        // library uses the signal.
+        unsafe { libc::signal(libc::SIGUSR2, handler as *const () as libc::sighandler_t) };
+        // SAFETY: it has no arguments.
+        let thread = unsafe { libc::pthread_self() };
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    // SAFETY: the thread waits for this one, so it is there.
+                    unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+                    thread::sleep(Duration::from_millis(3));
+                }
+            });
+            let (begin, limit) = (Instant::now(), Duration::from_millis(100));
+            let held: Vec<_> = (0..4).map(|_| connect(address, limit)).collect();
+            done.store(true, Ordering::SeqCst);
+            let kinds: Vec<_> =
+                held.iter().filter_map(|one| one.as_ref().err()).map(io::Error::kind).collect();
+            assert!(begin.elapsed() >= limit && !kinds.is_empty());
+            assert!(kinds.iter().all(|kind| *kind == io::ErrorKind::TimedOut), "{kinds:?}");
+        });
+    }
 }

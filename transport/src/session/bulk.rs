@@ -4,14 +4,14 @@
 //! ```text
 //! first pieces by the calls' way ─► acknowledged, with BULK ─► CHALLENGE there ─► PROOF
 //!      ▲                                                                            │
-//!      └──── a probe timeout: forgotten, until the next BULK ◄──── pieces there ◄───┘
+//!      └── a probe timeout, and then nothing by it: forgotten ◄──── pieces there ◄───┘
 //!                                                     longer and longer ones are tried
 //! ```
 //!
 //! A call never waits behind a bulk in a socket's buffer, because they have two. Who
 //! receives says where by BULK whenever pieces come by the calls' way; who sends proves
-//! that way before it uses it, and goes back at the first sign that nothing arrives: a
-//! NAT, a firewall or a moved peer costs one probe timeout. What is sent over it carries
+//! that way before it uses it, and probes by the other one when nothing arrives: a NAT, a
+//! firewall or a moved peer costs one probe timeout. What is sent over it carries
 //! [`FLAG_BULK`](conet_wire::session::FLAG_BULK) and so is no sign of where a peer is.
 //!
 //! Each burst begins by the calls' way, so that a receiver may sleep on that socket alone
@@ -25,6 +25,7 @@
 //! Invariants: nothing but challenges goes to a port that has proved nothing, one for each
 //! BULK; a size is used only after a packet of that size was answered.
 
+use super::flow::Arrived;
 use super::rtt::Rtt;
 use crate::time::Instant;
 use core::net::SocketAddr;
@@ -74,6 +75,8 @@ struct Way {
     token: u64,
     challenge: bool,
     is_proved: bool,
+    /// Nothing has arrived for a probe timeout, and nothing by this way since.
+    is_suspect: bool,
     mtu: Mtu,
 }
 
@@ -121,7 +124,14 @@ impl Bulk {
             }
             way => {
                 let mtu = Mtu { size: least, next: 0, tries: 0, until: None, raise: None };
-                *way = Some(Way { port, token: 0, challenge: true, is_proved: false, mtu });
+                *way = Some(Way {
+                    port,
+                    token: 0,
+                    challenge: true,
+                    is_proved: false,
+                    is_suspect: false,
+                    mtu,
+                });
             }
         }
     }
@@ -137,8 +147,20 @@ impl Bulk {
         }
     }
 
-    pub(crate) fn on_acked(&mut self, now: Instant) {
+    /// Tracked packets have arrived.
+    pub(crate) fn on_arrived(&mut self, now: Instant, arrived: Arrived) {
+        if arrived == Arrived::default() {
+            return;
+        }
         self.acked = Some(now);
+        if arrived.by_bulk {
+            if let Some(way) = &mut self.way {
+                way.is_suspect = false;
+            }
+        } else if self.way.as_ref().is_some_and(|way| way.is_suspect) {
+            // By the calls' way it arrives, by this one it did not: proved anew.
+            self.way = None;
+        }
     }
 
     /// The peer has answered.
@@ -222,7 +244,7 @@ impl Bulk {
             return None;
         }
         mtu.tries += 1;
-        mtu.until = Some(now + rtt.probe_timeout() * 3);
+        mtu.until = Some(now + rtt.probe_timeout() * 2);
         Some((to, Probe::Padded(way.token.wrapping_add(1 + mtu.next as u64), size)))
     }
 
@@ -241,20 +263,20 @@ impl Bulk {
         }
     }
 
-    /// Nothing has arrived for a probe timeout: the way is proved anew.
-    pub(crate) const fn on_silence(&mut self) {
-        self.way = None;
+    /// Nothing has arrived for a probe timeout: what comes next shows whose fault it was.
+    pub(crate) const fn on_silence(&mut self, least: usize) {
+        if let Some(way) = &mut self.way {
+            if way.is_suspect {
+                // For the second time with this size: perhaps the path carries it no more.
+                way.mtu.size = least;
+            }
+            way.is_suspect = true;
+        }
     }
 
     /// Forgets the peer's way: it is elsewhere, or another one.
     pub(crate) const fn forget(&mut self) {
         self.way = None;
         self.acked = None;
-    }
-
-    /// The longest packet that is known to pass.
-    #[cfg(test)]
-    pub(crate) fn size(&self) -> Option<usize> {
-        self.way.as_ref().filter(|way| way.is_proved).map(|way| way.mtu.size)
     }
 }

@@ -186,6 +186,8 @@ pub struct Hub {
     /// Cookies and MOVED packets.
     asides: VecDeque<(SocketAddr, Vec<u8>)>,
     ready: VecDeque<usize>,
+    /// Peers with pieces that were to wait for the next batch.
+    held: VecDeque<usize>,
     events: VecDeque<Event>,
     strays: Strays,
     bulk: Option<BulkPort>,
@@ -230,6 +232,7 @@ impl Hub {
             tombs: Vec::new(),
             asides: VecDeque::new(),
             ready: VecDeque::new(),
+            held: VecDeque::new(),
             events: VecDeque::new(),
             strays: Strays::default(),
             bulk: None,
@@ -291,6 +294,7 @@ impl Hub {
         let at = self.keys.remove(key).ok_or(UnknownPeer)?;
         let peer = self.peers.get_mut(at).and_then(Option::take).ok_or(UnknownPeer)?;
         self.ready.retain(|&ready| ready != at);
+        self.held.retain(|&held| held != at);
         for index in peer.indices().chain(peer.retired.iter().copied()) {
             self.indices.remove(index);
         }
@@ -501,30 +505,43 @@ impl Hub {
     /// Writes the next datagram to send into `buf`, and says where it goes.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
         buf.resize(self.limits.datagram.max(RESUMPTION + COOKIE), 0);
-        let transmit = self.poll_batch(now, buf, 0);
+        let transmit = self.poll_batch(now, buf, None);
         buf.truncate(transmit.map_or(0, |transmit| transmit.length));
         transmit.map(|transmit| transmit.to)
     }
 
     /// Writes what goes next to the front of `buf`, which must hold [`BATCH_BUFFER`]: one
     /// datagram or, by the way for bulk (see [`set_bulk`](Self::set_bulk)), a row of up to
-    /// `batch` of them. With 0 nothing goes that way.
-    pub fn poll_batch(&mut self, now: Instant, buf: &mut [u8], batch: usize) -> Option<Transmit> {
+    /// `batch` of them; with 0, what is to go that way waits. Without a batch there is no such
+    /// way.
+    pub fn poll_batch(
+        &mut self,
+        now: Instant,
+        buf: &mut [u8],
+        batch: Option<usize>,
+    ) -> Option<Transmit> {
         if let Some((to, packet)) = self.asides.pop_front() {
             let length = packet.len();
             buf.get_mut(..length)?.copy_from_slice(&packet);
             return Some(Transmit::one(to, length));
         }
+        if batch != Some(0) {
+            self.ready.append(&mut self.held);
+        }
         while let Some(&at) = self.ready.front() {
             let peer = self.peers.get_mut(at).and_then(Option::as_mut);
-            if let Some(peer) = peer {
-                let transmit = peer.poll_transmit(now, buf, batch);
-                if transmit.is_some() {
-                    return transmit;
-                }
+            self.ready.pop_front();
+            let Some(peer) = peer else { continue };
+            let transmit = peer.poll_transmit(now, buf, batch);
+            if transmit.is_some() {
+                self.ready.push_front(at);
+                return transmit;
+            }
+            if batch == Some(0) && peer.has_piece() {
+                self.held.push_back(at);
+            } else {
                 peer.is_ready = false;
             }
-            self.ready.pop_front();
         }
         None
     }
@@ -552,6 +569,12 @@ impl Hub {
         if let Some(peer) = peers.find(|peer| peer.is_at(transmit.to)) {
             peer.on_too_long(transmit.segment);
         }
+    }
+
+    /// Whether [`poll_event`](Self::poll_event) has something.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The next event.

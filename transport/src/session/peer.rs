@@ -445,10 +445,8 @@ impl Peer {
             }
             Frame::Seen(seen) if which == Which::Current => {
                 let mut fates = core::mem::take(&mut self.fates);
-                self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
-                if fates.iter().any(|(_, arrived)| *arrived) {
-                    self.bulk.on_acked(now);
-                }
+                let arrived = self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
+                self.bulk.on_arrived(now, arrived);
                 self.on_fates(now, fates);
             }
             Frame::Ack(_) | Frame::Seen(_) => {}
@@ -525,7 +523,7 @@ impl Peer {
     }
 
     /// Whether there is a piece to send, and room in the window.
-    fn has_piece(&self) -> bool {
+    pub(crate) fn has_piece(&self) -> bool {
         self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
     }
 
@@ -549,7 +547,7 @@ impl Peer {
                 let mut fates = core::mem::take(&mut self.fates);
                 self.flow.handle_timeout(now, &self.rtt, &mut fates);
                 if !self.flow.is_quiet() {
-                    self.bulk.on_silence();
+                    self.bulk.on_silence(self.limits.datagram);
                 }
                 self.on_fates(now, fates);
                 self.client.wake(now);

@@ -23,18 +23,18 @@ const FAIR: u32 = 8;
 /// Bytes of pieces in one system call; what a UDP datagram holds is a little more.
 const BATCH: usize = 65_000;
 /// The same while calls come and go: they wait for the system call that is under way.
-const BATCH_BESIDE_CALLS: usize = 16_000;
+const BATCH_BESIDE_CALLS: usize = 8_000;
 /// Calls come and go until so long after the last one.
 const BESIDE_CALLS: Duration = Duration::from_micros(500);
 
 impl Peer {
-    /// Writes what goes next into `buf`: one datagram, or where `batch` says that the carrier
-    /// has a way for bulk, perhaps a row of as many.
+    /// Writes what goes next into `buf`: one datagram, or by the way for bulk, where the carrier
+    /// has one, a row of up to `batch`.
     pub(crate) fn poll_transmit(
         &mut self,
         now: Instant,
         buf: &mut [u8],
-        batch: usize,
+        batch: Option<usize>,
     ) -> Option<Transmit> {
         if let Some((to, packet)) = self.handshake_out.pop_front() {
             let length = packet.len();
@@ -51,14 +51,12 @@ impl Peer {
         }
         let at = self.address?;
         // A stream has no port beside it.
-        let batch = if stream_number(at).is_some() { 0 } else { batch };
-        let way = if batch > 0 { self.bulk.way(now, at, self.flow.is_quiet()) } else { None };
+        let batch = batch.filter(|_| stream_number(at).is_none());
+        let way = batch.and_then(|_| self.bulk.way(now, at, self.flow.is_quiet()));
         if let Some(transmit) = self.packet(now, at, buf, way.is_none()) {
             return Some(transmit);
         }
-        if batch == 0 {
-            return None;
-        }
+        let batch = batch.filter(|batch| *batch > 0)?;
         if let Some((to, probe)) = self.bulk.probe(now, at, &self.rtt) {
             return self.probe(now, to, probe, buf);
         }
@@ -236,7 +234,7 @@ impl Peer {
         match keys.sealer.seal_in_place(label, buf, length) {
             Ok(length) => {
                 if let Some(what) = tracked {
-                    self.flow.on_sent(now, number, length, what);
+                    self.flow.on_sent(now, number, length, what, flags & FLAG_BULK != 0);
                 }
                 self.on_transmit(length);
                 Some(length)
