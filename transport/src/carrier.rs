@@ -1,15 +1,16 @@
 //! What carries a session's datagrams: the port under [`Direct`](crate::direct).
 //!
 //! ```text
-//! Hub ── datagrams, addresses ──► Carrier ─┬─ Udp     one socket
-//!                                          ├─ Streams  TCP, unix: fallback
-//!                                          └─ Shared   a ring in shared memory
+//! Hub ── datagrams, addresses ──► Carrier ─┬─ Udp       one socket
+//!                                          ├─ Streams   TCP, unix
+//!                                          ├─ Fallback  the one where the other is blocked
+//!                                          └─ Shared    rings in memory, on one host
 //! ```
 //!
 //! *Why so little.* The session repairs loss, order and repetition itself, and proves
 //! addresses itself. So a carrier may lose whatever it likes, and everything above is the
 //! same over all of them; what one guarantees beyond that ([`Guarantees`]) only makes
-//! repairs rarer. A carrier knows no peers, keys or calls.
+//! repairs rarer. A carrier knows no calls, and no peers but where it must choose a way.
 //!
 //! *Waiting* is two things: [`Carrier::receive`] never sleeps, [`Carrier::wait`] does
 //! nothing else. Who spins and who sleeps is the driver's choice.
@@ -18,13 +19,20 @@
 //! for it; a datagram comes out whole or not at all; an error is one of the carrier and
 //! not of a datagram or a peer.
 
+mod fallback;
+pub mod shared;
+pub mod streams;
 pub mod udp;
 
-use crate::session::BulkPort;
+use crate::session::{BulkPort, Hub};
+use crate::time::Instant;
 use core::net::SocketAddr;
 use std::io;
 use std::time::Duration;
 
+pub use fallback::Fallback;
+pub use shared::Shared;
+pub use streams::{StreamTarget, Streams};
 pub use udp::Udp;
 
 /// What a carrier promises beyond doing its best.
@@ -32,7 +40,7 @@ pub use udp::Udp;
 pub struct Guarantees {
     /// Longest datagram that it takes, bytes.
     pub datagram: usize,
-    /// Datagrams arrive in order and once, or their connection ends.
+    /// What there was room for arrives in order and once, or the connection ends.
     pub reliable: bool,
 }
 
@@ -41,14 +49,24 @@ pub trait Carrier {
     /// What it promises.
     fn guarantees(&self) -> Guarantees;
 
-    /// Sends the datagrams that lie behind one another in `datagrams`, each `segment`
+    /// Takes the datagrams that lie behind one another in `datagrams`, each `segment`
     /// bytes long and the last one perhaps shorter (the layout of `UDP_SEGMENT`, `man 7
-    /// udp`). What cannot go now is lost.
+    /// udp`), to send them at once or at the next [`flush`](Self::flush). What has no room is
+    /// lost.
     ///
     /// # Errors
     ///
     /// Those of the carrier itself, after which it carries nothing any more.
     fn send(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<()>;
+
+    /// Sends what [`send`](Self::send) has gathered.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Gives datagrams that are there to `take`, until it says that it wants no more or a
     /// batch of the carrier's choice is full; says how many there were. Does not sleep.
@@ -65,6 +83,13 @@ pub trait Carrier {
     ///
     /// As [`send`](Self::send).
     fn wait(&mut self, most: Duration) -> io::Result<bool>;
+
+    /// Where there is more than one way to a peer, chooses; gives when to be asked again.
+    /// The driver asks at each of its turns.
+    fn steer(&mut self, now: Instant, hub: &mut Hub) -> Option<Instant> {
+        let _ = (now, hub);
+        None
+    }
 
     /// Sleeps until there is something to receive, `most` at the longest, and receives it:
     /// as [`wait`](Self::wait) and [`receive`](Self::receive), in fewer system calls where

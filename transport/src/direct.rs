@@ -78,6 +78,8 @@ pub struct Direct<C = Udp> {
     /// What carries its datagrams.
     pub carrier: C,
     started: std::time::Instant,
+    /// When the carrier wants to look at its ways again.
+    steer_at: Option<Instant>,
     out: Vec<u8>,
     wait: Wait,
     spin: Duration,
@@ -130,6 +132,7 @@ impl<C: Carrier> Direct<C> {
             hub,
             carrier,
             started: std::time::Instant::now(),
+            steer_at: None,
             out: vec![0; BATCH_BUFFER],
             wait,
             spin: SPIN,
@@ -175,7 +178,7 @@ impl<C: Carrier> Direct<C> {
             }
             break;
         }
-        Ok(())
+        self.carrier.flush()
     }
 
     /// Takes the datagrams that are there, does what is due, sends what there is to send;
@@ -188,7 +191,7 @@ impl<C: Carrier> Direct<C> {
         let (mut now, batch) = (self.now(), self.batch());
         self.flush_at(now, batch)?;
         // What comes may bring other deadlines; they are looked at in the next turn.
-        let deadline = self.hub.poll_timeout(now);
+        let deadline = [self.hub.poll_timeout(now), self.steer_at].into_iter().flatten().min();
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {
@@ -198,6 +201,7 @@ impl<C: Carrier> Direct<C> {
         if deadline.is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
         }
+        self.steer_at = self.carrier.steer(now, &mut self.hub);
         if self.hub.has_event() {
             // What the caller says to it goes in the same datagram.
             return Ok(());

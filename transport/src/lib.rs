@@ -93,7 +93,7 @@
     not(feature = "std"),
     allow(rustdoc::broken_intra_doc_links, reason = "the essay names what std adds")
 )]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[cfg(feature = "hub")]
 extern crate alloc;
@@ -106,6 +106,9 @@ pub mod carrier;
 pub mod direct;
 #[cfg(feature = "std")]
 pub mod endpoint;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod fuzz_support;
 pub mod session;
 #[cfg(feature = "std")]
 pub mod stream;

@@ -46,6 +46,8 @@ mod server;
 pub mod slots;
 #[cfg(feature = "hub")]
 mod timers;
+#[cfg(feature = "hub")]
+pub mod ways;
 
 #[cfg(feature = "hub")]
 pub use bulk::BulkPort;

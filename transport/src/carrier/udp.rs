@@ -8,6 +8,7 @@
 
 use super::{Carrier, Guarantees, Incoming};
 use crate::session::BulkPort;
+use crate::session::ways::stream_number;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -223,6 +224,10 @@ impl Udp {
             Err(error) if is_fatal(error) => return Err(error.into()),
             Err(_) => return Ok(Received::Bad),
         };
+        if stream_number(from).is_some() {
+            // Nobody is there; to the session it would be a stream of ours.
+            return Ok(Received::Bad);
+        }
         let Some(bytes) = self.incoming.get_mut(..length) else { return Ok(Received::Bad) };
         Ok(Received::One { more: take(Incoming { from, bytes, marked: false }) })
     }

@@ -46,6 +46,7 @@ mod freeze;
 mod keys;
 mod output;
 mod status;
+mod ways;
 
 pub(crate) use keys::Admission;
 pub use status::{Counters, DownReason, PeerStatus};
@@ -148,6 +149,10 @@ pub(crate) struct Peer {
     key: PublicKey,
     limits: Limits,
     address: Option<SocketAddr>,
+    /// Where it was before it went over to a stream.
+    beside: Option<SocketAddr>,
+    /// We have sent ourselves another way, and the peer has not come along yet.
+    is_ahead: bool,
     candidate: Option<Candidate>,
     /// Where the peer may be found, by what its old node says.
     hint: Option<SocketAddr>,
@@ -173,6 +178,8 @@ pub(crate) struct Peer {
     /// The one of the keys in use, or last in use.
     root: Option<u64>,
     heard: Instant,
+    /// Since when something is under way that is answered at once.
+    unanswered: Option<Instant>,
     pinged: Option<(u64, Instant)>,
     pings: u64,
     ping_due: bool,
@@ -209,6 +216,8 @@ impl Peer {
             key,
             limits,
             address,
+            beside: None,
+            is_ahead: false,
             candidate: None,
             hint: None,
             current: None,
@@ -229,6 +238,7 @@ impl Peer {
             roots: VecDeque::new(),
             root: None,
             heard: now,
+            unanswered: None,
             pinged: None,
             pings: 0,
             ping_due: false,
@@ -255,7 +265,7 @@ impl Peer {
     }
 
     pub(crate) fn set_address(&mut self, now: Instant, address: SocketAddr) {
-        self.address = Some(address);
+        self.place(address);
         if self.current.is_none() && !self.superseded {
             self.ask_at = Some(now);
             self.ask_pause = self.limits.handshake_retry;
@@ -315,8 +325,9 @@ impl Peer {
             }
         };
         let newest = header.number + 1 == keys.opener.next_number();
+        let length = packet.len();
         self.counters.received_packets += 1;
-        self.counters.received_bytes += packet.len() as u64;
+        self.counters.received_bytes += length as u64;
         if is(&self.next)
             && let Some(keys) = self.next.take()
         {
@@ -324,15 +335,24 @@ impl Peer {
         }
         let which = if is(&self.current) { Which::Current } else { Which::Previous };
         self.heard = now;
+        self.unanswered = None;
         if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
             // It uses keys of a handshake that told our life.
             self.unannounced = which != Which::Current;
         }
         let by_bulk = header.flags & FLAG_BULK != 0;
-        if which == Which::Current && newest && self.address != Some(from) && !by_bulk {
-            self.on_elsewhere(now, from, packet.len(), tokens);
-        }
         let payload = packet.get(range).unwrap_or_default();
+        if which == Which::Current && newest && !by_bulk {
+            if self.address != Some(from) {
+                self.on_elsewhere(now, from, length, tokens);
+            } else if self.candidate.as_ref().is_some_and(|candidate| !candidate.is_named())
+                && !matches!(Frames::new(payload).next(), Some(Ok(Frame::Challenge { .. })))
+            {
+                // What came from elsewhere meanwhile was late, or went round. A challenge
+                // says nothing: it goes where we may be.
+                self.candidate = None;
+            }
+        }
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
             self.arrivals.on_tracked(now, header.number, marked);
@@ -352,7 +372,7 @@ impl Peer {
     }
 
     /// Whether datagrams to `address` are for this peer.
-    pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
+    pub(crate) fn takes_bulk_at(&self, address: SocketAddr) -> bool {
         self.address.is_some_and(|at| at.ip() == address.ip()) && self.bulk.is_at(address.port())
     }
 
@@ -370,22 +390,11 @@ impl Peer {
         }
         let candidate = match self.candidate.take_if(|candidate| candidate.address == from) {
             Some(candidate) => candidate,
+            // One that our owner has named is asked first; this one comes again.
+            None if self.candidate.as_ref().is_some_and(Candidate::is_named) => return,
             None => Candidate::new(now, from, tokens.take()),
         };
         self.candidate.insert(candidate).on_received(now, bytes);
-    }
-
-    /// The peer is there now.
-    fn move_to(&mut self, now: Instant, address: SocketAddr) {
-        self.candidate = None;
-        let old = self.address.replace(address);
-        if old.is_some_and(|old| old != address) {
-            self.rtt = Rtt::default();
-            self.restart_flow(now);
-            // What went to the old address is as good as lost.
-            self.client.on_new_keys(now, &self.rtt);
-            self.counters.moves += 1;
-        }
     }
 
     /// Handles every frame; says whether all that was tracked was taken.
@@ -447,7 +456,10 @@ impl Peer {
                     self.rtt.on_sample(now.since(at));
                 }
             }
-            Frame::Challenge { token } => self.proof_due = Some(token),
+            Frame::Challenge { token } => {
+                self.proof_due = Some(token);
+                self.on_followed(now);
+            }
             Frame::Bulk { port, buffer } => {
                 let may = which == Which::Current && self.bulk.ours.is_some();
                 if may && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {

@@ -8,6 +8,7 @@ use crate::session::bulk::Probe;
 use crate::session::hub::Transmit;
 use crate::session::packet::Packet;
 use crate::session::protect::Label;
+use crate::session::ways::stream_number;
 use crate::time::Instant;
 use conet_wire::session::frame::{FRAME_HEADER, Frame};
 use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, HEADER, PacketKind, TAG};
@@ -39,6 +40,9 @@ impl Peer {
             let length = packet.len();
             buf.get_mut(..length)?.copy_from_slice(&packet);
             self.on_transmit(length);
+            if self.asking.is_some() {
+                self.expect_answer(now);
+            }
             return Some(Transmit::one(to, length));
         }
         self.current.as_ref()?;
@@ -46,13 +50,15 @@ impl Peer {
             return Some(transmit);
         }
         let at = self.address?;
+        // Beside a stream there is no such way.
+        let batch = batch.filter(|_| stream_number(at).is_none());
         let way = batch.and_then(|_| self.bulk.way(now, at, self.flow.is_quiet()));
         if let Some(transmit) = self.packet(now, at, buf, way.is_none()) {
             return Some(transmit);
         }
         let batch = batch.filter(|batch| *batch > 0)?;
         if let Some((to, probe)) = self.bulk.probe(now, at, &self.rtt) {
-            return self.probe(now, to, probe, buf);
+            return self.learn(now, to, probe, buf);
         }
         let (to, size) = way?;
         self.pieces(now, to, size, batch, buf)
@@ -71,6 +77,7 @@ impl Peer {
         }
         let lanes = self.current.as_ref()?.has(FEATURE_LANES);
         let mut packet = Packet::new(buf, self.limits.datagram);
+        let mut is_answered = false;
         if self.arrivals.is_due() {
             let seen = self.arrivals.take(now);
             packet.push(&if lanes { Frame::Seen(seen) } else { Frame::Ack(seen.narrow()) });
@@ -82,6 +89,7 @@ impl Peer {
             self.pinged = Some((self.pings, now));
             self.pings += 1;
             self.ping_due = false;
+            is_answered = true;
         }
         if let Some(token) = self.pong_due.take() {
             packet.push(&Frame::Pong { token });
@@ -94,7 +102,11 @@ impl Peer {
         }
         let before = packet.payload_len();
         let is_all = Lane::ALL.iter().all(|&lane| {
-            self.server.emit(lane, &mut packet) && self.client.emit(now, lane, &mut packet)
+            let all = self.server.emit(lane, &mut packet);
+            let before = packet.payload_len();
+            let all = all && self.client.emit(now, lane, &mut packet);
+            is_answered |= packet.payload_len() > before;
+            all
         });
         if packet.payload_len() > before {
             self.small = now;
@@ -109,6 +121,9 @@ impl Peer {
         }
         if packet.payload_len() == 0 {
             return None;
+        }
+        if is_answered || packet.tracked.is_some() {
+            self.expect_answer(now);
         }
         let length = self.seal(now, packet, 0)?;
         Some(Transmit::one(to, length))
@@ -152,7 +167,7 @@ impl Peer {
     }
 
     /// A packet that learns about the way for bulk.
-    fn probe(
+    fn learn(
         &mut self,
         now: Instant,
         to: SocketAddr,

@@ -1,0 +1,202 @@
+//! Datagrams, and a stream where they are blocked.
+//!
+//! ```text
+//! Hub ──► Fallback ─┬─ Udp ───────► the peer's address
+//!           │       └─ Streams ───► the same peer, when nothing comes back by UDP
+//!           └─ Ways: which
+//! ```
+//!
+//! The session is one and the same: going over is a move of its, with all slots and
+//! replies, and packets under way elsewhere still count. [`Ways`] decides, here it is done.
+//!
+//! Not here: what "blocked" means, framing.
+
+use super::streams::StreamEvent;
+use super::{Carrier, Guarantees, Incoming, StreamTarget, Streams, Udp};
+use crate::session::Hub;
+use crate::session::handshake::PublicKey;
+use crate::session::ways::{Want, Ways, stream_number};
+use crate::time::Instant;
+use rustix::event::{PollFd, PollFlags};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Least time between two looks at all peers, unless a connection has changed.
+const LOOK: Duration = Duration::from_millis(5);
+/// Turns between two looks for new connections while there are none.
+const LOOK_EVERY: u32 = 64;
+
+/// A UDP socket, and connections for those who cannot be reached by it.
+#[derive(Debug)]
+pub struct Fallback {
+    udp: Udp,
+    streams: Streams,
+    ways: Ways,
+    targets: BTreeMap<PublicKey, StreamTarget>,
+    /// Connections that were dialled, and for whom.
+    dialled: BTreeMap<SocketAddr, PublicKey>,
+    looked: Option<Instant>,
+    turns: u32,
+}
+
+impl Fallback {
+    /// Over `udp`; `streams` may listen.
+    #[must_use]
+    pub fn new(udp: Udp, streams: Streams) -> Self {
+        Self {
+            udp,
+            streams,
+            ways: Ways::default(),
+            targets: BTreeMap::new(),
+            dialled: BTreeMap::new(),
+            looked: None,
+            turns: 0,
+        }
+    }
+
+    /// A peer at `datagrams` takes streams at `target`. Whoever has no target waits for
+    /// its peer to connect.
+    pub fn add_peer(
+        &mut self,
+        now: Instant,
+        key: PublicKey,
+        datagrams: SocketAddr,
+        target: StreamTarget,
+    ) {
+        self.ways.add(now, key, datagrams);
+        self.targets.insert(key, target);
+        self.looked = None;
+    }
+
+    /// The peer is not dialled any more.
+    pub fn remove_peer(&mut self, key: &PublicKey) {
+        self.ways.remove(key);
+        self.targets.remove(key);
+        self.hang_up(key);
+    }
+
+    /// The UDP socket.
+    #[must_use]
+    pub const fn udp(&self) -> &Udp {
+        &self.udp
+    }
+
+    /// The connections.
+    #[must_use]
+    pub const fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    fn dial(&mut self, now: Instant, key: PublicKey) {
+        let dialled = self.targets.get(&key).map(|target| self.streams.dial(target));
+        match dialled {
+            Some(Ok(stream)) => drop(self.dialled.insert(stream, key)),
+            // Refused at once; it is tried again later.
+            Some(Err(_)) | None => self.ways.on_refused(now, &key),
+        }
+    }
+
+    fn hang_up(&mut self, key: &PublicKey) {
+        self.dialled.retain(|stream, whose| {
+            if whose == key {
+                self.streams.hang_up(*stream);
+            }
+            whose != key
+        });
+    }
+
+    fn on_event(&mut self, now: Instant, event: StreamEvent, hub: &mut Hub) {
+        match event {
+            StreamEvent::Connected(stream) => {
+                if let Some(key) = self.dialled.get(&stream) {
+                    self.ways.on_connected(key, stream);
+                }
+            }
+            StreamEvent::Refused(stream) => {
+                if let Some(key) = self.dialled.remove(&stream) {
+                    self.ways.on_refused(now, &key);
+                }
+            }
+            StreamEvent::Closed(stream) => {
+                self.dialled.remove(&stream);
+                self.ways.on_closed(now, stream, hub);
+            }
+        }
+    }
+}
+
+impl Carrier for Fallback {
+    fn guarantees(&self) -> Guarantees {
+        self.udp.guarantees()
+    }
+
+    #[inline]
+    fn send(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<()> {
+        if stream_number(to).is_some() {
+            self.streams.send(to, datagrams, segment)
+        } else {
+            self.udp.send(to, datagrams, segment)
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.streams.flush()?;
+        self.udp.flush()
+    }
+
+    #[inline]
+    fn receive(&mut self, mut take: impl FnMut(Incoming<'_>) -> bool) -> io::Result<usize> {
+        let mut more = true;
+        let mut keep = |incoming: Incoming<'_>| {
+            more = take(incoming);
+            more
+        };
+        let taken = self.udp.receive(&mut keep)?;
+        self.turns = self.turns.wrapping_add(1);
+        if !more || (self.streams.is_quiet() && !self.turns.is_multiple_of(LOOK_EVERY)) {
+            return Ok(taken);
+        }
+        Ok(taken + self.streams.receive(take)?)
+    }
+
+    fn wait(&mut self, most: Duration) -> io::Result<bool> {
+        if self.streams.wait(Duration::ZERO)? {
+            return Ok(true);
+        }
+        let mut fds = [
+            PollFd::new(self.udp.socket(), PollFlags::IN),
+            PollFd::new(&self.streams, PollFlags::IN),
+        ];
+        let ready = super::udp::wait_for(&mut fds, most)?;
+        if !fds[1].revents().is_empty() {
+            self.streams.on_woken();
+        }
+        Ok(ready)
+    }
+
+    fn steer(&mut self, now: Instant, hub: &mut Hub) -> Option<Instant> {
+        let mut changed = false;
+        while let Some(event) = self.streams.poll_event() {
+            changed = true;
+            self.on_event(now, event, hub);
+        }
+        if let Some(next) = self.looked.map(|looked| looked + LOOK)
+            && !changed
+            && now < next
+        {
+            // What has changed since, the next look finds.
+            return Some(next);
+        }
+        self.looked = Some(now);
+        while let Some(want) = self.ways.poll(now, hub) {
+            match want {
+                Want::Dial(key) => self.dial(now, key),
+                Want::HangUp(key) => self.hang_up(&key),
+            }
+        }
+        let tidy = self.streams.tidy(now, hub);
+        [self.ways.poll_timeout(now, hub), tidy].into_iter().flatten().min()
+    }
+}
