@@ -197,7 +197,7 @@ impl<C: Carrier> Direct<C> {
         let (mut now, batch) = (self.now(), self.batch());
         self.flush_at(now, batch)?;
         // What comes may bring other deadlines; they are looked at in the next turn.
-        let deadline = self.hub.poll_timeout(now);
+        let deadline = [self.hub.poll_timeout(now), self.steer_at].into_iter().flatten().min();
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {

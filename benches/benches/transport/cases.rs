@@ -9,12 +9,24 @@ use std::time::Duration;
 
 use crate::Options;
 use crate::measure::{Case, Contender, Place, Ruled, Turn, interleave, named};
-use crate::ours::{Pair, Sealed};
+use crate::ours::{Ours, Over, Sealed, start};
 use crate::quic::Configs;
 use crate::stream::{Carried, Work};
 use crate::{loss, quic, raw, rpc, stream};
 
-const OURS: [&str; 3] = ["plain", "aes", "chacha"];
+/// Ours over UDP, over TCP and in shared memory.
+const OURS: [&str; 9] = [
+    "plain",
+    "aes",
+    "chacha",
+    "tcp_plain",
+    "tcp_aes",
+    "tcp_chacha",
+    "shared_plain",
+    "shared_aes",
+    "shared_chacha",
+];
+const OVER: [Over; 3] = [Over::Udp, Over::Tcp, Over::Shared];
 
 /// What all cases need.
 struct Bench<'o> {
@@ -26,17 +38,21 @@ struct Bench<'o> {
 }
 
 fn ours<'a>(place: Place, size: usize, calls: usize, wait: Wait) -> Vec<Contender<'a>> {
-    let there = Sealed::ALL.into_iter().filter(|sealed| sealed.is_there());
-    there
-        .map(|sealed| {
-            named(sealed.name(), move || {
-                let mut pair = Pair::start(place, sealed, wait)?;
+    let mut all = Vec::new();
+    for (over, names) in OVER.into_iter().zip(OURS.chunks(3)) {
+        for (sealed, name) in Sealed::ALL.into_iter().zip(names) {
+            if !sealed.is_there() {
+                continue;
+            }
+            all.push(named(name, move || {
+                let mut pair = start(over, place, sealed, wait)?;
                 let turn = pair.calls(size, calls);
                 pair.end()?;
                 turn
-            })
-        })
-        .collect()
+            }));
+        }
+    }
+    all
 }
 
 impl Bench<'_> {
@@ -74,6 +90,7 @@ impl Bench<'_> {
             ("aes", "p50", Rule::above("udp_spin", 800.0)),
             ("aes", "p50", Rule::times(0.65, "quinn_proto")),
             ("chacha", "p50", Rule::times(0.65, "quinn_proto")),
+            ("shared_plain", "p50", Rule::constant(600.0)),
         ];
         let case = Case {
             name: "call 64 B",
@@ -100,7 +117,7 @@ impl Bench<'_> {
         let times = interleave(self.options.rounds, &mut all)?;
         drop(all);
         let mut rules: Vec<Ruled> = Vec::new();
-        for ours in OURS {
+        for ours in &OURS[..3] {
             if wait == Wait::Block && place.client == place.server {
                 rules.push((ours, "p50", Rule::times(1.25, "udp_block")));
             }
@@ -138,9 +155,10 @@ impl Bench<'_> {
     fn beside(
         &mut self,
         name: &str,
+        wait: Wait,
         other: &'static str,
         factor: f64,
-        mut run: impl FnMut(&mut Pair) -> Result<Turn>,
+        mut run: impl FnMut(&mut dyn Ours) -> Result<Turn>,
     ) -> Result<()> {
         if self.is_one() || !self.begins(name) {
             return Ok(());
@@ -148,13 +166,13 @@ impl Bench<'_> {
         let (place, calls) = (self.apart, self.calls(1000, 10));
         let mut all = vec![
             named("plain", || {
-                let mut pair = Pair::start(place, Sealed::Plain, Wait::Adaptive)?;
-                let turn = run(&mut pair);
+                let mut pair = start(Over::Udp, place, Sealed::Plain, wait)?;
+                let turn = run(&mut *pair);
                 pair.end()?;
                 turn
             }),
             named(other, || {
-                let mut pair = Pair::start(place, Sealed::Plain, Wait::Adaptive)?;
+                let mut pair = start(Over::Udp, place, Sealed::Plain, wait)?;
                 let turn = pair.calls(64, calls);
                 pair.end()?;
                 turn
@@ -162,7 +180,8 @@ impl Bench<'_> {
         ];
         let times = interleave(self.options.rounds, &mut all)?;
         drop(all);
-        let case = Case { name, how: "adaptive", place, ours: &["plain"], bound: None };
+        let how = if wait == Wait::Spin { "spinning" } else { "adaptive" };
+        let case = Case { name, how, place, ours: &["plain"], bound: None };
         case.report(&mut self.report, &times, &[("plain", "p50", Rule::times(factor, other))])
     }
 
@@ -211,14 +230,16 @@ impl Bench<'_> {
             ("udp_1400_aes", Box::new(move || stream::udp(place, 1400, Work::Seal, time))),
             ("udp_65000_aes", Box::new(move || stream::udp(place, 65_000, Work::Seal, time))),
         ];
-        for sealed in Sealed::ALL.into_iter().filter(|sealed| sealed.is_there()) {
+        let first = all.len();
+        let each = OVER.into_iter().flat_map(|over| Sealed::ALL.map(|sealed| (over, sealed)));
+        for ((over, sealed), name) in each.zip(OURS).filter(|((_, sealed), _)| sealed.is_there()) {
             let run = move || {
-                let mut pair = Pair::start(place, sealed, Wait::Adaptive)?;
+                let mut pair = start(over, place, sealed, Wait::Adaptive)?;
                 let carried = pair.bulk(time)?;
                 pair.end()?;
                 Ok(carried)
             };
-            all.push((sealed.name(), Box::new(run)));
+            all.push((name, Box::new(run)));
         }
         let mut carried: Vec<Vec<Carried>> = vec![Vec::new(); all.len()];
         let rounds = self.options.rounds.div_ceil(2);
@@ -232,15 +253,19 @@ impl Bench<'_> {
         let figures = |n: usize, figure: fn(Carried) -> f64| {
             carried[n].iter().map(|carried| figure(*carried)).collect::<Vec<_>>()
         };
-        for ours in 5..all.len() {
+        for ours in first..all.len() {
             let name = all[ours].0;
-            let bound = if name == "plain" { "udp_1400" } else { "udp_65000_aes" };
-            let rules = [
-                ("Gb/s", Some(Rule::at_least(0.8, "udp_1400"))),
-                ("Gb/s", Some(Rule::at_least(1.0, "tcp"))),
-                ("Gb/s", Some(Rule::at_least(0.8, "udp_65000_aes"))),
-                ("ms", None),
-            ];
+            let bound = if name.ends_with("plain") { "udp_65000" } else { "udp_65000_aes" };
+            let mut rules = vec![("ms", None)];
+            if OURS[..3].contains(&name) {
+                rules.push(("Gb/s", Some(Rule::at_least(0.8, "udp_1400"))));
+                rules.push(("Gb/s", Some(Rule::at_least(1.0, "tcp"))));
+            } else {
+                rules.push(("Gb/s", None));
+            }
+            if name == "aes" {
+                rules.push(("Gb/s", Some(Rule::at_least(0.8, bound))));
+            }
             for (unit, rule) in rules {
                 let (what, figure): (_, fn(Carried) -> f64) = match unit {
                     "ms" => ("processor for a GB", Carried::cost),
@@ -304,8 +329,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     bench.large()?;
     let calls = bench.calls(1000, 10);
-    bench.beside("chain of 8", "one_call", 1.3, |pair| Turn::of(calls, || pair.row(64)))?;
-    bench.beside("call beside bulk", "idle", 2.0, |pair| pair.calls_beside_bulk(calls))?;
+    bench.beside("chain of 8", Wait::Spin, "one_call", 1.3, |pair| {
+        Turn::of(calls, || pair.row(64))
+    })?;
+    for wait in [Wait::Spin, Wait::Adaptive] {
+        bench
+            .beside("call beside bulk", wait, "idle", 2.0, |pair| pair.calls_beside_bulk(calls))?;
+    }
     bench.loss()?;
     bench.bulk()?;
     bench.report.finish()?;

@@ -8,6 +8,7 @@
 //! | contender | what it is |
 //! |---|---|
 //! | `plain`, `aes`, `chacha` | ours over UDP, `Direct` in both threads, unsealed and sealed |
+//! | `tcp_…`, `shared_…` | ours over a TCP connection, and over rings in shared memory |
 //! | `udp_spin`, `udp_block` | one connected socket a side, no protocol: the least that is possible |
 //! | `tcp_nodelay` | one connection, blocking |
 //! | `unix`, `unix_datagram` | a pair of sockets, blocking |

@@ -1,10 +1,13 @@
-//! Ours: a `Direct` in each of two threads.
+//! Ours: a `Direct` in each of two threads, over any carrier.
 
 use anyhow::{Result, bail, ensure};
+use conet_transport::carrier::shared::peer_address;
+use conet_transport::carrier::{Carrier, Shared, Streams, Udp};
 use conet_transport::direct::{Direct, Wait};
 use conet_transport::session::handshake::{FEATURES, PrivateKey, PublicKey, local_features};
-use conet_transport::session::{CallId, Event, HubConfig, Lane};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use conet_transport::session::{CallId, Event, HubConfig, Lane, Limits};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -29,14 +32,6 @@ pub(crate) enum Sealed {
 impl Sealed {
     pub(crate) const ALL: [Self; 3] = [Self::Plain, Self::Aes, Self::ChaCha];
 
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Aes => "aes",
-            Self::ChaCha => "chacha",
-        }
-    }
-
     /// Whether this processor does it well.
     pub(crate) fn is_there(self) -> bool {
         self != Self::Aes || local_features() & FEATURE_AES != 0
@@ -52,45 +47,120 @@ impl Sealed {
     }
 }
 
-fn direct(key: u8, sealed: Sealed, wait: Wait) -> Result<Direct> {
-    let config =
-        HubConfig { features: sealed.features(), ..HubConfig::new(PrivateKey::new([key; 32])) };
-    Ok(Direct::new(UdpSocket::bind(ANY)?, config, wait)?)
+/// What carries them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Over {
+    Udp,
+    Tcp,
+    Shared,
+}
+
+/// Longest datagram over the carriers on which length costs nothing.
+const LONG: usize = 16 * 1024;
+
+fn direct<C: Carrier>(
+    carrier: C,
+    key: u8,
+    sealed: Sealed,
+    wait: Wait,
+    datagram: usize,
+) -> Result<Direct<C>> {
+    let config = HubConfig {
+        features: sealed.features(),
+        limits: Limits { datagram, ..Limits::default() },
+        ..HubConfig::new(PrivateKey::new([key; 32]))
+    };
+    Ok(Direct::over(carrier, config, wait)?)
+}
+
+/// What a pair of ours is measured by.
+pub(crate) trait Ours {
+    /// One call after the other.
+    fn calls(&mut self, size: usize, calls: usize) -> Result<Turn>;
+    /// Eight calls in a row, each with the result of the one before.
+    fn row(&mut self, size: usize) -> Result<()>;
+    /// Calls while large ones are always under way.
+    fn calls_beside_bulk(&mut self, calls: usize) -> Result<Turn>;
+    /// What large calls carry in `time`, two of them always under way.
+    fn bulk(&mut self, time: Duration) -> Result<Carried>;
+    fn end(self: Box<Self>) -> Result<()>;
+}
+
+/// Starts a client and its server.
+pub(crate) fn start(over: Over, place: Place, sealed: Sealed, wait: Wait) -> Result<Box<dyn Ours>> {
+    Ok(match over {
+        Over::Udp => {
+            let (mut client, mut server) =
+                (Udp::new(UdpSocket::bind(ANY)?), Udp::new(UdpSocket::bind(ANY)?));
+            let at = server.local_addr()?;
+            server.connect(client.local_addr()?)?;
+            client.connect(at)?;
+            let datagram = Limits::default().datagram;
+            Box::new(Pair::start((client, server, at), place, sealed, wait, datagram)?)
+        }
+        Over::Tcp => {
+            let listener = TcpListener::bind(ANY)?;
+            let stream = TcpStream::connect(listener.local_addr()?)?;
+            let (mut client, mut server) = (Streams::new()?, Streams::new()?);
+            let at = client.attach_tcp(stream)?;
+            server.attach_tcp(listener.accept()?.0)?;
+            Box::new(Pair::start((client, server, at), place, sealed, wait, LONG)?)
+        }
+        Over::Shared => {
+            let (one, two) = UnixStream::pair()?;
+            let accepting = std::thread::spawn(move || Shared::accept(two));
+            let client = Shared::offer(one)?;
+            let Ok(server) = accepting.join() else { bail!("nobody accepts") };
+            Box::new(Pair::start((client, server?, peer_address()), place, sealed, wait, LONG)?)
+        }
+    })
 }
 
 /// A client whose server answers in a thread of its own.
-pub(crate) struct Pair {
-    client: Direct,
+struct Pair<C> {
+    client: Direct<C>,
     server: PublicKey,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
-impl Pair {
-    pub(crate) fn start(place: Place, sealed: Sealed, wait: Wait) -> Result<Self> {
-        let (mut client, mut server) = (direct(1, sealed, wait)?, direct(2, sealed, wait)?);
-        let (name, address) = (server.hub.public_key(), server.local_addr()?);
+/// Answers until it is told to stop.
+fn serve<C: Carrier>(mut server: Direct<C>, stop: &AtomicBool) -> Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        server.turn(LOOK)?;
+        while let Some(event) = server.hub.poll_event() {
+            if let Event::Call { peer, id, mut payload, argument, .. } = event {
+                payload.truncate(answer_length(payload.len()));
+                server.hub.reply(&peer, id, payload)?;
+                if let Some(argument) = argument {
+                    server.hub.recycle(&peer, argument);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<C: Carrier + Send + 'static> Pair<C> {
+    /// `carriers`: the client's, the server's, and where the client sees the server.
+    fn start(
+        carriers: (C, C, SocketAddr),
+        place: Place,
+        sealed: Sealed,
+        wait: Wait,
+        datagram: usize,
+    ) -> Result<Self> {
+        let (client, server, address) = carriers;
+        let mut client = direct(client, 1, sealed, wait, datagram)?;
+        let mut server = direct(server, 2, sealed, wait, datagram)?;
+        let name = server.hub.public_key();
         let now = server.now();
         server.hub.add_peer(now, client.hub.public_key(), None);
-        server.connect(client.local_addr()?)?;
-        client.connect(address)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             pin(place.server);
-            while !stopped.load(Ordering::Relaxed) {
-                server.turn(LOOK)?;
-                while let Some(event) = server.hub.poll_event() {
-                    if let Event::Call { peer, id, mut payload, argument, .. } = event {
-                        payload.truncate(answer_length(payload.len()));
-                        server.hub.reply(&peer, id, payload)?;
-                        if let Some(argument) = argument {
-                            server.hub.recycle(&peer, argument);
-                        }
-                    }
-                }
-            }
-            Ok(())
+            serve(server, &stopped)
         });
         pin(place.client);
         let now = client.now();
@@ -132,39 +202,9 @@ impl Pair {
         Ok(())
     }
 
-    pub(crate) fn call(&mut self, lane: Lane, size: usize) -> Result<()> {
+    fn call(&mut self, lane: Lane, size: usize) -> Result<()> {
         self.begin(lane, size)?;
         self.finish(1)
-    }
-
-    /// Eight calls in a row, each with the result of the one before.
-    pub(crate) fn row(&mut self, size: usize) -> Result<()> {
-        let now = self.client.now();
-        let row: Vec<_> = (0..8).map(|_| (vec![7; size], false)).collect();
-        let mut ids = Vec::new();
-        let row = row.into_iter();
-        self.client.hub.call_row(now, &self.server, Lane::Calls, row, None, &mut ids)?;
-        self.finish(8)
-    }
-
-    /// One call after the other.
-    pub(crate) fn calls(&mut self, size: usize, calls: usize) -> Result<Turn> {
-        Turn::of(calls, || self.call(Lane::Calls, size))
-    }
-
-    /// Calls while large ones are always under way.
-    pub(crate) fn calls_beside_bulk(&mut self, calls: usize) -> Result<Turn> {
-        const BULK: usize = 4 << 20;
-        let mut under_way = 0;
-        Turn::of(calls, || {
-            while under_way < 2 {
-                self.begin(Lane::Bulk, BULK)?;
-                under_way += 1;
-            }
-            let call = self.begin(Lane::Calls, 64)?;
-            under_way -= self.finish_one(call)?;
-            Ok(())
-        })
     }
 
     /// Waits for one call; gives how many others ended meanwhile.
@@ -184,9 +224,37 @@ impl Pair {
         }
         Ok(others)
     }
+}
 
-    /// What large calls carry in `time`, two of them always under way.
-    pub(crate) fn bulk(&mut self, time: Duration) -> Result<Carried> {
+impl<C: Carrier + Send + 'static> Ours for Pair<C> {
+    fn row(&mut self, size: usize) -> Result<()> {
+        let now = self.client.now();
+        let row: Vec<_> = (0..8).map(|_| (vec![7; size], false)).collect();
+        let mut ids = Vec::new();
+        let row = row.into_iter();
+        self.client.hub.call_row(now, &self.server, Lane::Calls, row, None, &mut ids)?;
+        self.finish(8)
+    }
+
+    fn calls(&mut self, size: usize, calls: usize) -> Result<Turn> {
+        Turn::of(calls, || self.call(Lane::Calls, size))
+    }
+
+    fn calls_beside_bulk(&mut self, calls: usize) -> Result<Turn> {
+        const BULK: usize = 4 << 20;
+        let mut under_way = 0;
+        Turn::of(calls, || {
+            while under_way < 2 {
+                self.begin(Lane::Bulk, BULK)?;
+                under_way += 1;
+            }
+            let call = self.begin(Lane::Calls, 64)?;
+            under_way -= self.finish_one(call)?;
+            Ok(())
+        })
+    }
+
+    fn bulk(&mut self, time: Duration) -> Result<Carried> {
         const SIZE: usize = 8 << 20;
         Carried::by(|| {
             let (mut bytes, start) = (0, Instant::now());
@@ -201,7 +269,7 @@ impl Pair {
         })
     }
 
-    pub(crate) fn end(self) -> Result<()> {
+    fn end(self: Box<Self>) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.join() {
             Ok(result) => result,

@@ -566,7 +566,7 @@ impl Hub {
     /// What was to go by the way for bulk was longer than its device takes.
     pub fn handle_too_long(&mut self, transmit: &Transmit) {
         let mut peers = self.peers.iter_mut().flatten();
-        if let Some(peer) = peers.find(|peer| peer.is_at(transmit.to)) {
+        if let Some(peer) = peers.find(|peer| peer.takes_bulk_at(transmit.to)) {
             peer.on_too_long(transmit.segment);
         }
     }

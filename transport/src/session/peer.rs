@@ -340,8 +340,8 @@ impl Peer {
             // It uses keys of a handshake that told our life.
             self.unannounced = which != Which::Current;
         }
-        let payload = packet.get(range).unwrap_or_default();
         let by_bulk = header.flags & FLAG_BULK != 0;
+        let payload = packet.get(range).unwrap_or_default();
         if which == Which::Current && newest && !by_bulk {
             if self.address != Some(from) {
                 self.on_elsewhere(now, from, length, tokens);
@@ -372,7 +372,7 @@ impl Peer {
     }
 
     /// Whether datagrams to `address` are for this peer.
-    pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
+    pub(crate) fn takes_bulk_at(&self, address: SocketAddr) -> bool {
         self.address.is_some_and(|at| at.ip() == address.ip()) && self.bulk.is_at(address.port())
     }
 

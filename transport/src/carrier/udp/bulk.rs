@@ -11,6 +11,7 @@
 
 use super::{DATAGRAM, Incoming, SOCKET_BUFFER, wait_for};
 use crate::session::BulkPort;
+use crate::session::ways::stream_number;
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState, is_msg_size_err};
 use rustix::event::{PollFd, PollFlags};
 use std::io::{self, ErrorKind, IoSliceMut};
@@ -27,8 +28,8 @@ pub struct BulkSocket {
     state: UdpSocketState,
     port: BulkPort,
     incoming: Vec<u8>,
-    /// Tests want to see what happens without.
-    without_gso: bool,
+    /// Most datagrams in one system call; tests want other ones.
+    segments: usize,
 }
 
 impl BulkSocket {
@@ -48,7 +49,7 @@ impl BulkSocket {
         let buffer = u32::try_from(buffers.recv_buffer_size()? / 2).unwrap_or(u32::MAX);
         let port = BulkPort { port: socket.local_addr()?.port(), buffer };
         let incoming = vec![0; DATAGRAM];
-        Ok(Self { socket, state, port, incoming, without_gso: false })
+        Ok(Self { socket, state, port, incoming, segments: SEGMENTS })
     }
 
     /// The socket, for its options.
@@ -61,9 +62,9 @@ impl BulkSocket {
         self.port
     }
 
-    pub(super) fn batch(&self) -> usize {
+    pub(super) const fn batch(&self) -> usize {
         // Without GSO a batch is several system calls, which is no reason to make none.
-        self.state.max_gso_segments().clamp(1, SEGMENTS).max(16)
+        self.segments
     }
 
     pub(in crate::carrier) fn poll_fd(&self) -> PollFd<'_> {
@@ -76,7 +77,10 @@ impl BulkSocket {
         datagrams: &[u8],
         segment: usize,
     ) -> io::Result<bool> {
-        let most = if self.without_gso { 1 } else { self.state.max_gso_segments().min(SEGMENTS) };
+        let most = match self.state.max_gso_segments() {
+            1 => 1,
+            _ => self.segments,
+        };
         let mut rest = datagrams;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(segment.max(1) * most.max(1)));
@@ -119,6 +123,10 @@ impl BulkSocket {
         }
         let [RecvMeta { len, stride, addr, ecn, .. }] = meta;
         let Some(bytes) = self.incoming.get_mut(..len) else { return Ok(0) };
+        if stream_number(addr).is_some() {
+            // Nobody is there; to the session it would be a stream of ours.
+            return Ok(0);
+        }
         let marked = ecn == Some(EcnCodepoint::Ce);
         let mut taken = 0;
         for datagram in bytes.chunks_mut(stride.max(1)) {
@@ -136,4 +144,112 @@ fn is_fatal(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|code| super::is_fatal(rustix::io::Errno::from_raw_os_error(code)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn pair() -> (BulkSocket, BulkSocket, SocketAddr) {
+        let (one, two) =
+            (BulkSocket::bind(HERE).expect("one"), BulkSocket::bind(HERE).expect("two"));
+        let to = two.socket().local_addr().expect("bound");
+        (one, two, to)
+    }
+
+    /// Datagrams and their marks, as many as there are to come.
+    fn received(socket: &mut BulkSocket, count: usize) -> Vec<(Vec<u8>, bool)> {
+        let mut got = Vec::new();
+        while got.len() < count {
+            let mut fds = [socket.poll_fd()];
+            assert!(wait_for(&mut fds, Duration::from_secs(10)).expect("polls"), "{}", got.len());
+            socket
+                .receive(|incoming| got.push((incoming.bytes.to_vec(), incoming.marked)))
+                .expect("receives");
+        }
+        got
+    }
+
+    fn batch(segments: usize, segment: usize) -> Vec<u8> {
+        (0..=250).cycle().take(segments * segment - segment / 2).collect()
+    }
+
+    #[test]
+    fn a_batch_arrives_as_the_same_datagrams_with_and_without_gso() {
+        for (without_gso, count) in [(false, 64), (true, 64), (false, 1), (false, 100), (true, 3)] {
+            let (mut one, mut two, to) = pair();
+            if without_gso {
+                one.segments = 1;
+            }
+            let bytes = batch(count, 500);
+            assert!(one.send(to, &bytes, 500).expect("sends"));
+            let got = received(&mut two, count);
+            let expected: Vec<_> = bytes.chunks(500).map(|chunk| (chunk.to_vec(), false)).collect();
+            assert!(got == expected, "{without_gso} {count}");
+        }
+    }
+
+    /// A kernel or device that refuses GSO only when it is used: what was on its way goes
+    /// one by one, and so does everything after it.
+    #[test]
+    fn where_gso_is_refused_nothing_is_lost() {
+        let (mut one, mut two, to) = pair();
+        // More than the kernel makes segments of: EINVAL, as from a kernel without GSO.
+        let bytes = batch(200, 100);
+        one.segments = 200;
+        assert!(one.send(to, &bytes, 100).expect("sends"));
+        let got = received(&mut two, 200);
+        assert!(got.iter().map(|(bytes, _)| &bytes[..]).eq(bytes.chunks(100)));
+        assert_eq!(one.state.max_gso_segments(), 1);
+        assert!(one.batch() > 1, "batches are still worth it");
+        assert!(one.send(to, &bytes, 100).expect("sends"));
+        assert_eq!(received(&mut two, 200).len(), 200);
+    }
+
+    #[test]
+    fn congestion_marks_are_read_and_packets_can_be_marked() {
+        let (one, mut two, to) = pair();
+        let mut ecn = EcnCodepoint::Ce;
+        for marked in [true, false] {
+            let transmit = Transmit {
+                destination: to,
+                ecn: Some(ecn),
+                contents: &[7; 100],
+                segment_size: None,
+                src_ip: None,
+            };
+            one.state.try_send((&one.socket).into(), &transmit).expect("sends");
+            assert_eq!(received(&mut two, 1), [(vec![7; 100], marked)]);
+            ecn = EcnCodepoint::Ect0;
+        }
+        // What it sends itself may be marked on its way.
+        let (mut one, two, to) = pair();
+        one.send(to, &[7; 100], 100).expect("sends");
+        assert!(wait_for(&mut [two.poll_fd()], Duration::from_secs(10)).expect("polls"));
+        let (mut bytes, mut meta) = ([0; 200], [RecvMeta::default()]);
+        two.state
+            .recv((&two.socket).into(), &mut [IoSliceMut::new(&mut bytes)], &mut meta)
+            .expect("receives");
+        assert_eq!(meta[0].ecn, Some(EcnCodepoint::Ect0));
+    }
+
+    #[test]
+    fn what_is_too_long_for_the_device_is_told() {
+        let (mut one, _two, to) = pair();
+        assert!(!one.send(to, &[0; 65_535], 65_535).expect("sends"));
+        assert!(one.send(to, &[0; 60_000], 60_000).expect("sends"));
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_is_loss_and_no_error() {
+        let (mut one, two, to) = pair();
+        drop(two);
+        for _ in 0..3 {
+            assert!(one.send(to, &batch(4, 500), 500).expect("lost, that is all"));
+            assert_eq!(one.receive(|_| ()).expect("nothing"), 0);
+        }
+    }
 }

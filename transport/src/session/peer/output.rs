@@ -50,7 +50,7 @@ impl Peer {
             return Some(transmit);
         }
         let at = self.address?;
-        // A stream has no port beside it.
+        // Beside a stream there is no such way.
         let batch = batch.filter(|_| stream_number(at).is_none());
         let way = batch.and_then(|_| self.bulk.way(now, at, self.flow.is_quiet()));
         if let Some(transmit) = self.packet(now, at, buf, way.is_none()) {
@@ -58,7 +58,7 @@ impl Peer {
         }
         let batch = batch.filter(|batch| *batch > 0)?;
         if let Some((to, probe)) = self.bulk.probe(now, at, &self.rtt) {
-            return self.probe(now, to, probe, buf);
+            return self.learn(now, to, probe, buf);
         }
         let (to, size) = way?;
         self.pieces(now, to, size, batch, buf)
@@ -170,7 +170,7 @@ impl Peer {
     }
 
     /// A packet that learns about the way for bulk.
-    fn probe(
+    fn learn(
         &mut self,
         now: Instant,
         to: SocketAddr,
