@@ -34,28 +34,27 @@ const LOOK_EVERY: u32 = 64;
 #[derive(Debug)]
 pub struct Fallback {
     udp: Udp,
-    streams: Streams,
+    detour: Detour,
+    turns: u32,
+}
+
+/// The streams of those who cannot be reached by datagrams; whoever drives a UDP socket
+/// has it beside.
+#[derive(Debug)]
+pub(crate) struct Detour {
+    pub(crate) streams: Streams,
     ways: Ways,
     targets: BTreeMap<PublicKey, StreamTarget>,
     /// Connections that were dialled, and for whom.
     dialled: BTreeMap<SocketAddr, PublicKey>,
     looked: Option<Instant>,
-    turns: u32,
 }
 
 impl Fallback {
     /// Over `udp`; `streams` may listen.
     #[must_use]
     pub fn new(udp: Udp, streams: Streams) -> Self {
-        Self {
-            udp,
-            streams,
-            ways: Ways::default(),
-            targets: BTreeMap::new(),
-            dialled: BTreeMap::new(),
-            looked: None,
-            turns: 0,
-        }
+        Self { udp, detour: Detour::new(streams), turns: 0 }
     }
 
     /// A peer at `datagrams` takes streams at `target`. Whoever has no target waits for
@@ -67,16 +66,12 @@ impl Fallback {
         datagrams: SocketAddr,
         target: StreamTarget,
     ) {
-        self.ways.add(now, key, datagrams);
-        self.targets.insert(key, target);
-        self.looked = None;
+        self.detour.add_peer(now, key, datagrams, target);
     }
 
     /// The peer is not dialled any more.
     pub fn remove_peer(&mut self, key: &PublicKey) {
-        self.ways.remove(key);
-        self.targets.remove(key);
-        self.hang_up(key);
+        self.detour.remove_peer(key);
     }
 
     /// The UDP socket.
@@ -88,16 +83,16 @@ impl Fallback {
     /// The connections.
     #[must_use]
     pub const fn streams(&self) -> &Streams {
-        &self.streams
+        &self.detour.streams
     }
 
     /// Sleeps until a socket has something, that for bulk only if it is asked for.
     fn sleep(&mut self, most: Duration, with_bulk: bool) -> io::Result<bool> {
-        if self.streams.has_more() {
+        if self.detour.streams.has_more() {
             return Ok(true);
         }
         let calls = PollFd::new(self.udp.socket(), PollFlags::IN);
-        let streams = PollFd::new(&self.streams, PollFlags::IN);
+        let streams = PollFd::new(&self.detour.streams, PollFlags::IN);
         let bulk = self.udp.bulk_socket().filter(|_| with_bulk);
         let (ready, is_stream) = match bulk {
             Some(bulk) => {
@@ -110,9 +105,42 @@ impl Fallback {
             }
         };
         if is_stream {
-            self.streams.on_woken();
+            self.detour.streams.on_woken();
         }
         Ok(ready)
+    }
+}
+
+impl Detour {
+    pub(crate) fn new(streams: Streams) -> Self {
+        Self {
+            streams,
+            ways: Ways::default(),
+            targets: BTreeMap::new(),
+            dialled: BTreeMap::new(),
+            looked: None,
+        }
+    }
+
+    /// A peer at `datagrams` takes streams at `target`. Whoever has no target waits for
+    /// its peer to connect.
+    pub(crate) fn add_peer(
+        &mut self,
+        now: Instant,
+        key: PublicKey,
+        datagrams: SocketAddr,
+        target: StreamTarget,
+    ) {
+        self.ways.add(now, key, datagrams);
+        self.targets.insert(key, target);
+        self.looked = None;
+    }
+
+    /// The peer is not dialled any more.
+    pub(crate) fn remove_peer(&mut self, key: &PublicKey) {
+        self.ways.remove(key);
+        self.targets.remove(key);
+        self.hang_up(key);
     }
 
     fn dial(&mut self, now: Instant, key: PublicKey) {
@@ -151,6 +179,31 @@ impl Fallback {
             }
         }
     }
+
+    /// Sends each peer the way that it can be reached; gives when to look again.
+    pub(crate) fn steer(&mut self, now: Instant, hub: &mut Hub) -> Option<Instant> {
+        let mut changed = false;
+        while let Some(event) = self.streams.poll_event() {
+            changed = true;
+            self.on_event(now, event, hub);
+        }
+        if let Some(next) = self.looked.map(|looked| looked + LOOK)
+            && !changed
+            && now < next
+        {
+            // What has changed since, the next look finds.
+            return Some(next);
+        }
+        self.looked = Some(now);
+        while let Some(want) = self.ways.poll(now, hub) {
+            match want {
+                Want::Dial(key) => self.dial(now, key),
+                Want::HangUp(key) => self.hang_up(&key),
+            }
+        }
+        let tidy = self.streams.tidy(now, hub);
+        [self.ways.poll_timeout(now, hub), tidy].into_iter().flatten().min()
+    }
 }
 
 impl Carrier for Fallback {
@@ -161,14 +214,14 @@ impl Carrier for Fallback {
     #[inline]
     fn send(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<()> {
         if stream_number(to).is_some() {
-            self.streams.send(to, datagrams, segment)
+            self.detour.streams.send(to, datagrams, segment)
         } else {
             self.udp.send(to, datagrams, segment)
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.streams.flush()?;
+        self.detour.streams.flush()?;
         self.udp.flush()
     }
 
@@ -184,11 +237,11 @@ impl Carrier for Fallback {
         // Datagrams that never end must not keep streams from being read.
         let is_their_turn = self.turns.is_multiple_of(TURN);
         if (!more && !is_their_turn)
-            || (self.streams.is_quiet() && !self.turns.is_multiple_of(LOOK_EVERY))
+            || (self.detour.streams.is_quiet() && !self.turns.is_multiple_of(LOOK_EVERY))
         {
             return Ok(taken);
         }
-        Ok(taken + self.streams.receive(take)?)
+        Ok(taken + self.detour.streams.receive(take)?)
     }
 
     fn wait(&mut self, most: Duration) -> io::Result<bool> {
@@ -216,26 +269,6 @@ impl Carrier for Fallback {
     }
 
     fn steer(&mut self, now: Instant, hub: &mut Hub) -> Option<Instant> {
-        let mut changed = false;
-        while let Some(event) = self.streams.poll_event() {
-            changed = true;
-            self.on_event(now, event, hub);
-        }
-        if let Some(next) = self.looked.map(|looked| looked + LOOK)
-            && !changed
-            && now < next
-        {
-            // What has changed since, the next look finds.
-            return Some(next);
-        }
-        self.looked = Some(now);
-        while let Some(want) = self.ways.poll(now, hub) {
-            match want {
-                Want::Dial(key) => self.dial(now, key),
-                Want::HangUp(key) => self.hang_up(&key),
-            }
-        }
-        let tidy = self.streams.tidy(now, hub);
-        [self.ways.poll_timeout(now, hub), tidy].into_iter().flatten().min()
+        self.detour.steer(now, hub)
     }
 }
