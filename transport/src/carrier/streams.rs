@@ -272,7 +272,7 @@ impl Streams {
     }
 
     /// Somebody has polled the descriptor, and it is readable.
-    pub(super) const fn on_woken(&mut self) {
+    pub(crate) const fn on_woken(&mut self) {
         self.is_woken = true;
     }
 
