@@ -72,7 +72,7 @@ impl Peer {
         buf: &mut [u8],
         with_piece: bool,
     ) -> Option<Transmit> {
-        if !self.has_frame() && !(with_piece && self.has_piece()) {
+        if !(self.has_frame() || (with_piece && self.has_piece())) {
             return None;
         }
         let lanes = self.current.as_ref()?.has(FEATURE_LANES);
