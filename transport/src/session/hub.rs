@@ -355,7 +355,7 @@ impl Hub {
         now: Instant,
         peer: &PublicKey,
         lane: Lane,
-        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)> + Clone,
+        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
         deadline: Option<Instant>,
         ids: &mut Vec<CallId>,
     ) -> Result<(), CallRefused> {
