@@ -13,6 +13,7 @@
 
 use super::streams::StreamEvent;
 use super::{Carrier, Guarantees, Incoming, StreamTarget, Streams, Udp};
+use crate::session::BulkPort;
 use crate::session::Hub;
 use crate::session::handshake::PublicKey;
 use crate::session::ways::{Want, Ways, stream_number};
@@ -98,6 +99,26 @@ impl Fallback {
         }
     }
 
+    fn wait_for(&mut self, most: Duration, with_bulk: bool) -> io::Result<bool> {
+        if self.streams.wait(Duration::ZERO)? {
+            return Ok(true);
+        }
+        let calls = PollFd::new(self.udp.socket(), PollFlags::IN);
+        let mut fds = [PollFd::new(&self.streams, PollFlags::IN), calls.clone(), calls];
+        let fds = match self.udp.bulk_socket().filter(|_| with_bulk) {
+            Some(bulk) => {
+                fds[2] = PollFd::new(bulk.socket(), PollFlags::IN);
+                &mut fds[..]
+            }
+            None => &mut fds[..2],
+        };
+        let ready = super::udp::wait_for(fds, most)?;
+        if fds.first().is_some_and(|fd| !fd.revents().is_empty()) {
+            self.streams.on_woken();
+        }
+        Ok(ready)
+    }
+
     fn hang_up(&mut self, key: &PublicKey) {
         self.dialled.retain(|stream, whose| {
             if whose == key {
@@ -162,18 +183,27 @@ impl Carrier for Fallback {
     }
 
     fn wait(&mut self, most: Duration) -> io::Result<bool> {
-        if self.streams.wait(Duration::ZERO)? {
-            return Ok(true);
-        }
-        let mut fds = [
-            PollFd::new(self.udp.socket(), PollFlags::IN),
-            PollFd::new(&self.streams, PollFlags::IN),
-        ];
-        let ready = super::udp::wait_for(&mut fds, most)?;
-        if !fds[1].revents().is_empty() {
-            self.streams.on_woken();
-        }
-        Ok(ready)
+        self.wait_for(most, false)
+    }
+
+    fn bulk(&self) -> Option<BulkPort> {
+        self.udp.bulk()
+    }
+
+    fn bulk_batch(&self) -> usize {
+        self.udp.bulk_batch()
+    }
+
+    fn send_bulk(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<bool> {
+        self.udp.send_bulk(to, datagrams, segment)
+    }
+
+    fn receive_bulk(&mut self, take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {
+        self.udp.receive_bulk(take)
+    }
+
+    fn wait_for_either(&mut self, most: Duration) -> io::Result<bool> {
+        self.wait_for(most, true)
     }
 
     fn steer(&mut self, now: Instant, hub: &mut Hub) -> Option<Instant> {

@@ -1,18 +1,27 @@
 //! The endpoint's thread: it alone touches the hub and the socket.
 
 use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
+use crate::carrier::udp::BulkSocket;
 use crate::session::handshake::PublicKey;
-use crate::session::{CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, UnknownPeer};
+use crate::session::{
+    BATCH_BUFFER, CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, Transmit,
+    UnknownPeer,
+};
 use crate::time::Instant;
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
+const BULK: Token = Token(2);
+/// Batches for bulk taken before calls, timers and transmissions get their turn.
+const BULK_BATCHES: usize = 4;
 /// Datagrams taken before timers and transmissions get their turn.
 const BATCH: usize = 64;
 /// Wanted socket buffers: 1 MiB in flight several times over. The kernel gives
@@ -65,8 +74,10 @@ pub(super) struct Driver {
     events: Sender<EndpointEvent>,
     waiting: HashMap<(PublicKey, CallId), Sender<CallResult>>,
     out: Vec<u8>,
-    /// A datagram that the socket had no room for, and its address.
-    held: Option<SocketAddr>,
+    /// A datagram that the socket had no room for: its length and address.
+    held: Option<(usize, SocketAddr)>,
+    /// For large payloads; without it they go by the other one.
+    bulk: Option<BulkSocket>,
     closing: bool,
 }
 
@@ -90,7 +101,15 @@ impl Driver {
             .register(&mut socket, SOCKET, Interest::READABLE | Interest::WRITABLE)
             .map_err(StartError::Poll)?;
         let started = std::time::Instant::now();
+        let bulk = socket.local_addr().and_then(|at| BulkSocket::bind(at.ip())).ok();
+        if let Some(bulk) = &bulk {
+            let fd = bulk.socket().as_raw_fd();
+            poll.registry()
+                .register(&mut SourceFd(&fd), BULK, Interest::READABLE)
+                .map_err(StartError::Poll)?;
+        }
         let mut hub = Hub::new(config)?;
+        hub.set_bulk(bulk.as_ref().map(BulkSocket::port));
         for (key, address) in peers {
             hub.add_peer(Instant::START, *key, *address);
         }
@@ -102,8 +121,9 @@ impl Driver {
             inbox,
             events,
             waiting: HashMap::new(),
-            out: Vec::new(),
+            out: vec![0; BATCH_BUFFER],
             held: None,
+            bulk,
             closing: false,
         };
         Ok((driver, waker))
@@ -132,11 +152,12 @@ impl Driver {
                 Err(_) => break,
             }
             more = self.receive(&mut datagram);
+            more |= self.receive_bulk();
             self.obey();
             let now = self.now();
             self.hub.handle_timeout(now);
             self.report();
-            self.transmit();
+            more |= self.transmit();
         }
         self.say_goodbye();
     }
@@ -151,6 +172,26 @@ impl Driver {
             let now = self.now();
             if let Some(bytes) = datagram.get_mut(..length) {
                 self.hub.handle_datagram(now, from, bytes);
+            }
+        }
+        true
+    }
+
+    /// Takes some batches for bulk; says whether there may be more.
+    fn receive_bulk(&mut self) -> bool {
+        let now = self.now();
+        let (Some(bulk), hub) = (&mut self.bulk, &mut self.hub) else { return false };
+        if hub.bulk_expected() <= now {
+            // Nothing is sent there before the first pieces have come by the other one; what
+            // comes all the same waits for them.
+            return false;
+        }
+        for _ in 0..BULK_BATCHES {
+            let taken = bulk.receive(|incoming| {
+                hub.handle_marked_datagram(now, incoming.from, incoming.bytes, incoming.marked);
+            });
+            if !taken.is_ok_and(|taken| taken > 0) {
+                return false;
             }
         }
         true
@@ -233,26 +274,43 @@ impl Driver {
         }
     }
 
-    fn transmit(&mut self) {
+    /// Sends what there is to send, and one batch for bulk; says whether there may be more.
+    fn transmit(&mut self) -> bool {
+        let batch = self.bulk.as_ref().map(BulkSocket::batch);
         loop {
-            let to = match self.held.take() {
-                Some(to) => to,
+            let (length, to) = match self.held.take() {
+                Some(held) => held,
                 None => {
                     let now = self.now();
-                    match self.hub.poll_transmit(now, &mut self.out) {
-                        Some(to) => to,
-                        None => return,
+                    match self.hub.poll_batch(now, &mut self.out, batch) {
+                        Some(transmit) if transmit.is_bulk => {
+                            self.transmit_bulk(&transmit);
+                            // Calls get a look between two batches.
+                            return true;
+                        }
+                        Some(transmit) => (transmit.length, transmit.to),
+                        None => return false,
                     }
                 }
             };
-            match self.socket.send_to(&self.out, to) {
+            let Some(bytes) = self.out.get(..length) else { return false };
+            match self.socket.send_to(bytes, to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.held = Some(to);
-                    return;
+                    self.held = Some((length, to));
+                    return false;
                 }
                 // Unreachable, no buffers: to the session it is a lost packet.
                 Ok(_) | Err(_) => {}
             }
+        }
+    }
+
+    fn transmit_bulk(&mut self, transmit: &Transmit) {
+        let Some(bulk) = &mut self.bulk else { return };
+        let Some(bytes) = self.out.get(..transmit.length) else { return };
+        // An error of the socket is a lost packet as well: soon the other way is taken.
+        if let Ok(false) = bulk.send(transmit.to, bytes, transmit.segment) {
+            self.hub.handle_too_long(transmit);
         }
     }
 
