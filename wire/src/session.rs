@@ -109,6 +109,7 @@ impl Header {
     ///
     /// The peer's fault in every case: too short, an unknown kind, or a bit set
     /// that must be zero.
+    #[inline]
     pub fn parse(packet: &[u8]) -> Result<Self, HeaderError> {
         let Some(bytes) = packet.first_chunk::<HEADER>() else {
             return Err(HeaderError::Truncated);
@@ -128,6 +129,7 @@ impl Header {
 
     /// The header's bytes.
     #[must_use]
+    #[inline]
     pub fn emit(&self) -> [u8; HEADER] {
         let [s0, s1, s2, s3] = self.session.to_le_bytes();
         let [n0, n1, n2, n3, n4, n5, n6, n7] = self.number.to_le_bytes();

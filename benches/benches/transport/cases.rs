@@ -250,11 +250,23 @@ impl Bench<'_> {
                 carried[n].push(run().with_context(|| (*name).to_owned())?);
             }
         }
+        let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+        self.bulk_rows(place, &names, first, &carried)
+    }
+
+    /// `first` and all behind it are ours.
+    fn bulk_rows(
+        &mut self,
+        place: Place,
+        names: &[&str],
+        first: usize,
+        carried: &[Vec<Carried>],
+    ) -> Result<()> {
         let figures = |n: usize, figure: fn(Carried) -> f64| {
             carried[n].iter().map(|carried| figure(*carried)).collect::<Vec<_>>()
         };
-        for ours in first..all.len() {
-            let name = all[ours].0;
+        for ours in first..names.len() {
+            let name = names[ours];
             let bound = if name.ends_with("plain") { "udp_65000" } else { "udp_65000_aes" };
             let mut rules = vec![("ms", None)];
             if OURS[..3].contains(&name) {
@@ -271,19 +283,19 @@ impl Bench<'_> {
                     "ms" => ("processor for a GB", Carried::cost),
                     _ => ("arrived", Carried::gigabits),
                 };
-                let peers = (0..all.len()).filter(|n| *n != ours);
+                let peers = (0..names.len()).filter(|n| *n != ours);
                 self.report.add(Row {
                     case: "bulk".to_owned(),
                     metric: format!("{what}, {name}"),
                     unit,
                     ours: median(&figures(ours, figure)),
                     peers: peers
-                        .map(|n| (all[n].0.to_owned(), median(&figures(n, figure))))
+                        .map(|n| (names[n].to_owned(), median(&figures(n, figure))))
                         .collect(),
                     rule,
                     bound: Some(bound.to_owned()),
                     pin: place.pin(),
-                    runs: rounds,
+                    runs: carried[ours].len(),
                     spread: spread(&figures(ours, figure)),
                 })?;
             }

@@ -120,6 +120,7 @@ pub(crate) fn start(over: Over, place: Place, sealed: Sealed, wait: Wait) -> Res
 struct Pair<C> {
     client: Direct<C>,
     server: PublicKey,
+    ids: Vec<CallId>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
@@ -166,7 +167,7 @@ impl<C: Carrier + Send + 'static> Pair<C> {
         let now = client.now();
         client.hub.add_peer(now, name, Some(address));
         client.hub.handle_timeout(now);
-        let mut pair = Self { client, server: name, stop, thread };
+        let mut pair = Self { client, server: name, ids: Vec::new(), stop, thread };
         // The first one pays for the handshake, and a few more for the estimate of time.
         for _ in 0..32 {
             pair.call(Lane::Calls, 64)?;
@@ -229,10 +230,15 @@ impl<C: Carrier + Send + 'static> Pair<C> {
 impl<C: Carrier + Send + 'static> Ours for Pair<C> {
     fn row(&mut self, size: usize) -> Result<()> {
         let now = self.client.now();
-        let row: Vec<_> = (0..8).map(|_| (vec![7; size], false)).collect();
-        let mut ids = Vec::new();
-        let row = row.into_iter();
+        let mut row: [(Vec<u8>, bool); 8] = Default::default();
+        for (payload, _) in &mut row {
+            *payload = self.client.hub.buffer(&self.server, size);
+            payload.resize(size, 7);
+        }
+        let (row, mut ids) = (row.into_iter(), std::mem::take(&mut self.ids));
+        ids.clear();
         self.client.hub.call_row(now, &self.server, Lane::Calls, row, None, &mut ids)?;
+        self.ids = ids;
         self.finish(8)
     }
 

@@ -1,10 +1,14 @@
 //! The endpoint's thread: it alone touches the hub and the socket.
 
 use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
+use crate::carrier::udp::BulkSocket;
 use crate::carrier::{Carrier, Detour, StreamTarget};
 use crate::session::handshake::PublicKey;
 use crate::session::ways::stream_number;
-use crate::session::{CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, UnknownPeer};
+use crate::session::{
+    BATCH_BUFFER, CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, Transmit,
+    UnknownPeer,
+};
 use crate::time::Instant;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -18,6 +22,9 @@ use std::time::Duration;
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
 const STREAMS: Token = Token(2);
+const BULK: Token = Token(3);
+/// Batches for bulk taken before calls, timers and transmissions get their turn.
+const BULK_BATCHES: usize = 4;
 /// Datagrams taken before timers and transmissions get their turn.
 const BATCH: usize = 64;
 /// Wanted socket buffers: 1 MiB in flight several times over. The kernel gives
@@ -70,8 +77,10 @@ pub(super) struct Driver {
     events: Sender<EndpointEvent>,
     waiting: HashMap<(PublicKey, CallId), Sender<CallResult>>,
     out: Vec<u8>,
-    /// A datagram that the socket had no room for, and its address.
-    held: Option<SocketAddr>,
+    /// A datagram that the socket had no room for: its length and address.
+    held: Option<(usize, SocketAddr)>,
+    /// For large payloads; without it they go by the other one.
+    bulk: Option<BulkSocket>,
     /// TCP connections to those whom UDP does not reach.
     detour: Option<Detour>,
     /// When the choice of ways is to be looked at.
@@ -100,6 +109,13 @@ impl Driver {
             .register(&mut socket, SOCKET, Interest::READABLE | Interest::WRITABLE)
             .map_err(StartError::Poll)?;
         let started = std::time::Instant::now();
+        let bulk = socket.local_addr().and_then(|at| BulkSocket::bind(at.ip())).ok();
+        if let Some(bulk) = &bulk {
+            let fd = bulk.socket().as_raw_fd();
+            poll.registry()
+                .register(&mut SourceFd(&fd), BULK, Interest::READABLE)
+                .map_err(StartError::Poll)?;
+        }
         let mut hub = Hub::new(config)?;
         if let Some(detour) = &detour {
             let fd = detour.streams.as_fd().as_raw_fd();
@@ -108,6 +124,7 @@ impl Driver {
                 .register(&mut source, STREAMS, Interest::READABLE)
                 .map_err(StartError::Poll)?;
         }
+        hub.set_bulk(bulk.as_ref().map(BulkSocket::port));
         for (key, address) in peers {
             hub.add_peer(Instant::START, *key, *address);
             if let (Some(detour), Some(address)) = (&mut detour, *address) {
@@ -122,10 +139,11 @@ impl Driver {
             inbox,
             events,
             waiting: HashMap::new(),
-            out: Vec::new(),
+            out: vec![0; BATCH_BUFFER],
             held: None,
             detour,
             steer_at: None,
+            bulk,
             closing: false,
         };
         Ok((driver, waker))
@@ -156,12 +174,14 @@ impl Driver {
             }
             more = self.receive(&mut datagram);
             more |= self.receive_from_streams();
+            more |= self.receive_bulk();
             self.obey();
             let now = self.now();
             self.hub.handle_timeout(now);
             self.steer_at = self.detour.as_mut().and_then(|one| one.steer(now, &mut self.hub));
             self.report();
-            self.transmit();
+            more |= self.transmit();
+            self.flush_streams();
         }
         self.say_goodbye();
     }
@@ -174,7 +194,10 @@ impl Driver {
                 return false;
             };
             let now = self.now();
-            if let Some(bytes) = datagram.get_mut(..length) {
+            // A network delivers nothing from the address of a stream: it is forged.
+            if let Some(bytes) = datagram.get_mut(..length)
+                && stream_number(from).is_none()
+            {
                 self.hub.handle_datagram(now, from, bytes);
             }
         }
@@ -201,6 +224,26 @@ impl Driver {
                     self.detour = None;
                     return false;
                 }
+            }
+        }
+        true
+    }
+
+    /// Takes some batches for bulk; says whether there may be more.
+    fn receive_bulk(&mut self) -> bool {
+        let now = self.now();
+        let (Some(bulk), hub) = (&mut self.bulk, &mut self.hub) else { return false };
+        if hub.bulk_expected() <= now {
+            // Nothing is sent there before the first pieces have come by the other one; what
+            // comes all the same waits for them.
+            return false;
+        }
+        for _ in 0..BULK_BATCHES {
+            let taken = bulk.receive(|incoming| {
+                hub.handle_marked_datagram(now, incoming.from, incoming.bytes, incoming.marked);
+            });
+            if !taken.is_ok_and(|taken| taken > 0) {
+                return false;
             }
         }
         true
@@ -291,33 +334,37 @@ impl Driver {
         }
     }
 
-    fn transmit(&mut self) {
+    /// Sends what there is to send, and one batch for bulk; says whether there may be more.
+    fn transmit(&mut self) -> bool {
+        let batch = self.bulk.as_ref().map(BulkSocket::batch);
         loop {
-            let to = match self.held.take() {
-                Some(to) => to,
+            let (length, to) = match self.held.take() {
+                Some(held) => held,
                 None => {
                     let now = self.now();
-                    match self.hub.poll_transmit(now, &mut self.out) {
-                        Some(to) => to,
-                        None => {
-                            self.flush_streams();
-                            return;
+                    match self.hub.poll_batch(now, &mut self.out, batch) {
+                        Some(transmit) if transmit.is_bulk => {
+                            self.transmit_bulk(&transmit);
+                            // Calls get a look between two batches.
+                            return true;
                         }
+                        Some(transmit) => (transmit.length, transmit.to),
+                        None => return false,
                     }
                 }
             };
+            let Some(bytes) = self.out.get(..length) else { return false };
             if stream_number(to).is_some() {
                 if let Some(detour) = &mut self.detour {
                     // An error is one of epoll, and is seen when it is asked.
-                    detour.streams.send(to, &self.out, self.out.len()).ok();
+                    detour.streams.send(to, bytes, length).ok();
                 }
                 continue;
             }
-            match self.socket.send_to(&self.out, to) {
+            match self.socket.send_to(bytes, to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.held = Some(to);
-                    self.flush_streams();
-                    return;
+                    self.held = Some((length, to));
+                    return false;
                 }
                 // Unreachable, no buffers: to the session it is a lost packet.
                 Ok(_) | Err(_) => {}
@@ -329,6 +376,15 @@ impl Driver {
         if let Some(detour) = &mut self.detour {
             // As when it is sent.
             detour.streams.flush().ok();
+        }
+    }
+
+    fn transmit_bulk(&mut self, transmit: &Transmit) {
+        let Some(bulk) = &mut self.bulk else { return };
+        let Some(bytes) = self.out.get(..transmit.length) else { return };
+        // An error of the socket is a lost packet as well: soon the other way is taken.
+        if let Ok(false) = bulk.send(transmit.to, bytes, transmit.segment) {
+            self.hub.handle_too_long(transmit);
         }
     }
 

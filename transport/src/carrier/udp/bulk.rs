@@ -58,20 +58,20 @@ impl BulkSocket {
         &self.socket
     }
 
-    pub(super) const fn port(&self) -> BulkPort {
+    pub(crate) const fn port(&self) -> BulkPort {
         self.port
     }
 
-    pub(super) const fn batch(&self) -> usize {
+    pub(crate) const fn batch(&self) -> usize {
         // Without GSO a batch is several system calls, which is no reason to make none.
         self.segments
     }
 
-    pub(in crate::carrier) fn poll_fd(&self) -> PollFd<'_> {
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
         PollFd::new(&self.socket, PollFlags::IN)
     }
 
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         to: SocketAddr,
         datagrams: &[u8],
@@ -112,7 +112,7 @@ impl BulkSocket {
         Ok(true)
     }
 
-    pub(super) fn receive(&mut self, mut take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {
+    pub(crate) fn receive(&mut self, mut take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {
         let mut meta = [RecvMeta::default()];
         let mut into = [IoSliceMut::new(&mut self.incoming)];
         match self.state.recv((&self.socket).into(), &mut into, &mut meta) {

@@ -46,7 +46,7 @@ impl Peer {
         &mut self,
         now: Instant,
         lane: Lane,
-        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)> + Clone,
+        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
         deadline: Option<Instant>,
         ids: &mut Vec<CallId>,
     ) -> Result<(), NotTaken> {

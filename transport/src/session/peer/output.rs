@@ -72,7 +72,8 @@ impl Peer {
         buf: &mut [u8],
         with_piece: bool,
     ) -> Option<Transmit> {
-        if !(self.has_frame() || (with_piece && self.has_piece())) {
+        let has_something = self.has_frame() || (with_piece && self.has_piece());
+        if !has_something {
             return None;
         }
         let lanes = self.current.as_ref()?.has(FEATURE_LANES);

@@ -23,6 +23,7 @@ struct Cursor<'b> {
 }
 
 impl Cursor<'_> {
+    #[inline]
     fn put(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
         let end = self.at.checked_add(bytes.len()).ok_or(NoRoom)?;
         self.buf.get_mut(self.at..end).ok_or(NoRoom)?.copy_from_slice(bytes);
@@ -37,6 +38,7 @@ impl Cursor<'_> {
         Ok(())
     }
 
+    #[inline]
     fn slot_head(&mut self, head: SlotHead, tag: u16) -> Result<(), NoRoom> {
         self.put(&head.slot.to_le_bytes())?;
         self.put(&tag.to_le_bytes())?;
@@ -117,6 +119,7 @@ impl Frame<'_> {
     /// # Errors
     ///
     /// [`NoRoom`] if `buf` is too short; `buf` is then partly written.
+    #[inline]
     pub fn emit(&self, buf: &mut [u8]) -> Result<usize, NoRoom> {
         let data = self.data();
         let head = self.emit_head(data.len(), buf)?;
@@ -131,6 +134,7 @@ impl Frame<'_> {
     /// # Errors
     ///
     /// [`NoRoom`] if the head does not fit `buf`, or `data_len` no length field.
+    #[inline]
     pub fn emit_head(&self, data_len: usize, buf: &mut [u8]) -> Result<usize, NoRoom> {
         let body = self.fixed().checked_add(data_len).ok_or(NoRoom)?;
         let body = u32::try_from(body).map_err(|_| NoRoom)?;
@@ -142,6 +146,7 @@ impl Frame<'_> {
         Ok(cursor.at)
     }
 
+    #[inline]
     fn put_fixed(&self, cursor: &mut Cursor<'_>) -> Result<(), NoRoom> {
         match *self {
             Self::Call { head, .. } => cursor.slot_head(head, 0)?,
