@@ -27,38 +27,46 @@ pub enum Format {
     Json,
 }
 
-/// An upper limit for ours.
+/// A limit for ours: an upper one, or by [`Rule::at_least`] a lower one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     factor: f64,
     peer: Option<String>,
     plus: f64,
+    is_lower: bool,
 }
 
 impl Rule {
     /// At most `factor` times a peer.
     #[must_use]
     pub fn times(factor: f64, peer: &str) -> Self {
-        Self { factor, peer: Some(peer.to_owned()), plus: 0.0 }
+        Self { factor, peer: Some(peer.to_owned()), plus: 0.0, is_lower: false }
+    }
+
+    /// At least `factor` times a peer: for what is better the more it is.
+    #[must_use]
+    pub fn at_least(factor: f64, peer: &str) -> Self {
+        Self { is_lower: true, ..Self::times(factor, peer) }
     }
 
     /// At most a peer and `plus`, in the row's unit.
     #[must_use]
     pub fn above(peer: &str, plus: f64) -> Self {
-        Self { factor: 1.0, peer: Some(peer.to_owned()), plus }
+        Self { factor: 1.0, peer: Some(peer.to_owned()), plus, is_lower: false }
     }
 
     /// At most `limit`, in the row's unit.
     #[must_use]
     pub const fn constant(limit: f64) -> Self {
-        Self { factor: 0.0, peer: None, plus: limit }
+        Self { factor: 0.0, peer: None, plus: limit, is_lower: false }
     }
 
     fn text(&self, unit: &str) -> String {
+        let sign = if self.is_lower { ">=" } else { "<=" };
         match (&self.peer, self.plus) {
-            (None, limit) => format!("<= {}", quantity(limit, unit)),
-            (Some(peer), 0.0) => format!("<= {} * {peer}", self.factor),
-            (Some(peer), plus) => format!("<= {peer} + {}", quantity(plus, unit)),
+            (None, limit) => format!("{sign} {}", quantity(limit, unit)),
+            (Some(peer), 0.0) => format!("{sign} {} * {peer}", self.factor),
+            (Some(peer), plus) => format!("{sign} {peer} + {}", quantity(plus, unit)),
         }
     }
 
@@ -121,8 +129,9 @@ impl Row {
     }
 
     fn met(&self) -> Option<bool> {
-        let limit = self.rule.as_ref()?.limit(self)?;
-        Some(self.ours <= limit)
+        let rule = self.rule.as_ref()?;
+        let limit = rule.limit(self)?;
+        Some(if rule.is_lower { self.ours >= limit } else { self.ours <= limit })
     }
 
     /// As the table shows it.

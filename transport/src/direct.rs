@@ -1,48 +1,68 @@
-//! A hub and its socket in the caller's own thread: the shortest way of a call.
+//! A hub and its carrier in the caller's own thread: the shortest way of a call.
 //!
 //! ```text
 //! turn(wait) ─► receive what is there ─► timers ─► send what there is
 //!      └─ nothing came: spin a while, then sleep until a datagram or a deadline
 //! ```
 //!
-//! No thread, no channel, no wake-up but the socket's. [`Endpoint`](crate::endpoint) has
+//! No thread, no channel, no wake-up but the carrier's. [`Endpoint`](crate::endpoint) has
 //! all of these, and is for programs whose threads call each other's peers; this one is
 //! for who has one thread to give and counts microseconds.
 //!
 //! *Waiting.* Waking a sleeping processor costs more than the call (19 to 50 µs on the
-//! reference machine, where a whole call takes 4), so the socket is asked again and again
+//! reference machine, where a whole call takes 4), so the carrier is asked again and again
 //! for up to `SPIN` before the thread sleeps. Where the peer needs the same processor
-//! that only keeps it from answering: each spin that brought nothing halves the next, to
-//! none, and each sleep that was short enough to have been spun through counts towards
-//! trying again, the more the oftener that was in vain.
+//! that only keeps it from answering: each spin that brought nothing quarters the next, and
+//! one in which the processor was taken away ends spinning for a long while. Sleeps that
+//! took what waking another processor takes count towards trying again, the more the oftener
+//! that was in vain. One that took less is as good as spinning: who answered shares our
+//! processor (`examples/waiting.rs` measures all of this).
 //!
-//! Invariants: what [`Direct::turn`] does is bounded by one batch of datagrams; a socket
-//! error is the caller's to see, a datagram that cannot go is as good as lost.
+//! Who does not spin sleeps in the kernel's receive: one system call instead of two. Its
+//! time limit is as coarse as the kernel's tick (some milliseconds), which matters only
+//! for what is repeated because it was lost; so as soon as a wait was in vain, the next ones
+//! are exact.
+//!
+//! *Bulk* goes a batch at a time, and comes a batch at a time, by sockets of its own; calls
+//! get a look between any two.
+//!
+//! Invariants: what [`Direct::turn`] does is bounded by some batches of datagrams; a
+//! carrier's error is the caller's to see, a datagram that cannot go is as good as lost.
 
-use crate::session::{Hub, HubConfig, handshake::HandshakeError};
+use crate::carrier::{Carrier, Incoming, Udp};
+use crate::session::{BATCH_BUFFER, Hub, HubConfig, Transmit, handshake::HandshakeError};
 use crate::time::Instant;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-/// Longest time that the socket is asked before the thread sleeps: more than a call on one
-/// machine takes (4 µs), less than a wake-up costs.
-const SPIN: Duration = Duration::from_micros(20);
+/// Longest time that the carrier is asked before the thread sleeps: more than a call on one
+/// machine takes (4 µs) and a wake-up costs (50), or two that once slept would go on waking
+/// each other.
+const SPIN: Duration = Duration::from_micros(100);
+/// Shorter than that it is no use.
+const LEAST_SPIN: Duration = Duration::from_micros(5);
+/// Looks between two at the clock, which costs a tenth of one.
+const LOOKS: usize = 8;
+/// Time between two looks at the clock after which somebody else has had the processor: an interrupt
+/// takes less, a context switch and what follows it more.
+const GAP: Duration = Duration::from_micros(15);
+/// What a sleep in the kernel's receive is rounded up to.
+const TICK: Duration = Duration::from_millis(4);
+/// Sleeps in a row that brought what was waited for, before a short one may be inexact.
+const CALM: u32 = 64;
+/// Batches for bulk that are taken before they are acknowledged.
+const BATCHES: usize = 4;
 /// Short sleeps in a row after which spinning is tried again.
 const PATIENCE: u32 = 64;
 /// The same where that was tried in vain again and again: on one processor every sleep is
 /// short, and every spin lost.
 const MOST_PATIENCE: u32 = 16 * 1024;
-/// Wanted socket buffers: a full window several times over. The kernel gives
-/// `net.core.rmem_max` at most.
-const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
-/// Datagrams taken in one turn.
-const BATCH: usize = 64;
-/// Longest UDP datagram over IPv4.
-const DATAGRAM: usize = 65_536;
+/// How many times more patience there is after somebody else has had the processor.
+const SHARED: u32 = 8;
+/// A sleep below this cost no wake-up of another processor (19 to 50 µs): who answered was
+/// waiting for ours, and spinning would only have kept it.
+const WORTH: Duration = Duration::from_micros(15);
 
 /// How a thread waits for a datagram.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,21 +75,24 @@ pub enum Wait {
     Block,
 }
 
-/// A hub on a socket of its own, driven by whoever calls [`turn`](Self::turn).
+/// A hub on a carrier of its own, driven by whoever calls [`turn`](Self::turn).
 #[derive(Debug)]
-pub struct Direct {
+pub struct Direct<C = Udp> {
     /// The core: calls go in, events come out. After a change call [`Direct::flush`] or
     /// [`Direct::turn`].
     pub hub: Hub,
-    socket: UdpSocket,
-    connected: Option<SocketAddr>,
+    /// What carries its datagrams.
+    pub carrier: C,
     started: std::time::Instant,
+    /// When the carrier wants to look at its ways again.
+    steer_at: Option<Instant>,
     out: Vec<u8>,
-    incoming: Vec<u8>,
     wait: Wait,
     spin: Duration,
     short_sleeps: u32,
     patience: u32,
+    /// Sleeps since one in which what was waited for did not come.
+    calm: u32,
 }
 
 impl Direct {
@@ -79,41 +102,16 @@ impl Direct {
     ///
     /// [`HandshakeError::Entropy`] without randomness.
     pub fn new(socket: UdpSocket, config: HubConfig, wait: Wait) -> Result<Self, HandshakeError> {
-        let buffers = socket2::SockRef::from(&socket);
-        // Smaller buffers only cost speed.
-        buffers.set_recv_buffer_size(SOCKET_BUFFER).ok();
-        buffers.set_send_buffer_size(SOCKET_BUFFER).ok();
-        Ok(Self {
-            hub: Hub::new(config)?,
-            socket,
-            connected: None,
-            started: std::time::Instant::now(),
-            out: Vec::new(),
-            incoming: vec![0; DATAGRAM],
-            wait,
-            spin: SPIN,
-            short_sleeps: 0,
-            patience: PATIENCE,
-        })
+        Self::over(Udp::new(socket), config, wait)
     }
 
-    /// Connects the socket to its only peer, which saves the kernel a look at the routes
-    /// for every datagram. A peer that moves is not heard any more: connect again, or not
-    /// at all.
+    /// Connects the socket to its only peer; see [`Udp::connect`].
     ///
     /// # Errors
     ///
     /// `connect(2)`.
     pub fn connect(&mut self, address: SocketAddr) -> io::Result<()> {
-        self.socket.connect(address)?;
-        self.connected = Some(address);
-        Ok(())
-    }
-
-    /// Time as the hub sees it.
-    #[must_use]
-    pub fn now(&self) -> Instant {
-        Instant::from_start(self.started.elapsed())
+        self.carrier.connect(address)
     }
 
     /// Where the socket is bound.
@@ -122,32 +120,71 @@ impl Direct {
     ///
     /// `getsockname(2)`.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.carrier.local_addr()
+    }
+}
+
+impl<C: Carrier> Direct<C> {
+    /// Serves `carrier`. No datagram is longer than the carrier takes.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::Entropy`] without randomness.
+    pub fn over(carrier: C, mut config: HubConfig, wait: Wait) -> Result<Self, HandshakeError> {
+        config.limits.datagram = config.limits.datagram.min(carrier.guarantees().datagram);
+        let mut hub = Hub::new(config)?;
+        hub.set_bulk(carrier.bulk());
+        Ok(Self {
+            hub,
+            carrier,
+            started: std::time::Instant::now(),
+            steer_at: None,
+            out: vec![0; BATCH_BUFFER],
+            wait,
+            spin: SPIN,
+            short_sleeps: 0,
+            patience: PATIENCE,
+            calm: 0,
+        })
+    }
+
+    /// Time as the hub sees it.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        Instant::from_start(self.started.elapsed())
     }
 
     /// Sends what there is to send.
     ///
     /// # Errors
     ///
-    /// Those of `send(2)` that concern the socket and not one datagram.
+    /// Those of the carrier.
     pub fn flush(&mut self) -> io::Result<()> {
         let now = self.now();
-        self.flush_at(now)
+        self.flush_at(now, self.batch())
     }
 
-    fn flush_at(&mut self, now: Instant) -> io::Result<()> {
-        while let Some(to) = self.hub.poll_transmit(now, &mut self.out) {
-            let sent = if self.connected == Some(to) {
-                rustix::net::send(&self.socket, &self.out, SendFlags::empty())
-            } else {
-                rustix::net::sendto(&self.socket, &self.out, SendFlags::empty(), &to)
-            };
-            // Refused, unreachable, no buffers: to the session it is lost.
-            if let Err(error @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) = sent {
-                return Err(error.into());
+    /// Datagrams of a batch for bulk; none without a way for it.
+    fn batch(&self) -> Option<usize> {
+        Some(self.carrier.bulk_batch()).filter(|batch| *batch > 0)
+    }
+
+    /// Sends what there is to send by the calls' way, and one batch by the way for bulk: then
+    /// calls get a look again.
+    fn flush_at(&mut self, now: Instant, batch: Option<usize>) -> io::Result<()> {
+        while let Some(transmit) = self.hub.poll_batch(now, &mut self.out, batch) {
+            let Transmit { to, length, segment, is_bulk } = transmit;
+            let Some(bytes) = self.out.get(..length) else { break };
+            if !is_bulk {
+                self.carrier.send(to, bytes, segment)?;
+                continue;
             }
+            if !self.carrier.send_bulk(to, bytes, segment)? {
+                self.hub.handle_too_long(&transmit);
+            }
+            break;
         }
-        Ok(())
+        self.carrier.flush()
     }
 
     /// Takes the datagrams that are there, does what is due, sends what there is to send;
@@ -155,113 +192,164 @@ impl Direct {
     ///
     /// # Errors
     ///
-    /// Those of the socket.
+    /// Those of the carrier.
     pub fn turn(&mut self, wait: Duration) -> io::Result<()> {
-        let mut now = self.now();
-        self.flush_at(now)?;
+        let (mut now, batch) = (self.now(), self.batch());
+        self.flush_at(now, batch)?;
+        // What comes may bring other deadlines; they are looked at in the next turn.
+        let deadline = [self.hub.poll_timeout(now), self.steer_at].into_iter().flatten().min();
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {
-            now = self.wait_for(now, wait)?;
+            let next = [deadline, self.steer_at].into_iter().flatten();
+            let most = next.map(|at| at.since(now)).fold(wait, Duration::min);
+            now = self.wait_for(now, most)?;
         }
-        if self.hub.poll_timeout(now).is_some_and(|at| at <= now) {
+        if deadline.is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
         }
-        self.flush_at(now)
+        self.steer_at = self.carrier.steer(now, &mut self.hub);
+        if self.hub.has_event() {
+            // What the caller says to it goes in the same datagram.
+            return Ok(());
+        }
+        // Bulk goes at the beginning of a turn: between two batches is a look for calls.
+        self.flush_at(now, batch.map(|_| 0))
     }
 
-    /// Takes up to [`BATCH`] datagrams; says whether there was one, and sets `now` if so.
+    /// Takes datagrams; says whether there was one, and sets `now` if so.
     fn receive(&mut self, now: &mut Instant) -> io::Result<bool> {
-        for n in 0..BATCH {
-            let received = match self.connected {
-                Some(from) => {
-                    rustix::net::recv(&self.socket, &mut self.incoming[..], RecvFlags::DONTWAIT)
-                        .map(|(_, length)| (length, Some(from)))
+        if self.receive_calls(now)? {
+            return Ok(true);
+        }
+        if self.hub.bulk_expected() <= *now {
+            return Ok(false);
+        }
+        let mut any = false;
+        for _ in 0..BATCHES {
+            let (hub, started, mut first) = (&mut self.hub, self.started, true);
+            let taken = self.carrier.receive_bulk(|incoming| {
+                if first {
+                    *now = Instant::from_start(started.elapsed());
+                    first = false;
                 }
-                None => {
-                    let flags = RecvFlags::DONTWAIT;
-                    rustix::net::recvfrom(&self.socket, &mut self.incoming[..], flags).map(
-                        |(_, length, from)| (length, from.and_then(|from| from.try_into().ok())),
-                    )
-                }
-            };
-            let (length, from) = match received {
-                Ok((length, Some(from))) => (length, from),
-                Ok((_, None)) => continue,
-                Err(Errno::AGAIN) => return Ok(n > 0),
-                Err(error @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) => {
-                    return Err(error.into());
-                }
-                // Of an earlier datagram that nobody took.
-                Err(_) => continue,
-            };
-            if n == 0 {
-                *now = self.now();
-            }
-            if let Some(bytes) = self.incoming.get_mut(..length) {
-                self.hub.handle_datagram(*now, from, bytes);
-            }
-            if length < 1000 && n == 0 {
-                // A small one seldom comes with others: answer it before looking again.
-                return Ok(true);
+                hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
+            })?;
+            any |= taken > 0;
+            if taken == 0 || self.receive_calls(now)? {
+                break;
             }
         }
-        Ok(true)
+        Ok(any)
     }
 
-    /// Waits until datagrams have been taken, the hub's deadline or `most` has passed;
-    /// gives the time.
+    fn receive_calls(&mut self, now: &mut Instant) -> io::Result<bool> {
+        let taken = self.carrier.receive(taker(&mut self.hub, self.started, now))?;
+        Ok(taken > 0)
+    }
+
+    /// Waits until datagrams have been taken or `most` has passed; gives the time.
     fn wait_for(&mut self, begun: Instant, most: Duration) -> io::Result<Instant> {
-        let most = self.hub.poll_timeout(begun).map_or(most, |at| at.since(begun).min(most));
         let mut now = begun;
         let spin = match self.wait {
             Wait::Spin => most,
             Wait::Block => Duration::ZERO,
             Wait::Adaptive => self.spin.min(most),
         };
-        if most.is_zero() || !spin.is_zero() {
-            loop {
-                if self.receive(&mut now)? {
+        if (most.is_zero() || !spin.is_zero()) && self.spin_for(&mut now, begun, spin)? {
+            return Ok(now);
+        }
+        let left = most.saturating_sub(now.since(begun));
+        if left.is_zero() {
+            return Ok(now);
+        }
+        self.sleep(now, left)
+    }
+
+    /// Asks again and again; says whether something came.
+    fn spin_for(&mut self, now: &mut Instant, begun: Instant, spin: Duration) -> io::Result<bool> {
+        loop {
+            for _ in 0..LOOKS {
+                if self.receive(now)? {
                     if !self.spin.is_zero() {
                         self.spin = (self.spin * 2).min(SPIN);
-                        self.patience = PATIENCE;
+                        self.patience = (self.patience / 2).max(PATIENCE);
                     }
-                    return Ok(now);
+                    return Ok(true);
                 }
-                now = self.now();
-                if now.since(begun) >= spin {
+                if spin.is_zero() {
                     break;
                 }
-                core::hint::spin_loop();
             }
-            self.spin /= 2;
-            if self.spin < Duration::from_micros(2) {
+            let before = core::mem::replace(now, self.now());
+            if now.since(begun) >= spin {
+                break;
+            }
+            if self.wait == Wait::Adaptive && now.since(before) > GAP {
+                // Another program has had this processor: it may be who is waited for, and who
+                // spins is the first to lose it again.
+                self.spin = Duration::ZERO;
+                self.patience = (self.patience * SHARED).min(MOST_PATIENCE);
+                return Ok(false);
+            }
+            core::hint::spin_loop();
+        }
+        if !spin.is_zero() {
+            self.spin /= 4;
+            if self.spin < LEAST_SPIN {
                 self.spin = Duration::ZERO;
                 self.patience = (self.patience * 2).min(MOST_PATIENCE);
             }
         }
-        let slept = now;
-        let left = most.saturating_sub(slept.since(begun));
-        if left.is_zero() {
+        Ok(false)
+    }
+
+    /// Sleeps until something comes, which is taken; gives the time.
+    fn sleep(&mut self, slept: Instant, left: Duration) -> io::Result<Instant> {
+        let mut now = slept;
+        let is_exact = left < TICK && self.calm < CALM;
+        let came = if self.hub.bulk_expected() > slept {
+            self.carrier.wait_for_either(left)? && self.receive(&mut now)?
+        } else if is_exact || (self.wait == Wait::Adaptive && !self.spin.is_zero()) {
+            self.carrier.wait(left)? && self.receive(&mut now)?
+        } else {
+            let take = taker(&mut self.hub, self.started, &mut now);
+            self.carrier.receive_sleeping(left, take)? > 0
+        };
+        if !came {
+            now = self.now();
+            if left < TICK {
+                // Something was waited for in vain: from now on be exact.
+                self.calm = 0;
+            }
             return Ok(now);
         }
-        let timeout = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) | Err(Errno::INTR) => return Ok(self.now()),
-            Ok(_) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if !self.receive(&mut now)? {
-            now = self.now();
-        }
+        self.calm = self.calm.saturating_add(1);
         // Short enough for spinning, had the other processor been at it.
-        let short = now.since(slept) < SPIN * 2;
-        self.short_sleeps = if short { self.short_sleeps + 1 } else { 0 };
+        let worth = (WORTH..SPIN * 2).contains(&now.since(slept));
+        self.short_sleeps = if worth { self.short_sleeps + 1 } else { 0 };
         if self.short_sleeps >= self.patience && self.spin.is_zero() {
             self.short_sleeps = 0;
             self.spin = SPIN;
         }
         Ok(now)
+    }
+}
+
+/// Gives datagrams to `hub`, and the time of the first to `now`. What the caller has to see
+/// seldom comes with others: it is answered before more are looked for.
+fn taker(
+    hub: &mut Hub,
+    started: std::time::Instant,
+    now: &mut Instant,
+) -> impl FnMut(Incoming<'_>) -> bool {
+    let mut first = true;
+    move |incoming| {
+        if first {
+            *now = Instant::from_start(started.elapsed());
+        }
+        first = false;
+        hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
+        !hub.has_event()
     }
 }

@@ -32,7 +32,7 @@
 //! | [`session::slots`], [`session::replay`] | nothing | agents, daemons |
 //! | `session::protect` (feature `ring`) | an AEAD | agents, daemons |
 //! | `session::Hub` (feature `hub`) | an allocator, time and bytes from outside | the drivers, tests, fuzzing |
-//! | `endpoint`, `direct`, `stream` (feature `std`) | sockets; for `endpoint` a thread | daemons |
+//! | `carrier`, `direct`, `endpoint`, `stream` (feature `std`) | sockets; for `endpoint` a thread | daemons |
 //!
 //! *Sans-IO.* The hub gets datagrams, the time and randomness, and gives
 //! datagrams, events and deadlines. That is why thousands of bad links can be
@@ -93,7 +93,7 @@
     not(feature = "std"),
     allow(rustdoc::broken_intra_doc_links, reason = "the essay names what std adds")
 )]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 #[cfg(feature = "hub")]
 extern crate alloc;
@@ -101,9 +101,14 @@ extern crate alloc;
 extern crate std;
 
 #[cfg(feature = "std")]
+pub mod carrier;
+#[cfg(feature = "std")]
 pub mod direct;
 #[cfg(feature = "std")]
 pub mod endpoint;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod fuzz_support;
 pub mod session;
 #[cfg(feature = "std")]
 pub mod stream;

@@ -7,6 +7,8 @@
 //! time and randomness come in, packets, events and deadlines go out.
 
 #[cfg(feature = "hub")]
+mod bulk;
+#[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
 mod flow;
@@ -44,15 +46,19 @@ mod server;
 pub mod slots;
 #[cfg(feature = "hub")]
 mod timers;
+#[cfg(feature = "hub")]
+pub mod ways;
 
+#[cfg(feature = "hub")]
+pub use bulk::BulkPort;
 #[cfg(feature = "hub")]
 pub use client::{CallError, CallId, NotTaken};
 #[cfg(feature = "hub")]
 pub use conet_wire::session::frame::Lane;
 #[cfg(feature = "hub")]
 pub use hub::{
-    CallRefused, Event, FreezeError, Frozen, Hub, HubConfig, ReplyFailed, Strays, Thawed,
-    UnknownPeer,
+    BATCH_BUFFER, CallRefused, Event, FreezeError, Frozen, Hub, HubConfig, ReplyFailed, Strays,
+    Thawed, Transmit, UnknownPeer,
 };
 #[cfg(feature = "hub")]
 pub use image::ImageError;

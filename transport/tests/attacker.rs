@@ -260,7 +260,8 @@ fn one_packet_from_elsewhere_gets_little_back() {
         vec![Datagram { from: elsewhere(), ..datagram.clone() }, datagram.clone()]
     });
     net.check();
-    assert!(net.astray > 0 && net.astray <= 3 * sent, "{} for {sent}", net.astray);
+    // None, where true packets came right after it.
+    assert!(sent > 0 && net.astray <= 3 * sent, "{} for {sent}", net.astray);
 }
 
 /// Recorded initiations, from wherever: no state, no more bytes back than came.

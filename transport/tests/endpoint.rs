@@ -48,7 +48,7 @@ fn pair() -> (Started, Started) {
 fn calls_of_every_size_and_many_callers() {
     let (client, server) = pair();
     let executed = echo(server.endpoint.clone(), server.events);
-    let sizes = [0, 1, 1343, 1344, 1345, 5000, 100_000, 1024 * 1024];
+    let sizes = [0, 1, 1175, 1176, 1177, 5000, 100_000, 1024 * 1024];
     for size in sizes {
         let payload: Vec<u8> = (0..size).map(|n| (n % 249) as u8).collect();
         let expected: Vec<u8> = payload.iter().rev().copied().collect();
@@ -73,6 +73,32 @@ fn calls_of_every_size_and_many_callers() {
     let status = client.endpoint.status().expect("runs");
     assert!(status.peers[0].up && status.peers[0].rtt.is_some());
     assert_eq!(status.peers[0].counters.forged, 0);
+}
+
+/// Loopback carries datagrams of 64 KiB, and large payloads find out.
+#[test]
+fn large_payloads_go_in_large_datagrams_beside_small_calls() {
+    const SIZE: usize = 16 << 20;
+    let (client, server) = pair();
+    let executed = echo(server.endpoint.clone(), server.events);
+    let endpoint = client.endpoint.clone();
+    let small = thread::spawn(move || {
+        for call in 0..200u8 {
+            assert_eq!(endpoint.call(key(2).public(), vec![call], LONG), Ok(vec![call]));
+        }
+    });
+    for round in 0..3u8 {
+        let mut payload = vec![round; SIZE];
+        payload[0] = !round;
+        let reply = client.endpoint.call(key(2).public(), payload.clone(), LONG).expect("reply");
+        payload.reverse();
+        assert!(reply == payload, "{round}");
+    }
+    small.join().expect("caller");
+    assert_eq!(executed.load(Ordering::SeqCst), 203);
+    let counters = client.endpoint.status().expect("runs").peers[0].counters;
+    let length = counters.sent_bytes / counters.sent_packets;
+    assert!(length > 1232, "datagrams of {length} bytes on average");
 }
 
 #[test]

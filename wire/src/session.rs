@@ -42,6 +42,9 @@ pub const MIN_PACKET: usize = HEADER + TAG;
 
 /// Header flag of a data packet: its sender wants it acknowledged.
 pub const FLAG_TRACKED: u8 = 1;
+/// Header flag of a data packet with `FEATURE_BULK`: it was sent from and to the sockets
+/// for bulk, so that where it came from says nothing of where its sender is.
+pub const FLAG_BULK: u8 = 2;
 
 /// What a packet is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -106,6 +109,7 @@ impl Header {
     ///
     /// The peer's fault in every case: too short, an unknown kind, or a bit set
     /// that must be zero.
+    #[inline]
     pub fn parse(packet: &[u8]) -> Result<Self, HeaderError> {
         let Some(bytes) = packet.first_chunk::<HEADER>() else {
             return Err(HeaderError::Truncated);
@@ -125,6 +129,7 @@ impl Header {
 
     /// The header's bytes.
     #[must_use]
+    #[inline]
     pub fn emit(&self) -> [u8; HEADER] {
         let [s0, s1, s2, s3] = self.session.to_le_bytes();
         let [n0, n1, n2, n3, n4, n5, n6, n7] = self.number.to_le_bytes();

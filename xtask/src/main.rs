@@ -1,6 +1,6 @@
 //! Test and CI runners of the workspace: `cargo xtask test`, `cargo xtask ci`,
 //! `cargo xtask crossing`, `cargo xtask programs`, `cargo xtask moves`,
-//! `cargo xtask simulate`, `cargo xtask peers`.
+//! `cargo xtask simulate`, `cargo xtask relay`, `cargo xtask peers`.
 //!
 //! What it is not: part of what is shipped. It needs the Rust toolchain; as
 //! root on Debian it installs the programs that the tests use.
@@ -10,6 +10,7 @@ mod crossing;
 mod leftovers;
 mod packages;
 mod peers;
+mod relay;
 mod simulate;
 mod test_run;
 
@@ -20,6 +21,7 @@ const USAGE: &str = "usage: cargo xtask test [CARGO TEST ARGUMENTS…] | cargo x
        cargo xtask crossing|programs [--seed N] [--hops N] [--seconds N]
        cargo xtask moves [--moves N] [--megabytes M] [--pages-per-second P] [--seed S] [--json]
        cargo xtask simulate [--seeds N] [--seed S]
+       cargo xtask relay [--calls N] [--rebinds N] [--seed S]
        cargo xtask peers";
 
 fn main() -> ExitCode {
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Some("moves") => crossing::MOVES.run(&args.collect::<Vec<_>>()),
         Some("programs") => crossing::PROGRAMS.run(&args.collect::<Vec<_>>()),
         Some("peers") => peers::run(),
+        Some("relay") => relay::run(&args.collect::<Vec<_>>()),
         Some("simulate") => simulate::run(&args.collect::<Vec<_>>()),
         _ => Err(USAGE.to_owned()),
     };

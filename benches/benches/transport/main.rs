@@ -8,19 +8,27 @@
 //! | contender | what it is |
 //! |---|---|
 //! | `plain`, `aes`, `chacha` | ours over UDP, `Direct` in both threads, unsealed and sealed |
+//! | `tcp_…`, `shared_…` | ours over a TCP connection, and over rings in shared memory |
 //! | `udp_spin`, `udp_block` | one connected socket a side, no protocol: the least that is possible |
 //! | `tcp_nodelay` | one connection, blocking |
-//! | `unix` | a pair of stream sockets, blocking |
-//!
-//! Not here, and so not beaten: quinn, tarpc, shared memory.
+//! | `unix`, `unix_datagram` | a pair of sockets, blocking |
+//! | `quinn_proto`, `quinn_tokio` | QUIC over one stream, AES-128-GCM: in a loop that spins, and on tokio |
+//! | `tarpc` | over TCP with bincode, on tokio |
+//! | `tcp`, `udp_1400`, `udp_65000` | bulk: what the kernel carries without a protocol, GSO and GRO |
+//! | `udp_1400_aes`, `udp_65000_aes` | the same, sealed and opened: the least that sealed bulk takes |
 //!
 //! `--case TEXT` measures only cases with that in their name, `--rounds N` so many rounds.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
+mod cases;
+mod loss;
 mod measure;
 mod ours;
+mod quic;
 mod raw;
+mod rpc;
+mod stream;
 
 use anyhow::{Context as _, Result, bail};
 use conet_benches::report::Format;
@@ -36,7 +44,7 @@ struct Options {
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { format: Format::Table, is_test: false, case: None, rounds: 21 };
+    let mut options = Options { format: Format::Table, is_test: false, case: None, rounds: 11 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
@@ -54,7 +62,7 @@ fn options() -> Result<Options> {
 }
 
 fn main() -> ExitCode {
-    match options().and_then(|options| measure::run(&options)) {
+    match options().and_then(|options| cases::run(&options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("transport: {error:#}");

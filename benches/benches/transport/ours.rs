@@ -1,16 +1,20 @@
-//! Ours: a `Direct` in each of two threads.
+//! Ours: a `Direct` in each of two threads, over any carrier.
 
 use anyhow::{Result, bail, ensure};
+use conet_transport::carrier::shared::peer_address;
+use conet_transport::carrier::{Carrier, Shared, Streams, Udp};
 use conet_transport::direct::{Direct, Wait};
 use conet_transport::session::handshake::{FEATURES, PrivateKey, PublicKey, local_features};
-use conet_transport::session::{CallId, Event, HubConfig, Lane};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use conet_transport::session::{CallId, Event, HubConfig, Lane, Limits};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::measure::{Place, Turn, answer_length, pin};
+use crate::stream::Carried;
 use conet_wire::session::handshake::{FEATURE_AES, FEATURE_PLAIN};
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -28,14 +32,6 @@ pub(crate) enum Sealed {
 impl Sealed {
     pub(crate) const ALL: [Self; 3] = [Self::Plain, Self::Aes, Self::ChaCha];
 
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Aes => "aes",
-            Self::ChaCha => "chacha",
-        }
-    }
-
     /// Whether this processor does it well.
     pub(crate) fn is_there(self) -> bool {
         self != Self::Aes || local_features() & FEATURE_AES != 0
@@ -51,51 +47,127 @@ impl Sealed {
     }
 }
 
-fn direct(key: u8, sealed: Sealed, wait: Wait) -> Result<Direct> {
-    let config =
-        HubConfig { features: sealed.features(), ..HubConfig::new(PrivateKey::new([key; 32])) };
-    Ok(Direct::new(UdpSocket::bind(ANY)?, config, wait)?)
+/// What carries them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Over {
+    Udp,
+    Tcp,
+    Shared,
+}
+
+/// Longest datagram over the carriers on which length costs nothing.
+const LONG: usize = 16 * 1024;
+
+fn direct<C: Carrier>(
+    carrier: C,
+    key: u8,
+    sealed: Sealed,
+    wait: Wait,
+    datagram: usize,
+) -> Result<Direct<C>> {
+    let config = HubConfig {
+        features: sealed.features(),
+        limits: Limits { datagram, ..Limits::default() },
+        ..HubConfig::new(PrivateKey::new([key; 32]))
+    };
+    Ok(Direct::over(carrier, config, wait)?)
+}
+
+/// What a pair of ours is measured by.
+pub(crate) trait Ours {
+    /// One call after the other.
+    fn calls(&mut self, size: usize, calls: usize) -> Result<Turn>;
+    /// Eight calls in a row, each with the result of the one before.
+    fn row(&mut self, size: usize) -> Result<()>;
+    /// Calls while large ones are always under way.
+    fn calls_beside_bulk(&mut self, calls: usize) -> Result<Turn>;
+    /// What large calls carry in `time`, two of them always under way.
+    fn bulk(&mut self, time: Duration) -> Result<Carried>;
+    fn end(self: Box<Self>) -> Result<()>;
+}
+
+/// Starts a client and its server.
+pub(crate) fn start(over: Over, place: Place, sealed: Sealed, wait: Wait) -> Result<Box<dyn Ours>> {
+    Ok(match over {
+        Over::Udp => {
+            let (mut client, mut server) =
+                (Udp::new(UdpSocket::bind(ANY)?), Udp::new(UdpSocket::bind(ANY)?));
+            let at = server.local_addr()?;
+            server.connect(client.local_addr()?)?;
+            client.connect(at)?;
+            let datagram = Limits::default().datagram;
+            Box::new(Pair::start((client, server, at), place, sealed, wait, datagram)?)
+        }
+        Over::Tcp => {
+            let listener = TcpListener::bind(ANY)?;
+            let stream = TcpStream::connect(listener.local_addr()?)?;
+            let (mut client, mut server) = (Streams::new()?, Streams::new()?);
+            let at = client.attach_tcp(stream)?;
+            server.attach_tcp(listener.accept()?.0)?;
+            Box::new(Pair::start((client, server, at), place, sealed, wait, LONG)?)
+        }
+        Over::Shared => {
+            let (one, two) = UnixStream::pair()?;
+            let accepting = std::thread::spawn(move || Shared::accept(two));
+            let client = Shared::offer(one)?;
+            let Ok(server) = accepting.join() else { bail!("nobody accepts") };
+            Box::new(Pair::start((client, server?, peer_address()), place, sealed, wait, LONG)?)
+        }
+    })
 }
 
 /// A client whose server answers in a thread of its own.
-pub(crate) struct Pair {
-    client: Direct,
+struct Pair<C> {
+    client: Direct<C>,
     server: PublicKey,
+    ids: Vec<CallId>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
-impl Pair {
-    pub(crate) fn start(place: Place, sealed: Sealed, wait: Wait) -> Result<Self> {
-        let (mut client, mut server) = (direct(1, sealed, wait)?, direct(2, sealed, wait)?);
-        let (name, address) = (server.hub.public_key(), server.local_addr()?);
+/// Answers until it is told to stop.
+fn serve<C: Carrier>(mut server: Direct<C>, stop: &AtomicBool) -> Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        server.turn(LOOK)?;
+        while let Some(event) = server.hub.poll_event() {
+            if let Event::Call { peer, id, mut payload, argument, .. } = event {
+                payload.truncate(answer_length(payload.len()));
+                server.hub.reply(&peer, id, payload)?;
+                if let Some(argument) = argument {
+                    server.hub.recycle(&peer, argument);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<C: Carrier + Send + 'static> Pair<C> {
+    /// `carriers`: the client's, the server's, and where the client sees the server.
+    fn start(
+        carriers: (C, C, SocketAddr),
+        place: Place,
+        sealed: Sealed,
+        wait: Wait,
+        datagram: usize,
+    ) -> Result<Self> {
+        let (client, server, address) = carriers;
+        let mut client = direct(client, 1, sealed, wait, datagram)?;
+        let mut server = direct(server, 2, sealed, wait, datagram)?;
+        let name = server.hub.public_key();
         let now = server.now();
         server.hub.add_peer(now, client.hub.public_key(), None);
-        server.connect(client.local_addr()?)?;
-        client.connect(address)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             pin(place.server);
-            while !stopped.load(Ordering::Relaxed) {
-                server.turn(LOOK)?;
-                while let Some(event) = server.hub.poll_event() {
-                    if let Event::Call { peer, id, mut payload, argument, .. } = event {
-                        payload.truncate(answer_length(payload.len()));
-                        server.hub.reply(&peer, id, payload)?;
-                        if let Some(argument) = argument {
-                            server.hub.recycle(&peer, argument);
-                        }
-                    }
-                }
-            }
-            Ok(())
+            serve(server, &stopped)
         });
         pin(place.client);
         let now = client.now();
         client.hub.add_peer(now, name, Some(address));
         client.hub.handle_timeout(now);
-        let mut pair = Self { client, server: name, stop, thread };
+        let mut pair = Self { client, server: name, ids: Vec::new(), stop, thread };
         // The first one pays for the handshake, and a few more for the estimate of time.
         for _ in 0..32 {
             pair.call(Lane::Calls, 64)?;
@@ -105,8 +177,8 @@ impl Pair {
 
     /// Begins a call; its end is waited for by [`finish`](Self::finish).
     fn begin(&mut self, lane: Lane, size: usize) -> Result<CallId> {
-        let mut payload = self.client.hub.buffer(&self.server, size);
-        payload.resize(size, 7);
+        // As the streams, which are given the same bytes again and again.
+        let payload = self.client.hub.used_buffer(&self.server, size);
         let now = self.client.now();
         Ok(self.client.hub.call_on(now, &self.server, lane, payload, None)?)
     }
@@ -131,39 +203,9 @@ impl Pair {
         Ok(())
     }
 
-    pub(crate) fn call(&mut self, lane: Lane, size: usize) -> Result<()> {
+    fn call(&mut self, lane: Lane, size: usize) -> Result<()> {
         self.begin(lane, size)?;
         self.finish(1)
-    }
-
-    /// Eight calls in a row, each with the result of the one before.
-    pub(crate) fn row(&mut self, size: usize) -> Result<()> {
-        let now = self.client.now();
-        let row: Vec<_> = (0..8).map(|_| (vec![7; size], false)).collect();
-        let mut ids = Vec::new();
-        let row = row.into_iter();
-        self.client.hub.call_row(now, &self.server, Lane::Calls, row, None, &mut ids)?;
-        self.finish(8)
-    }
-
-    /// One call after the other.
-    pub(crate) fn calls(&mut self, size: usize, calls: usize) -> Result<Turn> {
-        Turn::of(calls, || self.call(Lane::Calls, size))
-    }
-
-    /// Calls while large ones are always under way.
-    pub(crate) fn calls_beside_bulk(&mut self, calls: usize) -> Result<Turn> {
-        const BULK: usize = 4 << 20;
-        let mut under_way = 0;
-        Turn::of(calls, || {
-            while under_way < 2 {
-                self.begin(Lane::Bulk, BULK)?;
-                under_way += 1;
-            }
-            let call = self.begin(Lane::Calls, 64)?;
-            under_way -= self.finish_one(call)?;
-            Ok(())
-        })
     }
 
     /// Waits for one call; gives how many others ended meanwhile.
@@ -183,22 +225,57 @@ impl Pair {
         }
         Ok(others)
     }
+}
 
-    /// Bytes that arrived in large calls in `time`, and how long it took.
-    pub(crate) fn bulk(&mut self, time: Duration) -> Result<(u64, Duration)> {
-        const SIZE: usize = 8 << 20;
-        let (mut bytes, start) = (0, Instant::now());
-        self.begin(Lane::Bulk, SIZE)?;
-        while start.elapsed() < time {
-            self.begin(Lane::Bulk, SIZE)?;
-            self.finish(1)?;
-            bytes += SIZE as u64;
+impl<C: Carrier + Send + 'static> Ours for Pair<C> {
+    fn row(&mut self, size: usize) -> Result<()> {
+        let now = self.client.now();
+        let mut row: [(Vec<u8>, bool); 8] = Default::default();
+        for (payload, _) in &mut row {
+            *payload = self.client.hub.buffer(&self.server, size);
+            payload.resize(size, 7);
         }
-        self.finish(1)?;
-        Ok((bytes + SIZE as u64, start.elapsed()))
+        let (row, mut ids) = (row.into_iter(), std::mem::take(&mut self.ids));
+        ids.clear();
+        self.client.hub.call_row(now, &self.server, Lane::Calls, row, None, &mut ids)?;
+        self.ids = ids;
+        self.finish(8)
     }
 
-    pub(crate) fn end(self) -> Result<()> {
+    fn calls(&mut self, size: usize, calls: usize) -> Result<Turn> {
+        Turn::of(calls, || self.call(Lane::Calls, size))
+    }
+
+    fn calls_beside_bulk(&mut self, calls: usize) -> Result<Turn> {
+        const BULK: usize = 4 << 20;
+        let mut under_way = 0;
+        Turn::of(calls, || {
+            while under_way < 2 {
+                self.begin(Lane::Bulk, BULK)?;
+                under_way += 1;
+            }
+            let call = self.begin(Lane::Calls, 64)?;
+            under_way -= self.finish_one(call)?;
+            Ok(())
+        })
+    }
+
+    fn bulk(&mut self, time: Duration) -> Result<Carried> {
+        const SIZE: usize = 8 << 20;
+        Carried::by(|| {
+            let (mut bytes, start) = (0, Instant::now());
+            self.begin(Lane::Bulk, SIZE)?;
+            while start.elapsed() < time {
+                self.begin(Lane::Bulk, SIZE)?;
+                self.finish(1)?;
+                bytes += SIZE as u64;
+            }
+            self.finish(1)?;
+            Ok(bytes + SIZE as u64)
+        })
+    }
+
+    fn end(self: Box<Self>) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.join() {
             Ok(result) => result,

@@ -3,10 +3,8 @@
 use anyhow::Result;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use crate::measure::{Place, Turn, answer_length, pin};
 
@@ -56,7 +54,7 @@ pub(crate) fn udp(place: Place, size: usize, calls: usize, spins: bool) -> Resul
     turn
 }
 
-fn join(thread: JoinHandle<std::io::Result<()>>) -> Result<()> {
+pub(crate) fn join(thread: JoinHandle<std::io::Result<()>>) -> Result<()> {
     match thread.join() {
         Ok(result) => Ok(result?),
         Err(_) => anyhow::bail!("the server's thread has failed"),
@@ -99,6 +97,29 @@ pub(crate) fn tcp(place: Place, size: usize, calls: usize) -> Result<Turn> {
     turn
 }
 
+/// A pair of unix datagram sockets, blocking.
+pub(crate) fn unix_datagram(place: Place, size: usize, calls: usize) -> Result<Turn> {
+    let (client, server) = UnixDatagram::pair()?;
+    let thread = std::thread::spawn(move || {
+        pin(place.server);
+        let mut bytes = vec![0; size];
+        while server.recv(&mut bytes)? != END {
+            server.send(&bytes[..answer_length(size)])?;
+        }
+        Ok(())
+    });
+    pin(place.client);
+    let (mut bytes, payload) = (vec![0; 64], vec![7; size]);
+    let turn = Turn::of(calls, || {
+        client.send(&payload)?;
+        client.recv(&mut bytes)?;
+        Ok(())
+    });
+    client.send(&[0; END])?;
+    join(thread)?;
+    turn
+}
+
 /// A pair of unix stream sockets, blocking.
 pub(crate) fn unix(place: Place, size: usize, calls: usize) -> Result<Turn> {
     let (client, server) = UnixStream::pair()?;
@@ -110,33 +131,4 @@ pub(crate) fn unix(place: Place, size: usize, calls: usize) -> Result<Turn> {
     let turn = call(client, size, calls);
     join(thread)?;
     turn
-}
-
-/// Bytes that arrive over TCP in `time`, and how long it took.
-pub(crate) fn tcp_bulk(place: Place, time: Duration) -> Result<(u64, Duration)> {
-    let listener = TcpListener::bind(ANY)?;
-    let at = listener.local_addr()?;
-    let (told, heard): (Sender<(u64, Duration)>, Receiver<_>) = channel();
-    let thread = std::thread::spawn(move || {
-        pin(place.server);
-        let (mut stream, _) = listener.accept()?;
-        let (mut bytes, mut total, start) = (vec![0; 1 << 20], 0, Instant::now());
-        loop {
-            match stream.read(&mut bytes)? {
-                0 => break,
-                length => total += length as u64,
-            }
-        }
-        told.send((total, start.elapsed())).ok();
-        Ok(())
-    });
-    pin(place.client);
-    let mut stream = TcpStream::connect(at)?;
-    let (bytes, start) = (vec![7; 1 << 20], Instant::now());
-    while start.elapsed() < time {
-        stream.write_all(&bytes)?;
-    }
-    drop(stream);
-    join(thread)?;
-    Ok(heard.recv()?)
 }

@@ -30,6 +30,8 @@ fn a_rule_is_computed_from_its_own_row() {
         (5001.0, Rule::times(1.25, "tcp_nodelay"), "<= 1.25 * tcp_nodelay", Some(false), None),
         (5000.0, Rule::above("tcp_nodelay", 1000.0), "<= tcp_nodelay + 1 µs", Some(true), None),
         (5001.0, Rule::above("tcp_nodelay", 1000.0), "<= tcp_nodelay + 1 µs", Some(false), None),
+        (3200.0, Rule::at_least(0.8, "tcp_nodelay"), ">= 0.8 * tcp_nodelay", Some(true), Some(0.8)),
+        (3199.0, Rule::at_least(0.8, "tcp_nodelay"), ">= 0.8 * tcp_nodelay", Some(false), None),
         (800.0, Rule::constant(800.0), "<= 800 ns", Some(true), Some(1.0)),
         (900.0, Rule::constant(800.0), "<= 800 ns", Some(false), Some(1.125)),
     ] {

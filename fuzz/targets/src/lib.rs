@@ -12,11 +12,14 @@
 
 pub mod image;
 mod session;
+mod session_image;
 mod socket;
 
+pub use conet_transport::fuzz_support::hostile_ring;
 pub use conet_wire::control::fuzz_request as control_request;
 pub use image::process_image;
 pub use session::session_packet;
+pub use session_image::{session_image, session_images};
 pub use socket::saved_socket;
 
 /// A datagram at a tunnel; see [`conet_tunnel::fuzz_support`].
@@ -37,8 +40,10 @@ pub type Target = fn(&[u8]);
 /// Every target, by the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("control_request", control_request),
+    ("hostile_ring", hostile_ring),
     ("process_image", process_image),
     ("saved_socket", saved_socket),
+    ("session_image", session_image),
     ("session_packet", session_packet),
     ("tunnel_errors", tunnel_errors),
     ("tunnel_packet", tunnel_packet),

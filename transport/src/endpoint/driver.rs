@@ -1,18 +1,30 @@
 //! The endpoint's thread: it alone touches the hub and the socket.
 
 use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
+use crate::carrier::udp::BulkSocket;
+use crate::carrier::{Carrier, Detour, StreamTarget};
 use crate::session::handshake::PublicKey;
-use crate::session::{CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, UnknownPeer};
+use crate::session::ways::stream_number;
+use crate::session::{
+    BATCH_BUFFER, CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, Transmit,
+    UnknownPeer,
+};
 use crate::time::Instant;
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
+const STREAMS: Token = Token(2);
+const BULK: Token = Token(3);
+/// Batches for bulk taken before calls, timers and transmissions get their turn.
+const BULK_BATCHES: usize = 4;
 /// Datagrams taken before timers and transmissions get their turn.
 const BATCH: usize = 64;
 /// Wanted socket buffers: 1 MiB in flight several times over. The kernel gives
@@ -65,14 +77,21 @@ pub(super) struct Driver {
     events: Sender<EndpointEvent>,
     waiting: HashMap<(PublicKey, CallId), Sender<CallResult>>,
     out: Vec<u8>,
-    /// A datagram that the socket had no room for, and its address.
-    held: Option<SocketAddr>,
+    /// A datagram that the socket had no room for: its length and address.
+    held: Option<(usize, SocketAddr)>,
+    /// For large payloads; without it they go by the other one.
+    bulk: Option<BulkSocket>,
+    /// TCP connections to those whom UDP does not reach.
+    detour: Option<Detour>,
+    /// When the choice of ways is to be looked at.
+    steer_at: Option<Instant>,
     closing: bool,
 }
 
 impl Driver {
     pub(super) fn new(
         socket: UdpSocket,
+        mut detour: Option<Detour>,
         config: HubConfig,
         peers: &[(PublicKey, Option<SocketAddr>)],
         inbox: Receiver<Command>,
@@ -90,9 +109,27 @@ impl Driver {
             .register(&mut socket, SOCKET, Interest::READABLE | Interest::WRITABLE)
             .map_err(StartError::Poll)?;
         let started = std::time::Instant::now();
+        let bulk = socket.local_addr().and_then(|at| BulkSocket::bind(at.ip())).ok();
+        if let Some(bulk) = &bulk {
+            let fd = bulk.socket().as_raw_fd();
+            poll.registry()
+                .register(&mut SourceFd(&fd), BULK, Interest::READABLE)
+                .map_err(StartError::Poll)?;
+        }
         let mut hub = Hub::new(config)?;
+        if let Some(detour) = &detour {
+            let fd = detour.streams.as_fd().as_raw_fd();
+            let mut source = SourceFd(&fd);
+            poll.registry()
+                .register(&mut source, STREAMS, Interest::READABLE)
+                .map_err(StartError::Poll)?;
+        }
+        hub.set_bulk(bulk.as_ref().map(BulkSocket::port));
         for (key, address) in peers {
             hub.add_peer(Instant::START, *key, *address);
+            if let (Some(detour), Some(address)) = (&mut detour, *address) {
+                detour.add_peer(Instant::START, *key, address, StreamTarget::Tcp(address));
+            }
         }
         let driver = Self {
             poll,
@@ -102,8 +139,11 @@ impl Driver {
             inbox,
             events,
             waiting: HashMap::new(),
-            out: Vec::new(),
+            out: vec![0; BATCH_BUFFER],
             held: None,
+            detour,
+            steer_at: None,
+            bulk,
             closing: false,
         };
         Ok((driver, waker))
@@ -119,7 +159,8 @@ impl Driver {
         let mut more = false;
         while !self.closing {
             let now = self.now();
-            let timeout = match self.hub.poll_timeout(now) {
+            let next = [self.hub.poll_timeout(now), self.steer_at].into_iter().flatten().min();
+            let timeout = match next {
                 _ if more => Some(Duration::ZERO),
                 // A full socket must not make the loop spin: writability wakes it.
                 Some(_) if self.held.is_some() => Some(Duration::from_millis(1)),
@@ -132,11 +173,15 @@ impl Driver {
                 Err(_) => break,
             }
             more = self.receive(&mut datagram);
+            more |= self.receive_from_streams();
+            more |= self.receive_bulk();
             self.obey();
             let now = self.now();
             self.hub.handle_timeout(now);
+            self.steer_at = self.detour.as_mut().and_then(|one| one.steer(now, &mut self.hub));
             self.report();
-            self.transmit();
+            more |= self.transmit();
+            self.flush_streams();
         }
         self.say_goodbye();
     }
@@ -149,8 +194,56 @@ impl Driver {
                 return false;
             };
             let now = self.now();
-            if let Some(bytes) = datagram.get_mut(..length) {
+            // A network delivers nothing from the address of a stream: it is forged.
+            if let Some(bytes) = datagram.get_mut(..length)
+                && stream_number(from).is_none()
+            {
                 self.hub.handle_datagram(now, from, bytes);
+            }
+        }
+        true
+    }
+
+    /// Takes what has come by streams; says whether there may be more. Their descriptor
+    /// speaks up only when something new comes, so this goes on until there is nothing.
+    fn receive_from_streams(&mut self) -> bool {
+        let Some(detour) = &mut self.detour else { return false };
+        let (hub, started) = (&mut self.hub, self.started);
+        for _ in 0..BATCH {
+            detour.streams.on_woken();
+            let taken = detour.streams.receive(|incoming| {
+                let now = Instant::from_start(started.elapsed());
+                hub.handle_datagram(now, incoming.from, incoming.bytes);
+                true
+            });
+            match taken {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(_) => {
+                    // epoll itself has failed: what is left is UDP.
+                    self.detour = None;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes some batches for bulk; says whether there may be more.
+    fn receive_bulk(&mut self) -> bool {
+        let now = self.now();
+        let (Some(bulk), hub) = (&mut self.bulk, &mut self.hub) else { return false };
+        if hub.bulk_expected() <= now {
+            // Nothing is sent there before the first pieces have come by the other one; what
+            // comes all the same waits for them.
+            return false;
+        }
+        for _ in 0..BULK_BATCHES {
+            let taken = bulk.receive(|incoming| {
+                hub.handle_marked_datagram(now, incoming.from, incoming.bytes, incoming.marked);
+            });
+            if !taken.is_ok_and(|taken| taken > 0) {
+                return false;
             }
         }
         true
@@ -187,11 +280,19 @@ impl Driver {
             Command::Refuse { ticket, answer } => {
                 answer.send(self.hub.refuse(&ticket.peer, ticket.id)).ok();
             }
-            Command::AddPeer { key, address } => self.hub.add_peer(now, key, address),
+            Command::AddPeer { key, address } => {
+                self.hub.add_peer(now, key, address);
+                if let (Some(detour), Some(address)) = (&mut self.detour, address) {
+                    detour.add_peer(now, key, address, StreamTarget::Tcp(address));
+                }
+            }
             Command::RemovePeer { key, answer } => {
                 // What it said before goes first.
                 self.report();
                 let removed = self.hub.remove_peer(&key);
+                if let Some(detour) = &mut self.detour {
+                    detour.remove_peer(&key);
+                }
                 self.waiting.retain(|(peer, _), waiting| {
                     if *peer == key {
                         waiting.send(Err(CallError::Unknown.into())).ok();
@@ -233,22 +334,37 @@ impl Driver {
         }
     }
 
-    fn transmit(&mut self) {
+    /// Sends what there is to send, and one batch for bulk; says whether there may be more.
+    fn transmit(&mut self) -> bool {
+        let batch = self.bulk.as_ref().map(BulkSocket::batch);
         loop {
-            let to = match self.held.take() {
-                Some(to) => to,
+            let (length, to) = match self.held.take() {
+                Some(held) => held,
                 None => {
                     let now = self.now();
-                    match self.hub.poll_transmit(now, &mut self.out) {
-                        Some(to) => to,
-                        None => return,
+                    match self.hub.poll_batch(now, &mut self.out, batch) {
+                        Some(transmit) if transmit.is_bulk => {
+                            self.transmit_bulk(&transmit);
+                            // Calls get a look between two batches.
+                            return true;
+                        }
+                        Some(transmit) => (transmit.length, transmit.to),
+                        None => return false,
                     }
                 }
             };
-            match self.socket.send_to(&self.out, to) {
+            let Some(bytes) = self.out.get(..length) else { return false };
+            if stream_number(to).is_some() {
+                if let Some(detour) = &mut self.detour {
+                    // An error is one of epoll, and is seen when it is asked.
+                    detour.streams.send(to, bytes, length).ok();
+                }
+                continue;
+            }
+            match self.socket.send_to(bytes, to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.held = Some(to);
-                    return;
+                    self.held = Some((length, to));
+                    return false;
                 }
                 // Unreachable, no buffers: to the session it is a lost packet.
                 Ok(_) | Err(_) => {}
@@ -256,12 +372,33 @@ impl Driver {
         }
     }
 
+    fn flush_streams(&mut self) {
+        if let Some(detour) = &mut self.detour {
+            // As when it is sent.
+            detour.streams.flush().ok();
+        }
+    }
+
+    fn transmit_bulk(&mut self, transmit: &Transmit) {
+        let Some(bulk) = &mut self.bulk else { return };
+        let Some(bytes) = self.out.get(..transmit.length) else { return };
+        // An error of the socket is a lost packet as well: soon the other way is taken.
+        if let Ok(false) = bulk.send(transmit.to, bytes, transmit.segment) {
+            self.hub.handle_too_long(transmit);
+        }
+    }
+
     fn say_goodbye(&mut self) {
         let now = self.now();
         while let Some(to) = self.hub.poll_farewell(now, &mut self.out) {
             // The peer finds out by itself if this is lost.
-            self.socket.send_to(&self.out, to).ok();
+            if let Some(detour) = self.detour.as_mut().filter(|_| stream_number(to).is_some()) {
+                detour.streams.send(to, &self.out, self.out.len()).ok();
+            } else {
+                self.socket.send_to(&self.out, to).ok();
+            }
         }
+        self.flush_streams();
         for (_, answer) in self.waiting.drain() {
             answer.send(Err(CallFailed::Closed)).ok();
         }

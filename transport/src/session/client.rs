@@ -112,7 +112,7 @@ pub(crate) struct Client {
     outbox: [VecDeque<u16>; 4],
     /// Slots with a payload in pieces on its way.
     large: Vec<u16>,
-    due: Timers<(u16, u64)>,
+    due: Timers<u16>,
     deadlines: Timers<(u32, u64)>,
     active: usize,
     grants: Grants,
@@ -179,20 +179,25 @@ impl Client {
     pub(crate) fn call_row(
         &mut self,
         lane: Lane,
-        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)> + Clone,
+        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
         deadline: Option<Instant>,
         ids: &mut Vec<CallId>,
     ) -> Result<(), NotTaken> {
-        if row.len() == 0 || row.len() > MOST_IN_ROW {
+        let length = row.len();
+        if length == 0 || length > MOST_IN_ROW {
             return Err(NotTaken::RowLength);
         }
-        if row.clone().any(|(payload, _)| !fits_one_packet(&self.limits, payload.len())) {
-            return Err(NotTaken::TooLong);
-        }
-        if self.queued + row.len() > self.limits.queued {
+        if self.queued + length > self.limits.queued {
             return Err(NotTaken::QueueFull);
         }
-        for (n, (payload, anyhow)) in row.enumerate() {
+        let mut taken: [(Vec<u8>, bool); MOST_IN_ROW] = Default::default();
+        for (place, call) in taken.iter_mut().zip(row) {
+            *place = call;
+        }
+        if taken.iter().any(|(payload, _)| !fits_one_packet(&self.limits, payload.len())) {
+            return Err(NotTaken::TooLong);
+        }
+        for (n, (payload, anyhow)) in taken.into_iter().take(length).enumerate() {
             let link = if n == 0 { Link::Alone } else { Link::Next { anyhow } };
             ids.push(self.enqueue(lane, payload, deadline, link));
         }

@@ -36,6 +36,13 @@ const MOST_PACKETS: usize = 128;
 const MOST_PACKETS_WIDE: usize = 768;
 /// Packets of one probe (RFC 9002 §6.2.4).
 const PROBES: usize = 2;
+/// Probe timeouts in a row after which everything counts as lost (RFC 9002 §7.6.1: 3).
+const PERSISTENT: u32 = 3;
+/// Least probe timeout where more than [`FEW`] bytes are on their way: a peer that shares
+/// its processor answers after two slices of the scheduler (as Linux's tail loss probe).
+const LEAST_PROBE: Duration = Duration::from_millis(10);
+/// So few bytes are sent once too often sooner than waited for.
+const FEW: usize = 24 * 1024;
 /// Queueing delay that is no reason to stop growing: a scheduler's tick costs as much.
 const QUEUE_TARGET: Duration = Duration::from_millis(2);
 
@@ -56,6 +63,14 @@ struct Sent {
     at: Instant,
     bytes: usize,
     what: Tracked,
+    by_bulk: bool,
+}
+
+/// By which ways packets went that have arrived.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Arrived {
+    pub(crate) by_calls: bool,
+    pub(crate) by_bulk: bool,
 }
 
 /// Tracked packets that ended, and whether each arrived.
@@ -83,6 +98,8 @@ pub(crate) struct Flow {
     /// Congestion marks that the peer has counted.
     marked: u32,
     shortest: Option<Duration>,
+    /// Bytes that the peer's socket holds.
+    buffer: usize,
 }
 
 impl Flow {
@@ -103,7 +120,25 @@ impl Flow {
             most: MOST_PACKETS,
             marked: 0,
             shortest: None,
+            buffer: usize::MAX,
         }
+    }
+
+    /// Packets of `packet` bytes at most from now on, and no more of them on their way than
+    /// the peer's socket holds.
+    pub(crate) fn set_path(&mut self, packet: usize, buffer: usize) {
+        if packet > self.packet {
+            // A window of less than that would be none.
+            self.window = self.window.max(packet * LEAST_PACKETS);
+        }
+        self.packet = packet;
+        self.buffer = buffer.max(packet);
+    }
+
+    /// Whether everything that was sent has been answered of late: no probe timeout has
+    /// passed since.
+    pub(crate) const fn is_quiet(&self) -> bool {
+        self.probes == 0
     }
 
     /// The peer acknowledges by SEEN.
@@ -113,15 +148,24 @@ impl Flow {
 
     /// Whether the window has room for one more packet.
     pub(crate) fn may_send(&self) -> bool {
-        (self.in_flight + self.packet <= self.window || self.credit > 0)
+        (self.in_flight + self.packet <= self.window.min(self.buffer) || self.credit > 0)
             && self.sent.len() < self.most
     }
 
-    pub(crate) fn on_sent(&mut self, now: Instant, number: u64, bytes: usize, what: Tracked) {
+    /// `by_bulk`: by the way for bulk.
+    pub(crate) fn on_sent(
+        &mut self,
+        now: Instant,
+        number: u64,
+        bytes: usize,
+        what: Tracked,
+        by_bulk: bool,
+    ) {
         if self.sent.is_empty() {
             self.probe_from = now;
         }
-        self.sent.push_back(Sent { number, order: self.next_order, at: now, bytes, what });
+        let order = self.next_order;
+        self.sent.push_back(Sent { number, order, at: now, bytes, what, by_bulk });
         self.next_order += 1;
         self.in_flight += bytes;
         if self.in_flight > self.window {
@@ -129,8 +173,15 @@ impl Flow {
         }
     }
 
-    pub(crate) fn on_ack(&mut self, now: Instant, ack: &Seen, rtt: &mut Rtt, fates: &mut Fates) {
-        let mut grown = 0;
+    /// Takes an acknowledgement; says by which ways what is new in it had gone.
+    pub(crate) fn on_ack(
+        &mut self,
+        now: Instant,
+        ack: &Seen,
+        rtt: &mut Rtt,
+        fates: &mut Fates,
+    ) -> Arrived {
+        let (mut grown, mut arrived) = (0, Arrived::default());
         let (acked_order, in_flight) = (&mut self.acked_order, &mut self.in_flight);
         let shortest = &mut self.shortest;
         self.sent.retain(|sent| {
@@ -147,6 +198,7 @@ impl Flow {
             *acked_order = (*acked_order).max(sent.order + 1);
             *in_flight -= sent.bytes;
             grown += sent.bytes;
+            *(if sent.by_bulk { &mut arrived.by_bulk } else { &mut arrived.by_calls }) = true;
             fates.push((sent.what.clone(), true));
             false
         });
@@ -163,6 +215,7 @@ impl Flow {
             self.probe_from = now;
             self.find_losses(now, rtt, fates);
         }
+        arrived
     }
 
     fn is_queueing(&self, rtt: &Rtt) -> bool {
@@ -209,14 +262,15 @@ impl Flow {
     pub(crate) fn deadline(&self, rtt: &Rtt) -> Option<Instant> {
         let first = self.sent.front()?;
         let late = (first.order < self.acked_order).then(|| first.at + rtt.loss_delay());
-        let pause = rtt.probe_timeout() * 2u32.saturating_pow(self.probes.min(10));
+        let least = if self.in_flight <= FEW { Duration::ZERO } else { LEAST_PROBE };
+        let pause = rtt.probe_timeout().max(least) * 2u32.saturating_pow(self.probes.min(10));
         let probe = self.probe_from + pause.min(super::rtt::PROBE);
         Some(late.map_or(probe, |late| late.min(probe)))
     }
 
     /// Gives up packets that are late. Where nothing was heard for a probe timeout, gives
     /// up the oldest two, which may be sent again whatever the window says; and all of
-    /// them at the second such time (RFC 9002 §7.6: persistent congestion).
+    /// them at the third such time (RFC 9002 §7.6: persistent congestion).
     pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: &Rtt, fates: &mut Fates) {
         if self.deadline(rtt).is_none_or(|deadline| deadline > now) {
             return;
@@ -225,14 +279,14 @@ impl Flow {
         self.find_losses(now, rtt, fates);
         if fates.len() == before {
             self.probes += 1;
-            let most = if self.probes == 2 { self.sent.len() } else { PROBES };
+            let most = if self.probes == PERSISTENT { self.sent.len() } else { PROBES };
             for sent in self.sent.drain(..self.sent.len().min(most)) {
                 self.in_flight -= sent.bytes;
                 fates.push((sent.what, false));
             }
             self.credit = PROBES;
             self.probe_from = now;
-            if self.probes == 2 {
+            if self.probes == PERSISTENT {
                 self.threshold = (self.window / 2).max(self.packet * LEAST_PACKETS);
                 self.window = self.packet * LEAST_PACKETS;
             }

@@ -20,6 +20,7 @@
 //! is sent to an address but to a configured one or one that an authenticated
 //! packet came from, and cookies to those that initiations came from.
 
+use super::bulk::BulkPort;
 use super::client::{CallError, CallId, NotTaken};
 use super::gate::Gate;
 use super::handshake::{Entropy, HandshakeError, PrivateKey, PublicKey};
@@ -30,6 +31,7 @@ use super::server::{IncomingId, ReplyError};
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{Lane, Status};
 use core::fmt;
@@ -40,9 +42,12 @@ use table::Table;
 
 mod input;
 mod moves;
+mod output;
 mod table;
+mod ways;
 
 pub use moves::{FreezeError, Frozen, Thawed};
+pub use output::{BATCH_BUFFER, Transmit};
 
 /// What a hub starts with.
 pub struct HubConfig {
@@ -160,8 +165,12 @@ pub struct Hub {
     /// Cookies and MOVED packets.
     asides: VecDeque<(SocketAddr, Vec<u8>)>,
     ready: VecDeque<usize>,
+    /// Peers with pieces that were to wait for the next batch.
+    held: VecDeque<usize>,
     events: VecDeque<Event>,
     strays: Strays,
+    bulk: Option<BulkPort>,
+    bulk_expected: Instant,
 }
 
 impl fmt::Debug for Hub {
@@ -202,8 +211,11 @@ impl Hub {
             tombs: Vec::new(),
             asides: VecDeque::new(),
             ready: VecDeque::new(),
+            held: VecDeque::new(),
             events: VecDeque::new(),
             strays: Strays::default(),
+            bulk: None,
+            bulk_expected: Instant::START,
         })
     }
 
@@ -233,7 +245,8 @@ impl Hub {
         }
     }
 
-    fn insert(&mut self, peer: Peer) {
+    fn insert(&mut self, mut peer: Peer) {
+        peer.set_bulk(self.bulk);
         let key = peer.key();
         let free = self.peers.iter().position(Option::is_none);
         let at = free.unwrap_or(self.peers.len());
@@ -260,6 +273,7 @@ impl Hub {
         let at = self.keys.remove(key).ok_or(UnknownPeer)?;
         let peer = self.peers.get_mut(at).and_then(Option::take).ok_or(UnknownPeer)?;
         self.ready.retain(|&ready| ready != at);
+        self.held.retain(|&held| held != at);
         for index in peer.indices().chain(peer.retired.iter().copied()) {
             self.indices.remove(index);
         }
@@ -320,7 +334,7 @@ impl Hub {
         now: Instant,
         peer: &PublicKey,
         lane: Lane,
-        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)> + Clone,
+        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
         deadline: Option<Instant>,
         ids: &mut Vec<CallId>,
     ) -> Result<(), CallRefused> {
@@ -417,6 +431,15 @@ impl Hub {
         }
     }
 
+    /// A buffer of `length` bytes for who overwrites all of it: what an earlier payload to
+    /// or from this peer has left in it is still there.
+    pub fn used_buffer(&mut self, peer: &PublicKey, length: usize) -> Vec<u8> {
+        match self.peer(peer) {
+            Ok((_, peer)) => peer.used_buffer(length),
+            Err(UnknownPeer) => vec![0; length],
+        }
+    }
+
     /// Takes a payload back that nobody needs.
     pub fn recycle(&mut self, peer: &PublicKey, buffer: Vec<u8>) {
         if let Ok((_, peer)) = self.peer(peer) {
@@ -458,25 +481,10 @@ impl Hub {
         }
     }
 
-    /// Writes the next datagram to send into `buf`, and says where it goes.
-    pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
-        if let Some((to, packet)) = self.asides.pop_front() {
-            buf.clear();
-            buf.extend_from_slice(&packet);
-            return Some(to);
-        }
-        while let Some(&at) = self.ready.front() {
-            let peer = self.peers.get_mut(at).and_then(Option::as_mut);
-            if let Some(peer) = peer {
-                let to = peer.poll_transmit(now, buf);
-                if to.is_some() {
-                    return to;
-                }
-                peer.is_ready = false;
-            }
-            self.ready.pop_front();
-        }
-        None
+    /// Whether [`poll_event`](Self::poll_event) has something.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The next event.
@@ -491,20 +499,6 @@ impl Hub {
             return Some(now);
         }
         self.peers.iter().flatten().filter_map(|peer| peer.deadline(now)).min()
-    }
-
-    /// Writes the farewell of the next peer that is up into `buf`; the session is
-    /// forgotten there at once instead of after [`Limits::dead_after`]. Call until
-    /// `None`, then drop the hub.
-    pub fn poll_farewell(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
-        while let Some((key, _)) = self.keys.first_key_value() {
-            let key = *key;
-            let to = self.take_peer(&key).ok()?.close(now, buf);
-            if to.is_some() {
-                return to;
-            }
-        }
-        None
     }
 }
 

@@ -9,7 +9,9 @@ pub const MOST_IN_ROW: usize = 8;
 /// refuses what goes beyond.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
-    /// Longest datagram, bytes of UDP payload; at least [`Limits::LEAST_DATAGRAM`].
+    /// Longest datagram, bytes of UDP payload; at least [`Limits::LEAST_DATAGRAM`]. More than
+    /// that is lost, or cut in pieces, where the path carries less. The way for bulk finds
+    /// out by itself what it carries.
     pub datagram: usize,
     /// Calls in flight per direction, [`MOST_IN_ROW`]`..=`65,536. There are 64 at first;
     /// more are granted while calls take long, so these bound the patient ones.
@@ -53,8 +55,9 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // Ethernet's 1500 less IPv6, UDP and room for one layer of encapsulation.
-            datagram: 1400,
+            // What every path carries; pieces of large payloads go in longer ones where the
+            // path is known to carry them.
+            datagram: Self::LEAST_DATAGRAM,
             slots: 16 * 1024,
             queued: 1024,
             payload: 16 * 1024 * 1024,

@@ -1,14 +1,13 @@
 //! One outgoing packet while frames are put into it.
 
 use super::flow::Tracked;
-use alloc::vec::Vec;
-use conet_wire::session::frame::Frame;
+use conet_wire::session::frame::{FRAME_HEADER, Frame};
 use conet_wire::session::{HEADER, TAG};
 
 /// Frames on their way into one datagram.
 #[derive(Debug)]
 pub(crate) struct Packet<'b> {
-    buf: &'b mut Vec<u8>,
+    buf: &'b mut [u8],
     at: usize,
     /// What must be acknowledged; at most one per packet.
     pub(crate) tracked: Option<Tracked>,
@@ -16,10 +15,11 @@ pub(crate) struct Packet<'b> {
 
 impl<'b> Packet<'b> {
     /// An empty packet of `size` bytes at most, header and tag included.
-    pub(crate) fn new(buf: &'b mut Vec<u8>, size: usize) -> Self {
-        // What is left of an earlier packet is overwritten, or cut off when this is sealed.
-        buf.resize(size, 0);
-        Self { buf, at: HEADER, tracked: None }
+    ///
+    /// What `buf` holds of an earlier packet is overwritten, or lies behind this one's end.
+    pub(crate) fn new(buf: &'b mut [u8], size: usize) -> Self {
+        let size = size.min(buf.len());
+        Self { buf: buf.get_mut(..size).unwrap_or_default(), at: HEADER, tracked: None }
     }
 
     /// Bytes left for frames.
@@ -40,13 +40,21 @@ impl<'b> Packet<'b> {
         }
     }
 
+    /// Fills the packet up; without a padding's room it stays as it is.
+    pub(crate) fn pad(&mut self) {
+        let length = self.room().checked_sub(FRAME_HEADER).and_then(|room| room.try_into().ok());
+        if let Some(length) = length {
+            self.push(&Frame::Padding { length });
+        }
+    }
+
     /// Payload bytes so far; zero for a packet that need not be sent.
     pub(crate) const fn payload_len(&self) -> usize {
         self.at - HEADER
     }
 
     /// The buffer, for sealing, and what is tracked.
-    pub(crate) fn finish(self) -> (&'b mut Vec<u8>, Option<Tracked>) {
+    pub(crate) fn finish(self) -> (&'b mut [u8], Option<Tracked>) {
         (self.buf, self.tracked)
     }
 }

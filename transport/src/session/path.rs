@@ -47,11 +47,22 @@ pub(crate) struct Candidate {
     sent: usize,
     due: Option<Instant>,
     tries: u32,
+    is_named: bool,
 }
 
 impl Candidate {
     pub(crate) const fn new(now: Instant, address: SocketAddr, token: u64) -> Self {
-        Self { address, token, received: 0, sent: 0, due: Some(now), tries: 0 }
+        Self { address, token, received: 0, sent: 0, due: Some(now), tries: 0, is_named: false }
+    }
+
+    /// One that our owner has named: it may have its few packets.
+    pub(crate) const fn named(now: Instant, address: SocketAddr, token: u64) -> Self {
+        Self { is_named: true, ..Self::new(now, address, token) }
+    }
+
+    /// Whether our owner has named it, and it has still some time to answer.
+    pub(crate) const fn is_named(&self) -> bool {
+        self.is_named && self.due.is_some()
     }
 
     /// A packet of the peer's came from there.
@@ -67,7 +78,7 @@ impl Candidate {
         if self.due.is_none_or(|due| due > now) {
             return None;
         }
-        if self.sent + bytes > self.received * AMPLIFICATION {
+        if !self.is_named && self.sent + bytes > self.received * AMPLIFICATION {
             // More may come.
             self.due = None;
             return None;

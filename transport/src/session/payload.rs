@@ -42,17 +42,39 @@ impl Units {
         self.words.get(unit / 64).is_some_and(|word| word >> (unit % 64) & 1 == 1)
     }
 
-    /// Marks a unit; says whether it was not marked before.
-    fn mark(&mut self, unit: usize) -> bool {
-        let Some(word) = self.words.get_mut(unit / 64) else { return false };
-        let bit = 1 << (unit % 64);
-        let new = *word & bit == 0;
-        if new {
-            *word |= bit;
-            self.missing -= 1;
+    /// Marks units; says how many were not marked before.
+    fn mark(&mut self, units: Range<usize>) -> usize {
+        let mut marked = 0;
+        for (at, mask) in masks(units) {
+            let Some(word) = self.words.get_mut(at) else { break };
+            marked += (mask & !*word).count_ones() as usize;
+            *word |= mask;
         }
-        new
+        self.missing -= marked;
+        marked
     }
+
+    /// The first of `units` that is marked, or that is not.
+    fn find(&self, units: Range<usize>, marked: bool) -> Option<usize> {
+        for (at, mask) in masks(units) {
+            let word = *self.words.get(at)?;
+            let found = mask & if marked { word } else { !word };
+            if found != 0 {
+                return Some(at * 64 + found.trailing_zeros() as usize);
+            }
+        }
+        None
+    }
+}
+
+/// Words, and which of their bits belong to `units`.
+fn masks(units: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+    let words = if units.is_empty() { 0..0 } else { units.start / 64..units.end.div_ceil(64) };
+    words.map(move |at| {
+        let from = units.start.saturating_sub(at * 64);
+        let beyond = (at * 64 + 64).saturating_sub(units.end);
+        (at, u64::MAX << from & u64::MAX >> beyond)
+    })
 }
 
 impl Units {
@@ -97,9 +119,12 @@ pub(crate) struct Assembly {
 impl Assembly {
     /// For `total` bytes, the first `granted` of which may come; the caller has checked
     /// its budget for these.
-    pub(crate) fn new(total: usize, granted: usize) -> Self {
+    ///
+    /// `bytes` is a buffer that was used before, or none.
+    pub(crate) fn new(total: usize, granted: usize, mut bytes: Vec<u8>) -> Self {
         let granted = granted.min(total);
-        Self { bytes: Vec::new(), total, have: Units::new(total), granted, received: 0 }
+        bytes.clear();
+        Self { bytes, total, have: Units::new(total), granted, received: 0 }
     }
 
     pub(crate) const fn total(&self) -> usize {
@@ -122,20 +147,36 @@ impl Assembly {
         if !aligned || end > self.granted {
             return Err(BadPiece);
         }
-        if self.bytes.len() < end {
-            if self.bytes.capacity() < end {
-                // In one step, once the rest is granted.
-                self.bytes.reserve_exact(self.granted - self.bytes.len());
+        if self.bytes.capacity() < end {
+            // In one step, once the rest is granted.
+            self.bytes.reserve_exact(self.granted - self.bytes.len());
+        }
+        let units = offset / UNIT..end.div_ceil(UNIT);
+        if self.have.find(units.clone(), true).is_none() {
+            self.have.mark(units);
+            self.received += piece.len();
+            return self.write(offset, piece);
+        }
+        for (unit, from) in units.zip(piece.chunks(UNIT)) {
+            if self.have.mark(unit..unit + 1) > 0 {
+                self.received += from.len();
+                self.write(unit * UNIT, from)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Writes bytes that have room.
+    fn write(&mut self, offset: usize, piece: &[u8]) -> Result<(), BadPiece> {
+        if offset == self.bytes.len() {
+            self.bytes.extend_from_slice(piece);
+            return Ok(());
+        }
+        let end = offset + piece.len();
+        if self.bytes.len() < end {
             self.bytes.resize(end, 0);
         }
-        let target = self.bytes.get_mut(offset..end).ok_or(BadPiece)?;
-        for (n, (to, from)) in target.chunks_mut(UNIT).zip(piece.chunks(UNIT)).enumerate() {
-            if self.have.mark(offset / UNIT + n) {
-                to.copy_from_slice(from);
-                self.received += to.len();
-            }
-        }
+        self.bytes.get_mut(offset..end).ok_or(BadPiece)?.copy_from_slice(piece);
         Ok(())
     }
 
@@ -270,20 +311,25 @@ impl Outgoing {
     /// The first run of unacknowledged units in `within`, `room` bytes at most.
     fn unacked(&self, within: Range<usize>, room: usize) -> Option<Range<usize>> {
         let units = within.start / UNIT..within.end.div_ceil(UNIT);
-        let first = units.clone().find(|&unit| !self.acked.is_marked(unit))?;
-        let last = (first..units.end.min(first + room / UNIT))
-            .take_while(|&unit| !self.acked.is_marked(unit))
-            .last()?;
-        Some(first * UNIT..((last + 1) * UNIT).min(self.bytes.len()))
+        let first = self.acked.find(units.clone(), false)?;
+        let most = units.end.min(first + room / UNIT);
+        let end = self.acked.find(first..most, true).unwrap_or(most);
+        Some(first * UNIT..(end * UNIT).min(self.bytes.len()))
     }
 
     pub(crate) fn on_acked(&mut self, piece: Range<usize>) {
-        for unit in piece.start / UNIT..piece.end.div_ceil(UNIT) {
-            if self.acked.mark(unit) {
-                let start = unit * UNIT;
-                self.acked_bytes += UNIT.min(self.bytes.len() - start);
-            }
-        }
+        let units = piece.start / UNIT..piece.end.div_ceil(UNIT);
+        // The last unit of a payload may be a short one.
+        let last = self.bytes.len() / UNIT;
+        let missing = if self.bytes.len().is_multiple_of(UNIT)
+            || !units.contains(&last)
+            || self.acked.is_marked(last)
+        {
+            0
+        } else {
+            UNIT - self.bytes.len() % UNIT
+        };
+        self.acked_bytes += self.acked.mark(units) * UNIT - missing;
     }
 
     pub(crate) fn on_lost(&mut self, piece: Range<usize>) {
@@ -298,7 +344,7 @@ mod tests {
 
     #[test]
     fn pieces_off_the_units_or_behind_the_end_are_refused() {
-        let mut assembly = Assembly::new(200, 200);
+        let mut assembly = Assembly::new(200, 200, Vec::new());
         for (offset, length, good) in [
             (1, 64, false),
             (64, 63, false),
@@ -320,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_was_not_granted_is_not_taken_and_takes_no_memory() {
-        let mut assembly = Assembly::new(1 << 30, 128);
+        let mut assembly = Assembly::new(1 << 30, 128, Vec::new());
         assert!(assembly.insert(0, &[1; 128]).is_ok());
         assert_eq!(assembly.insert(128, &[1; 64]), Err(BadPiece));
         assert!(assembly.bytes.capacity() <= 256);
@@ -329,15 +375,27 @@ mod tests {
     }
 
     #[test]
+    fn masks_cover_exactly_their_units() {
+        for (start, end) in [(0, 0), (0, 1), (0, 64), (63, 65), (5, 200), (64, 128), (130, 131)] {
+            let units: Vec<usize> = masks(start..end)
+                .flat_map(|(at, mask)| {
+                    (0..64).filter(move |bit| mask >> bit & 1 == 1).map(move |bit| at * 64 + bit)
+                })
+                .collect();
+            assert_eq!(units, (start..end).collect::<Vec<_>>(), "{start}..{end}");
+        }
+    }
+
+    #[test]
     fn an_empty_payload_is_complete_at_once() {
-        assert!(Assembly::new(0, 0).is_complete());
+        assert!(Assembly::new(0, 0, Vec::new()).is_complete());
         assert!(Outgoing::new(Vec::new(), 0).is_acked());
         assert!(!Outgoing::new(Vec::new(), 0).has_piece());
     }
 
     #[test]
     fn bytes_keep_their_first_value() {
-        let mut assembly = Assembly::new(64, 64);
+        let mut assembly = Assembly::new(64, 64, Vec::new());
         assembly.insert(0, &[1; 64]).expect("fits");
         assembly.insert(0, &[2; 64]).expect("fits");
         assert_eq!(assembly.into_bytes(), [1; 64]);
@@ -353,7 +411,7 @@ mod tests {
         ) {
             let payload: Vec<u8> = (0..=250).cycle().take(length).collect();
             let mut outgoing = Outgoing::new(payload.clone(), granted);
-            let mut assembly = Assembly::new(length, length);
+            let mut assembly = Assembly::new(length, length, Vec::new());
             let mut fates = fates.into_iter().chain(core::iter::repeat(3));
             loop {
                 let Some(piece) = outgoing.take_piece(room) else {

@@ -22,6 +22,7 @@
 //!
 //! Not here: which peers exist, indices, the private key (see [`super::hub`]).
 
+use super::bulk::{Bulk, BulkPort};
 use super::client::{CallError, CallId, Client, NotTaken};
 use super::flow::{Arrivals, Fates, Flow};
 use super::handshake::{Established, Initiator, PublicKey};
@@ -34,9 +35,9 @@ use super::server::{Asked, IncomingId, ReplyError, Run, Server};
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use conet_wire::session::FLAG_TRACKED;
 use conet_wire::session::frame::{Direction, Frame, Frames, Lane, Marks, Status};
-use conet_wire::session::handshake::FEATURE_LANES;
+use conet_wire::session::handshake::{FEATURE_BULK, FEATURE_LANES};
+use conet_wire::session::{FLAG_BULK, FLAG_TRACKED};
 use core::net::SocketAddr;
 use core::time::Duration;
 
@@ -45,6 +46,7 @@ mod freeze;
 mod keys;
 mod output;
 mod status;
+mod ways;
 
 pub(crate) use keys::Admission;
 pub use status::{Counters, DownReason, PeerStatus};
@@ -147,6 +149,10 @@ pub(crate) struct Peer {
     key: PublicKey,
     limits: Limits,
     address: Option<SocketAddr>,
+    /// Where it was before it went over to a stream.
+    beside: Option<SocketAddr>,
+    /// We have sent ourselves another way, and the peer has not come along yet.
+    is_ahead: bool,
     candidate: Option<Candidate>,
     /// Where the peer may be found, by what its old node says.
     hint: Option<SocketAddr>,
@@ -172,6 +178,8 @@ pub(crate) struct Peer {
     /// The one of the keys in use, or last in use.
     root: Option<u64>,
     heard: Instant,
+    /// Since when something is under way that is answered at once.
+    unanswered: Option<Instant>,
     pinged: Option<(u64, Instant)>,
     pings: u64,
     ping_due: bool,
@@ -180,6 +188,9 @@ pub(crate) struct Peer {
     client: Client,
     server: Server,
     flow: Flow,
+    bulk: Bulk,
+    /// A call or an answer went or came last.
+    small: Instant,
     arrivals: Arrivals,
     rtt: Rtt,
     /// One piece in so many is of the oldest payload.
@@ -205,6 +216,8 @@ impl Peer {
             key,
             limits,
             address,
+            beside: None,
+            is_ahead: false,
             candidate: None,
             hint: None,
             current: None,
@@ -225,6 +238,7 @@ impl Peer {
             roots: VecDeque::new(),
             root: None,
             heard: now,
+            unanswered: None,
             pinged: None,
             pings: 0,
             ping_due: false,
@@ -233,6 +247,8 @@ impl Peer {
             client: Client::new(limits),
             server: Server::new(limits),
             flow: Flow::new(limits.datagram),
+            bulk: Bulk::default(),
+            small: Instant::START,
             arrivals: Arrivals::default(),
             rtt: Rtt::default(),
             turn: 0,
@@ -249,7 +265,7 @@ impl Peer {
     }
 
     pub(crate) fn set_address(&mut self, now: Instant, address: SocketAddr) {
-        self.address = Some(address);
+        self.place(address);
         if self.current.is_none() && !self.superseded {
             self.ask_at = Some(now);
             self.ask_pause = self.limits.handshake_retry;
@@ -276,6 +292,7 @@ impl Peer {
 
     // Data.
 
+    /// Takes a packet; says whether it opened.
     pub(crate) fn on_data(
         &mut self,
         now: Instant,
@@ -284,7 +301,7 @@ impl Peer {
         packet: &mut [u8],
         marked: bool,
         tokens: &mut Tokens,
-    ) {
+    ) -> bool {
         let is = |keys: &Option<Keys>| keys.as_ref().is_some_and(|keys| keys.local_index == index);
         let opened = if is(&self.current) {
             self.current.as_mut()
@@ -295,21 +312,22 @@ impl Peer {
         } else {
             None
         };
-        let Some(keys) = opened else { return };
+        let Some(keys) = opened else { return false };
         let (header, range) = match keys.opener.open_in_place(packet) {
             Ok(opened) => opened,
             Err(OpenError::Replayed) => {
                 self.counters.replayed += 1;
-                return;
+                return false;
             }
             Err(_) => {
                 self.counters.forged += 1;
-                return;
+                return false;
             }
         };
         let newest = header.number + 1 == keys.opener.next_number();
+        let length = packet.len();
         self.counters.received_packets += 1;
-        self.counters.received_bytes += packet.len() as u64;
+        self.counters.received_bytes += length as u64;
         if is(&self.next)
             && let Some(keys) = self.next.take()
         {
@@ -317,19 +335,49 @@ impl Peer {
         }
         let which = if is(&self.current) { Which::Current } else { Which::Previous };
         self.heard = now;
+        self.unanswered = None;
         if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
             // It uses keys of a handshake that told our life.
             self.unannounced = which != Which::Current;
         }
-        if which == Which::Current && newest && self.address != Some(from) {
-            self.on_elsewhere(now, from, packet.len(), tokens);
-        }
+        let by_bulk = header.flags & FLAG_BULK != 0;
         let payload = packet.get(range).unwrap_or_default();
+        if which == Which::Current && newest && !by_bulk {
+            if self.address != Some(from) {
+                self.on_elsewhere(now, from, length, tokens);
+            } else if self.candidate.as_ref().is_some_and(|candidate| !candidate.is_named())
+                && !matches!(Frames::new(payload).next(), Some(Ok(Frame::Challenge { .. })))
+            {
+                // What came from elsewhere meanwhile was late, or went round. A challenge
+                // says nothing: it goes where we may be.
+                self.candidate = None;
+            }
+        }
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
             self.arrivals.on_tracked(now, header.number, marked);
+            if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
+                self.bulk.on_piece_aside();
+            }
+        }
+        if self.bulk.wants_token() {
+            self.bulk.set_token(tokens.take().max(1));
         }
         self.assign(now);
+        true
+    }
+
+    pub(crate) const fn set_bulk(&mut self, port: Option<BulkPort>) {
+        self.bulk.ours = port;
+    }
+
+    /// Whether datagrams to `address` are for this peer.
+    pub(crate) fn takes_bulk_at(&self, address: SocketAddr) -> bool {
+        self.address.is_some_and(|at| at.ip() == address.ip()) && self.bulk.is_at(address.port())
+    }
+
+    pub(crate) fn on_too_long(&mut self, length: usize) {
+        self.bulk.on_too_long(length, self.limits.datagram);
     }
 
     /// The newest packet of the peer's came from another address than it is at.
@@ -342,22 +390,11 @@ impl Peer {
         }
         let candidate = match self.candidate.take_if(|candidate| candidate.address == from) {
             Some(candidate) => candidate,
+            // One that our owner has named is asked first; this one comes again.
+            None if self.candidate.as_ref().is_some_and(Candidate::is_named) => return,
             None => Candidate::new(now, from, tokens.take()),
         };
         self.candidate.insert(candidate).on_received(now, bytes);
-    }
-
-    /// The peer is there now.
-    fn move_to(&mut self, now: Instant, address: SocketAddr) {
-        self.candidate = None;
-        let old = self.address.replace(address);
-        if old.is_some_and(|old| old != address) {
-            self.rtt = Rtt::default();
-            self.restart_flow(now);
-            // What went to the old address is as good as lost.
-            self.client.on_new_keys(now, &self.rtt);
-            self.counters.moves += 1;
-        }
     }
 
     /// Handles every frame; says whether all that was tracked was taken.
@@ -408,7 +445,8 @@ impl Peer {
             }
             Frame::Seen(seen) if which == Which::Current => {
                 let mut fates = core::mem::take(&mut self.fates);
-                self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
+                let arrived = self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
+                self.bulk.on_arrived(now, arrived);
                 self.on_fates(now, fates);
             }
             Frame::Ack(_) | Frame::Seen(_) => {}
@@ -418,8 +456,19 @@ impl Peer {
                     self.rtt.on_sample(now.since(at));
                 }
             }
-            Frame::Challenge { token } => self.proof_due = Some(token),
+            Frame::Challenge { token } => {
+                self.proof_due = Some(token);
+                self.on_followed(now);
+            }
+            Frame::Bulk { port, buffer } => {
+                let may = which == Which::Current && self.bulk.ours.is_some();
+                if may && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
+                    self.bulk.on_port(BulkPort { port, buffer }, self.limits.datagram);
+                }
+            }
+            Frame::Padding { .. } => {}
             Frame::Proof { token } => {
+                self.bulk.on_proof(now, token);
                 if let Some(candidate) = self.candidate.take_if(|one| one.proves(token)) {
                     self.move_to(now, candidate.address);
                 }
@@ -460,14 +509,22 @@ impl Peer {
     }
 
     fn has_something_to_say(&self) -> bool {
-        self.current.is_some()
-            && (self.ping_due
-                || self.pong_due.is_some()
-                || self.proof_due.is_some()
-                || self.arrivals.is_due()
-                || self.server.has_something_to_say()
-                || self.client.has_something_to_say()
-                || (self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())))
+        self.current.is_some() && (self.has_frame() || self.has_piece())
+    }
+
+    /// Whether there is a frame to send that is no piece.
+    fn has_frame(&self) -> bool {
+        self.arrivals.is_due()
+            || self.server.has_something_to_say()
+            || self.client.has_something_to_say()
+            || self.ping_due
+            || self.pong_due.is_some()
+            || self.proof_due.is_some()
+    }
+
+    /// Whether there is a piece to send, and room in the window.
+    pub(crate) fn has_piece(&self) -> bool {
+        self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
@@ -480,6 +537,8 @@ impl Peer {
                 if now.since(self.pinged_or_heard()) >= self.limits.keepalive {
                     self.ping_due = true;
                     self.server.remind();
+                    self.client.pool.trim();
+                    self.server.pool.trim();
                 }
                 let old = now.since(since) >= self.limits.rekey_after;
                 if old && began_here && self.asking.is_none() && self.ask_at.is_none() {
@@ -487,6 +546,9 @@ impl Peer {
                 }
                 let mut fates = core::mem::take(&mut self.fates);
                 self.flow.handle_timeout(now, &self.rtt, &mut fates);
+                if !self.flow.is_quiet() {
+                    self.bulk.on_silence(self.limits.datagram);
+                }
                 self.on_fates(now, fates);
                 self.client.wake(now);
             }

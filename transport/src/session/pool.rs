@@ -9,8 +9,12 @@ use alloc::vec::Vec;
 
 /// Most buffers that are kept.
 const MOST: usize = 512;
-/// Most bytes that are kept: one large payload, and many small ones.
-const MOST_BYTES: usize = 4 * 1024 * 1024;
+/// Most bytes that are kept while large payloads come and go: two of the longest. Memory
+/// that is given back and asked for again costs a page fault for each 4 KiB, which is more
+/// than receiving them.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
+/// Most bytes that are kept in a quiet time: many small ones.
+const MOST_QUIET: usize = 1024 * 1024;
 /// Up to this capacity a buffer is small; a call in one packet never needs more.
 const SMALL: usize = 4096;
 
@@ -36,6 +40,39 @@ impl Pool {
             SMALL.min(length.max(64).next_power_of_two())
         });
         buffer
+    }
+
+    /// A buffer for a payload that arrives: one with room for all of it if there is one, or
+    /// none yet, for memory that was not granted is not taken.
+    pub(crate) fn take_large(&mut self, length: usize) -> Vec<u8> {
+        let at = self.large.iter().rposition(|buffer| buffer.capacity() >= length);
+        let buffer = at.map(|at| self.large.swap_remove(at)).unwrap_or_default();
+        self.bytes -= buffer.capacity();
+        buffer
+    }
+
+    /// A buffer of `length` bytes with whatever an earlier payload has left in it.
+    pub(crate) fn take_used(&mut self, length: usize) -> Vec<u8> {
+        let at = self.large.iter().rposition(|buffer| buffer.len() >= length);
+        let Some(at) = at else {
+            let mut buffer = self.take(length);
+            buffer.resize(length, 0);
+            return buffer;
+        };
+        let mut buffer = self.large.swap_remove(at);
+        self.bytes -= buffer.capacity();
+        buffer.truncate(length);
+        buffer
+    }
+
+    /// Gives back what a quiet time does not need.
+    pub(crate) fn trim(&mut self) {
+        while self.bytes > MOST_QUIET
+            && let Some(buffer) = self.large.pop()
+        {
+            self.bytes -= buffer.capacity();
+        }
+        self.large.shrink_to_fit();
     }
 
     /// Buffers that are kept.
@@ -86,5 +123,20 @@ mod tests {
         assert_eq!(pool.small.len(), MOST);
         pool.put(vec![0; 2 * MOST_BYTES]);
         assert!(pool.large.is_empty() && pool.bytes <= MOST_BYTES);
+    }
+
+    #[test]
+    fn large_ones_are_kept_until_it_is_quiet() {
+        let mut pool = Pool::default();
+        assert_eq!(pool.take_large(100_000).capacity(), 0, "none before one was put");
+        pool.put(vec![7; 100_000]);
+        assert_eq!(pool.take_used(90_000), vec![7; 90_000]);
+        assert_eq!((pool.take_used(5000), pool.bytes), (vec![0; 5000], 0));
+        for _ in 0..4 {
+            pool.put(vec![7; MOST_QUIET]);
+        }
+        assert!(pool.take_large(MOST_QUIET).capacity() >= MOST_QUIET);
+        pool.trim();
+        assert_eq!((pool.large.len(), pool.bytes), (1, MOST_QUIET));
     }
 }

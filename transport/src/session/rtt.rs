@@ -8,6 +8,9 @@ use core::time::Duration;
 /// Least time before a call is sent again. Below it, the scheduler of a busy server
 /// costs more than the network loses.
 const RTO_MIN: Duration = Duration::from_micros(200);
+/// The same over a stream, which repairs by itself: only its end loses anything, and that
+/// is noticed otherwise.
+const RTO_MIN_STREAM: Duration = Duration::from_millis(500);
 /// Most time between two transmissions of a call, and the pause after WORKING.
 pub(crate) const PROBE: Duration = Duration::from_secs(1);
 /// Most time between two questions about a call that is parked. Its reply comes by
@@ -24,9 +27,23 @@ pub(crate) struct Rtt {
     smoothed: Option<Duration>,
     variance: Duration,
     latest: Duration,
+    is_patient: bool,
 }
 
 impl Rtt {
+    /// Of a path that repairs by itself, or not.
+    pub(crate) fn over(is_patient: bool) -> Self {
+        Self { is_patient, ..Self::default() }
+    }
+
+    pub(crate) const fn set_patient(&mut self, is_patient: bool) {
+        self.is_patient = is_patient;
+    }
+
+    const fn least(&self) -> Duration {
+        if self.is_patient { RTO_MIN_STREAM } else { RTO_MIN }
+    }
+
     /// A round trip took `sample`, the peer's own delay taken off.
     pub(crate) fn on_sample(&mut self, sample: Duration) {
         self.latest = sample;
@@ -66,13 +83,13 @@ impl Rtt {
 
     /// When a call without an answer is sent again.
     pub(crate) fn call_timeout(&self) -> Duration {
-        (self.estimate() * 4).clamp(RTO_MIN, PROBE)
+        (self.estimate() * 4).clamp(self.least(), PROBE)
     }
 
     /// When a tracked packet without an acknowledgement is sent again.
     pub(crate) fn probe_timeout(&self) -> Duration {
         let variance = if self.smoothed.is_some() { self.variance } else { INITIAL / 2 };
-        (self.estimate() + (variance * 4).max(GRANULARITY)).clamp(RTO_MIN, PROBE)
+        (self.estimate() + (variance * 4).max(GRANULARITY)).clamp(self.least(), PROBE)
     }
 
     /// How long an unacknowledged packet below an acknowledged one may be late

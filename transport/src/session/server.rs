@@ -450,11 +450,12 @@ impl Server {
         };
         let Some(slot) = self.slots.get_mut(usize::from(head.slot)) else { return false };
         // A reply that is still to be said is not needed: the client uses its slot again.
+        let bytes = self.pool.take_large(total);
         let old = core::mem::replace(
             &mut slot.state,
             State::Assembling {
                 sequence: head.sequence,
-                assembly: Assembly::new(total, granted),
+                assembly: Assembly::new(total, granted, bytes),
                 whole,
             },
         );

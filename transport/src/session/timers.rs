@@ -33,8 +33,13 @@ impl<T: Ord + Copy> Timers<T> {
 
     /// Takes one that is due.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<T> {
+        self.pop_at(now).map(|(_, what)| what)
+    }
+
+    /// Takes one that is due, with its time.
+    pub(crate) fn pop_at(&mut self, now: Instant) -> Option<(Instant, T)> {
         self.next().filter(|at| *at <= now)?;
-        self.heap.pop().map(|Reverse((_, what))| what)
+        self.heap.pop().map(|Reverse(entry)| entry)
     }
 
     /// Whether more entries are there than `live` things can justify.

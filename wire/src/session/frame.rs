@@ -23,6 +23,10 @@
 //! PROOF   15    token u64
 //! SEEN    16    largest u64 │ delay_us u32 │ marked u32 │ bitmap 16 × u64
 //!
+//! with FEATURE_BULK
+//! BULK    17    port u16 │ zero u16 │ buffer u32
+//! PADDING 18    anything                                    may be skipped, as BULK
+//!
 //! marks         bits 0–1 lane │ bit 8 after another call │ bit 9 also if that one stopped
 //! ```
 //!
@@ -35,7 +39,9 @@
 //! argument. GRANT lets the rest of a large payload come; SLOTS and RELEASE let the
 //! number of slots grow and shrink; CHALLENGE and PROOF show that a peer is where its
 //! packets come from. SEEN is an ACK that tells of more packets, and how many came with
-//! a congestion mark (RFC 3168 §6.1.3).
+//! a congestion mark (RFC 3168 §6.1.3). BULK says where large payloads are taken: at a
+//! port beside the one that everything else goes to, and how much its socket holds. PADDING
+//! makes a packet as long as a path is to be tried with (RFC 8899 §4.4).
 //!
 //! Not here: PAGE. Process images travel as opaque records.
 //!
@@ -77,6 +83,8 @@ pub(crate) const RELEASE: u8 = 13;
 pub(crate) const CHALLENGE: u8 = 14;
 pub(crate) const PROOF: u8 = 15;
 pub(crate) const SEEN: u8 = 16;
+pub(crate) const BULK: u8 = 17;
+pub(crate) const PADDING: u8 = 18;
 
 /// Words of a SEEN's bitmap.
 pub const SEEN_WORDS: usize = 16;
@@ -413,6 +421,18 @@ pub enum Frame<'a> {
         count: u32,
         /// No call in a released slot had a higher sequence.
         floor: u64,
+    },
+    /// Large payloads are taken at another port of the same address.
+    Bulk {
+        /// The port.
+        port: u16,
+        /// Bytes that may be on their way there.
+        buffer: u32,
+    },
+    /// Makes the packet longer. Skipped when read.
+    Padding {
+        /// Bytes behind the frame's header.
+        length: u32,
     },
     /// Show that you are where I send this.
     Challenge {

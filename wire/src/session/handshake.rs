@@ -42,6 +42,8 @@ pub const FEATURE_RESUMED: u32 = 16;
 /// Only in responses: the session has moved on in a later epoch, and this end of it is
 /// no more.
 pub const FEATURE_SUPERSEDED: u32 = 32;
+/// Feature bit: the frame BULK, padding, and packets over sockets for bulk.
+pub const FEATURE_BULK: u32 = 64;
 /// Bytes of a cookie.
 pub const COOKIE: usize = 16;
 /// Bytes of a COOKIE packet.

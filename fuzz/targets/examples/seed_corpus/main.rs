@@ -19,6 +19,8 @@ use std::io;
 use std::path::Path;
 
 fn main() -> io::Result<()> {
+    write("hostile_ring", &rings())?;
+    write("session_image", &conet_fuzz_targets::session_images())?;
     write("process_image", &image::process_images())?;
     write("saved_socket", &saved_sockets())?;
     write("session_packet", &session_packets())
@@ -224,4 +226,20 @@ fn saved_sockets() -> Vec<(&'static str, Vec<u8>)> {
     [("plain", plain), ("bare", bare), ("six", six), ("full-queues", full)]
         .map(|(name, state)| (name, state.encode()))
         .into()
+}
+
+/// Scripts of steps and of what the peer writes meanwhile; see `hostile_ring`.
+fn rings() -> Vec<(&'static str, Vec<u8>)> {
+    let quiet = 255;
+    // Write, publish; the peer says so much is there, and how long the record is.
+    let honest = [[0, 40], [1, 0], [0, 200], [1, 0], [5, 80], [1, 9], [2, 0], [3, 0]];
+    let honest: Vec<u8> = honest.iter().flat_map(|step| [&step[..], &[quiet]].concat()).collect();
+    let mut seeds = vec![("honest", honest.clone()), ("repeated", honest.repeat(20))];
+    let mut random = Random::new(7);
+    for (name, length) in [("short", 60), ("middle", 600), ("long", 4000)] {
+        let mut bytes = vec![0; length];
+        random.fill(&mut bytes);
+        seeds.push((name, bytes));
+    }
+    seeds
 }

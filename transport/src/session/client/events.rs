@@ -121,7 +121,8 @@ impl Client {
             let Some(granted) = self.grants.begin(number, sequence, total, !lanes) else {
                 return false;
             };
-            active.reply = Some(Assembly::new(total, granted));
+            let bytes = self.pool.take_large(total);
+            active.reply = Some(Assembly::new(total, granted, bytes));
         }
         let Some(reply) = &mut active.reply else { return false };
         if reply.total() != total || reply.insert(offset, data).is_err() {

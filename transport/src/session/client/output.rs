@@ -61,7 +61,7 @@ impl Client {
             slot.in_outbox = false;
             self.outbox[lane as usize].pop_front();
             if let Some(at) = next {
-                self.due.set(at, (number, sequence));
+                self.arm(number, at);
             }
             if usize::from(number) >= self.granted {
                 self.shrink();
@@ -117,27 +117,41 @@ impl Client {
 
     /// Puts slots whose time has come among those that have something to say.
     pub(crate) fn wake(&mut self, now: Instant) {
-        while let Some((number, sequence)) = self.due.pop(now) {
-            if self.is_due(now, number, sequence) {
-                self.say(number);
+        while let Some((at, number)) = self.due.pop_at(now) {
+            let Some(slot) = self.slots.get_mut(usize::from(number)) else { continue };
+            if slot.timer != Some(at) {
+                // An earlier one was set since.
+                continue;
+            }
+            slot.timer = None;
+            let due = match &slot.state {
+                State::Active(active) => active.due,
+                State::Draining { due, .. } => Some(*due),
+                State::Free | State::Held => None,
+            };
+            match due {
+                Some(due) if due <= now => self.say(number),
+                Some(due) => self.arm(number, due),
+                None => {}
             }
         }
         if self.due.is_crowded(self.slots.len()) {
-            let mut due = core::mem::replace(&mut self.due, super::Timers::new());
-            due.retain(|at, (number, sequence)| self.is_due(at, number, sequence));
-            self.due = due;
+            let slots = &self.slots;
+            self.due.retain(|at, number| {
+                slots.get(usize::from(number)).is_some_and(|slot| slot.timer == Some(at))
+            });
         }
     }
 
-    fn is_due(&self, now: Instant, number: u16, sequence: u64) -> bool {
-        self.slots.get(usize::from(number)).is_some_and(|slot| {
-            slot.slot.sequence() == sequence
-                && match &slot.state {
-                    State::Active(active) => active.due.is_some_and(|due| due <= now),
-                    State::Draining { due, .. } => *due <= now,
-                    State::Free | State::Held => false,
-                }
-        })
+    /// Sees to it that the client is reminded of a slot at `at` or before: a call that is
+    /// answered in time leaves its timer to the next one in its slot.
+    fn arm(&mut self, number: u16, at: Instant) {
+        if let Some(slot) = self.slots.get_mut(usize::from(number))
+            && slot.timer.is_none_or(|timer| at < timer)
+        {
+            slot.timer = Some(at);
+            self.due.set(at, number);
+        }
     }
 
     /// Sets when a slot asks next, and how long the pause after that is.
@@ -154,7 +168,7 @@ impl Client {
             }
             State::Free | State::Held => return,
         }
-        self.due.set(at, (number, slot.slot.sequence()));
+        self.arm(number, at);
     }
 }
 

@@ -62,6 +62,8 @@ pub(super) struct Slot {
     pub(super) pins: u16,
     /// The slot that this call pins.
     pub(super) after: Option<u16>,
+    /// When the client is reminded of this slot: not later than its call is due.
+    pub(super) timer: Option<Instant>,
 }
 
 impl Slot {
@@ -73,6 +75,7 @@ impl Slot {
             in_outbox: false,
             pins: 0,
             after: None,
+            timer: None,
         }
     }
 }

@@ -1,16 +1,19 @@
 //! What comes to a hub: datagrams and time.
 
 use super::{Hub, Instant, SocketAddr};
+use crate::session::bulk::EXPECTED;
 use crate::session::gate::Verdict;
 use crate::session::handshake::{Initiator, Received};
 use crate::session::peer::Admission;
 use conet_wire::session::handshake::{CookiePacket, Initiation, InitiationSecret, Response};
 use conet_wire::session::moved::MOVED;
-use conet_wire::session::{Header, PacketKind};
+use conet_wire::session::{FLAG_TRACKED, Header, PacketKind};
 use ring::digest;
 
 /// Packets beside the sessions' that wait to be sent; more are dropped.
 pub(super) const MOST_ASIDES: usize = 64;
+/// A tracked datagram of so many bytes carries a piece of a large payload.
+const PIECE: usize = 1000;
 
 impl Hub {
     /// Takes a datagram that came from `from`; overwrites it.
@@ -51,7 +54,12 @@ impl Hub {
         let Some(Some(peer)) = self.peers.get_mut(at) else { return };
         match header.kind {
             PacketKind::Data => {
-                peer.on_data(now, from, header.session, datagram, marked, &mut self.tokens);
+                // A piece, and not a tracked answer.
+                let is_piece = header.flags & FLAG_TRACKED != 0 && datagram.len() >= PIECE;
+                let tokens = &mut self.tokens;
+                if peer.on_data(now, from, header.session, datagram, marked, tokens) && is_piece {
+                    self.bulk_expected = now + EXPECTED;
+                }
             }
             PacketKind::Moved if datagram.len() == MOVED => self.on_moved(now, at, datagram),
             _ => match Response::parse(datagram) {

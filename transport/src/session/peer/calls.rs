@@ -46,7 +46,7 @@ impl Peer {
         &mut self,
         now: Instant,
         lane: Lane,
-        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)> + Clone,
+        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
         deadline: Option<Instant>,
         ids: &mut Vec<CallId>,
     ) -> Result<(), NotTaken> {
@@ -92,6 +92,11 @@ impl Peer {
         } else {
             self.server.pool.take(length)
         }
+    }
+
+    /// A buffer of `length` bytes with whatever is in it.
+    pub(crate) fn used_buffer(&mut self, length: usize) -> Vec<u8> {
+        self.client.pool.take_used(length)
     }
 
     /// Takes a buffer back.

@@ -19,6 +19,7 @@ use crate::session::key::Root;
 use crate::session::limits::Limits;
 use crate::session::protect::Key;
 use crate::session::server::{IncomingId, Server};
+use crate::session::ways::stream_number;
 use crate::time::Instant;
 use alloc::vec::Vec;
 use conet_wire::session::handshake::FEATURE_MOVE;
@@ -68,7 +69,10 @@ impl Peer {
         for kept in &self.roots {
             out.fixed(kept.root.expose().expose());
         }
-        let address = self.address.map(|address| Moved { epoch: 0, address }.emit());
+        // A stream ends here; the peer is found where it was before it.
+        let address = self.address.filter(|address| stream_number(*address).is_none());
+        let address = address.or(self.beside);
+        let address = address.map(|address| Moved { epoch: 0, address }.emit());
         out.bytes(address.as_ref().map_or(&[], |address| &address[..]));
         self.client.freeze(now, &mut out);
         self.server.freeze(&mut out);
@@ -118,7 +122,11 @@ impl Peer {
         if !address.is_empty() {
             let address: &[u8; MOVED_SECRET] =
                 address.try_into().map_err(|_| ImageError::Malformed)?;
-            peer.address = Some(Moved::parse(address).ok_or(ImageError::Malformed)?.address);
+            let address = Moved::parse(address).ok_or(ImageError::Malformed)?.address;
+            if stream_number(address).is_some() {
+                return Err(ImageError::Malformed);
+            }
+            peer.address = Some(address);
         }
         peer.client = Client::thaw(limits, now, &mut from)?;
         peer.server = Server::thaw(limits, &mut from)?;

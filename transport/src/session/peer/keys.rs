@@ -4,6 +4,7 @@ use super::{Asking, DownReason, KeptRoot, Keys, Life, MOST_ENDED, MOST_ROOTS, Pe
 use crate::session::flow::{Arrivals, Fates, Tracked};
 use crate::session::handshake::{Established, Initiator, Resume};
 use crate::session::key::Root;
+use crate::session::ways::stream_number;
 use crate::time::Instant;
 use alloc::vec::Vec;
 use conet_wire::session::frame::Direction;
@@ -243,6 +244,7 @@ impl Peer {
     pub(super) fn switch(&mut self, now: Instant, keys: Keys) {
         self.counters.handshakes += 1;
         self.heard = now;
+        self.unanswered = None;
         self.ask_at = None;
         self.ask_pause = self.limits.handshake_retry;
         self.superseded = false;
@@ -288,7 +290,7 @@ impl Peer {
         if let Some(address) = proved {
             self.candidate = None;
             self.counters.moves += u64::from(self.address.is_some_and(|old| old != address));
-            self.address = Some(address);
+            self.place(address);
         }
         // Packet numbers begin anew: nothing in flight can be acknowledged now.
         self.restart_flow(now);
@@ -307,6 +309,7 @@ impl Peer {
     pub(super) fn restart_flow(&mut self, now: Instant) {
         let mut fates = core::mem::take(&mut self.fates);
         self.flow.restart(&mut fates);
+        self.bulk.forget();
         self.on_fates(now, fates);
     }
 
@@ -347,6 +350,7 @@ impl Peer {
     pub(crate) fn on_moved(&mut self, now: Instant, address: SocketAddr) {
         let is_soon = |asking: &Asking| now.since(asking.since) < CROSSING;
         if self.superseded
+            || stream_number(address).is_some()
             || self.address == Some(address)
             || self.asking.as_ref().is_some_and(|asking| is_soon(asking) && asking.to == address)
         {

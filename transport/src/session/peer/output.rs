@@ -4,42 +4,93 @@
 //! of a large payload: whoever waits for a microsecond does not queue behind a bulk.
 
 use super::{DownReason, FEATURE_LANES, Lane, Peer};
+use crate::session::bulk::Probe;
+use crate::session::hub::Transmit;
 use crate::session::packet::Packet;
 use crate::session::protect::Label;
+use crate::session::ways::stream_number;
 use crate::time::Instant;
-use alloc::vec::Vec;
 use conet_wire::session::frame::{FRAME_HEADER, Frame};
-use conet_wire::session::{FLAG_TRACKED, HEADER, PacketKind, TAG};
+use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, HEADER, PacketKind, TAG};
 use core::net::SocketAddr;
+use core::time::Duration;
 
 /// Bytes of a packet with one CHALLENGE.
 const CHALLENGE_PACKET: usize = HEADER + FRAME_HEADER + 8 + TAG;
 /// One piece in so many is of the oldest payload, so that none starves.
 const FAIR: u32 = 8;
 
+/// Bytes of pieces in one system call; what a UDP datagram holds is a little more.
+const BATCH: usize = 65_000;
+/// The same while calls come and go: they wait for the system call that is under way.
+const BATCH_BESIDE_CALLS: usize = 8_000;
+/// Calls come and go until so long after the last one.
+const BESIDE_CALLS: Duration = Duration::from_micros(500);
+
 impl Peer {
-    /// Writes the next datagram into `buf` and says where it goes.
-    pub(crate) fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+    /// Writes what goes next into `buf`: one datagram, or by the way for bulk, where the carrier
+    /// has one, a row of up to `batch`.
+    pub(crate) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        buf: &mut [u8],
+        batch: Option<usize>,
+    ) -> Option<Transmit> {
         if let Some((to, packet)) = self.handshake_out.pop_front() {
-            buf.clear();
-            buf.extend_from_slice(&packet);
-            self.on_transmit(buf.len());
-            return Some(to);
+            let length = packet.len();
+            buf.get_mut(..length)?.copy_from_slice(&packet);
+            self.on_transmit(length);
+            if self.asking.is_some() {
+                self.expect_answer(now);
+            }
+            return Some(Transmit::one(to, length));
+        }
+        self.current.as_ref()?;
+        if let Some(transmit) = self.challenge(now, buf) {
+            return Some(transmit);
+        }
+        let at = self.address?;
+        // Beside a stream there is no such way.
+        let batch = batch.filter(|_| stream_number(at).is_none());
+        let way = batch.and_then(|_| self.bulk.way(now, at, self.flow.is_quiet()));
+        if let Some(transmit) = self.packet(now, at, buf, way.is_none()) {
+            return Some(transmit);
+        }
+        let batch = batch.filter(|batch| *batch > 0)?;
+        if let Some((to, probe)) = self.bulk.probe(now, at, &self.rtt) {
+            return self.learn(now, to, probe, buf);
+        }
+        let (to, size) = way?;
+        self.pieces(now, to, size, batch, buf)
+    }
+
+    /// A packet by the calls' way.
+    fn packet(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        buf: &mut [u8],
+        with_piece: bool,
+    ) -> Option<Transmit> {
+        let has_something = self.has_frame() || (with_piece && self.has_piece());
+        if !has_something {
+            return None;
         }
         let lanes = self.current.as_ref()?.has(FEATURE_LANES);
-        if let Some(to) = self.challenge(now, buf) {
-            return Some(to);
-        }
-        let to = self.address?;
         let mut packet = Packet::new(buf, self.limits.datagram);
+        let mut is_answered = false;
         if self.arrivals.is_due() {
             let seen = self.arrivals.take(now);
             packet.push(&if lanes { Frame::Seen(seen) } else { Frame::Ack(seen.narrow()) });
+            if let Some(ours) = self.bulk.take_tell() {
+                packet.push(&Frame::Bulk { port: ours.port, buffer: ours.buffer });
+            }
         }
         if self.ping_due && packet.push(&Frame::Ping { token: self.pings }) {
             self.pinged = Some((self.pings, now));
             self.pings += 1;
             self.ping_due = false;
+            is_answered = true;
         }
         if let Some(token) = self.pong_due.take() {
             packet.push(&Frame::Pong { token });
@@ -50,34 +101,109 @@ impl Peer {
         for frame in [self.server.take_slots(), self.client.take_release()].into_iter().flatten() {
             packet.push(&frame);
         }
+        let before = packet.payload_len();
         let is_all = Lane::ALL.iter().all(|&lane| {
-            self.server.emit(lane, &mut packet) && self.client.emit(now, lane, &mut packet)
+            let all = self.server.emit(lane, &mut packet);
+            let before = packet.payload_len();
+            let all = all && self.client.emit(now, lane, &mut packet);
+            is_answered |= packet.payload_len() > before;
+            all
         });
-        if is_all {
-            self.emit_piece(now, &mut packet);
+        if packet.payload_len() > before {
+            self.small = now;
+        }
+        if is_all && with_piece && packet.tracked.is_none() {
+            // A piece wants a packet nearly to itself, and one packet tracks one thing.
+            let room = packet.room();
+            if room >= self.limits.datagram * 4 / 5 {
+                self.flow.set_path(self.limits.datagram, usize::MAX);
+                self.emit_piece(now, &mut packet);
+            }
         }
         if packet.payload_len() == 0 {
             return None;
         }
-        self.seal(now, packet).then_some(to)
+        if is_answered || packet.tracked.is_some() {
+            self.expect_answer(now);
+        }
+        let length = self.seal(now, packet, 0)?;
+        Some(Transmit::one(to, length))
+    }
+
+    /// Pieces of large payloads, as many as the window, the carrier and the calls allow.
+    fn pieces(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        size: usize,
+        batch: usize,
+        buf: &mut [u8],
+    ) -> Option<Transmit> {
+        let beside_calls = now.since(self.small) < BESIDE_CALLS;
+        let most = if beside_calls { BATCH_BESIDE_CALLS } else { BATCH }.min(buf.len());
+        let size = size.min(most);
+        self.flow.set_path(size, self.bulk.buffer().unwrap_or(usize::MAX));
+        let (mut segment, mut length) = (0, 0);
+        for _ in 0..batch {
+            let Some(rest) = buf.get_mut(length..most.max(length)) else { break };
+            if rest.len() < size {
+                break;
+            }
+            let mut packet = Packet::new(rest, if segment == 0 { size } else { segment });
+            self.emit_piece(now, &mut packet);
+            if packet.tracked.is_none() {
+                break;
+            }
+            let sealed = self.seal(now, packet, FLAG_BULK)?;
+            length += sealed;
+            if segment == 0 {
+                segment = sealed;
+            }
+            // All but the last are of the same length.
+            if sealed < segment || segment < size - size / 8 {
+                break;
+            }
+        }
+        if length > 0 {
+            self.expect_answer(now);
+        }
+        (length > 0).then_some(Transmit { to, length, segment, is_bulk: true })
+    }
+
+    /// A packet that learns about the way for bulk.
+    fn learn(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        probe: Probe,
+        buf: &mut [u8],
+    ) -> Option<Transmit> {
+        let (token, size) = match probe {
+            Probe::Small(token) => (token, CHALLENGE_PACKET),
+            Probe::Padded(token, size) => (token, size),
+        };
+        let mut packet = Packet::new(buf, size);
+        packet.push(&Frame::Challenge { token });
+        if matches!(probe, Probe::Padded(..)) {
+            packet.pad();
+        }
+        let length = self.seal(now, packet, FLAG_BULK)?;
+        Some(Transmit { to, length, segment: length, is_bulk: true })
     }
 
     /// A challenge to the address where the peer may be.
-    fn challenge(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+    fn challenge(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit> {
         let candidate = self.candidate.as_mut()?;
         let token = candidate.challenge(now, CHALLENGE_PACKET)?;
         let to = candidate.address;
         let mut packet = Packet::new(buf, self.limits.datagram);
         packet.push(&Frame::Challenge { token });
-        self.seal(now, packet).then_some(to)
+        let length = self.seal(now, packet, 0)?;
+        Some(Transmit::one(to, length))
     }
 
     fn emit_piece(&mut self, now: Instant, packet: &mut Packet<'_>) {
-        // A piece wants a packet nearly to itself, and one packet tracks one thing.
-        if packet.tracked.is_some()
-            || !self.flow.may_send()
-            || packet.room() < self.limits.datagram * 4 / 5
-        {
+        if !self.flow.may_send() {
             return;
         }
         let oldest = self.turn % FAIR == FAIR - 1;
@@ -98,26 +224,26 @@ impl Peer {
         self.turn = self.turn.wrapping_add(1);
     }
 
-    fn seal(&mut self, now: Instant, packet: Packet<'_>) -> bool {
-        let Some(keys) = &mut self.current else { return false };
+    /// Seals a packet and gives its length.
+    fn seal(&mut self, now: Instant, packet: Packet<'_>, flags: u8) -> Option<usize> {
+        let keys = self.current.as_mut()?;
         let length = packet.payload_len();
         let (buf, tracked) = packet.finish();
-        let flags = if tracked.is_some() { FLAG_TRACKED } else { 0 };
+        let flags = flags | if tracked.is_some() { FLAG_TRACKED } else { 0 };
         let label = Label { kind: PacketKind::Data, flags, session: keys.remote_index };
         let number = keys.sealer.next_number();
         match keys.sealer.seal_in_place(label, buf, length) {
             Ok(length) => {
-                buf.truncate(length);
                 if let Some(what) = tracked {
-                    self.flow.on_sent(now, number, length, what);
+                    self.flow.on_sent(now, number, length, what, flags & FLAG_BULK != 0);
                 }
                 self.on_transmit(length);
-                true
+                Some(length)
             }
             Err(_) => {
                 // Numbers are used up: as good as a silent peer.
                 self.go_down(now, DownReason::Silent);
-                false
+                None
             }
         }
     }
@@ -128,11 +254,12 @@ impl Peer {
     }
 
     /// A last packet for the peer: this end forgets the session.
-    pub(crate) fn close(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+    pub(crate) fn close(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit> {
         let to = self.address?;
         self.current.as_ref()?;
         let mut packet = Packet::new(buf, self.limits.datagram);
-        let sent = packet.push(&Frame::Close { reason: 0 }) && self.seal(now, packet);
-        sent.then_some(to)
+        packet.push(&Frame::Close { reason: 0 });
+        let length = self.seal(now, packet, 0)?;
+        Some(Transmit::one(to, length))
     }
 }

@@ -21,7 +21,7 @@ fn head(slot: u16, sequence: u64, total: u32) -> SlotHead {
 }
 
 fn said(server: &mut Server) -> Vec<Frame<'static>> {
-    let mut buf = Vec::new();
+    let mut buf = alloc::vec![0; LIMITS.datagram];
     let mut packet = Packet::new(&mut buf, LIMITS.datagram);
     for lane in Lane::ALL {
         assert!(server.emit(lane, &mut packet));

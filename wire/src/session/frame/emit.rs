@@ -5,8 +5,9 @@
 //! program's memory) straight into the packet.
 
 use super::{
-    ACK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, MARKED, MUST_KNOW,
-    PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOT_HEAD, SLOTS, SlotHead, WORKING,
+    ACK, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, MARKED,
+    MUST_KNOW, PADDING, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOT_HEAD, SLOTS,
+    SlotHead, WORKING,
 };
 
 /// The buffer is too short for the frame, or the frame too long for its length
@@ -22,6 +23,7 @@ struct Cursor<'b> {
 }
 
 impl Cursor<'_> {
+    #[inline]
     fn put(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
         let end = self.at.checked_add(bytes.len()).ok_or(NoRoom)?;
         self.buf.get_mut(self.at..end).ok_or(NoRoom)?.copy_from_slice(bytes);
@@ -29,6 +31,14 @@ impl Cursor<'_> {
         Ok(())
     }
 
+    fn zeros(&mut self, length: usize) -> Result<(), NoRoom> {
+        let end = self.at.checked_add(length).ok_or(NoRoom)?;
+        self.buf.get_mut(self.at..end).ok_or(NoRoom)?.fill(0);
+        self.at = end;
+        Ok(())
+    }
+
+    #[inline]
     fn slot_head(&mut self, head: SlotHead, tag: u16) -> Result<(), NoRoom> {
         self.put(&head.slot.to_le_bytes())?;
         self.put(&tag.to_le_bytes())?;
@@ -69,7 +79,9 @@ impl Frame<'_> {
             | Self::Close { .. }
             | Self::Slots { .. }
             | Self::Challenge { .. }
+            | Self::Bulk { .. }
             | Self::Proof { .. } => 8,
+            Self::Padding { length } => *length as usize,
         }
     }
 
@@ -91,6 +103,8 @@ impl Frame<'_> {
             Self::Challenge { .. } => [CHALLENGE, MUST_KNOW],
             Self::Proof { .. } => [PROOF, MUST_KNOW],
             Self::Seen(_) => [SEEN, MUST_KNOW],
+            Self::Bulk { .. } => [BULK, 0],
+            Self::Padding { .. } => [PADDING, 0],
         }
     }
 
@@ -105,6 +119,7 @@ impl Frame<'_> {
     /// # Errors
     ///
     /// [`NoRoom`] if `buf` is too short; `buf` is then partly written.
+    #[inline]
     pub fn emit(&self, buf: &mut [u8]) -> Result<usize, NoRoom> {
         let data = self.data();
         let head = self.emit_head(data.len(), buf)?;
@@ -119,6 +134,7 @@ impl Frame<'_> {
     /// # Errors
     ///
     /// [`NoRoom`] if the head does not fit `buf`, or `data_len` no length field.
+    #[inline]
     pub fn emit_head(&self, data_len: usize, buf: &mut [u8]) -> Result<usize, NoRoom> {
         let body = self.fixed().checked_add(data_len).ok_or(NoRoom)?;
         let body = u32::try_from(body).map_err(|_| NoRoom)?;
@@ -130,6 +146,7 @@ impl Frame<'_> {
         Ok(cursor.at)
     }
 
+    #[inline]
     fn put_fixed(&self, cursor: &mut Cursor<'_>) -> Result<(), NoRoom> {
         match *self {
             Self::Call { head, .. } => cursor.slot_head(head, 0)?,
@@ -179,6 +196,12 @@ impl Frame<'_> {
                 cursor.put(&count.to_le_bytes())?;
                 cursor.put(&floor.to_le_bytes())?;
             }
+            Self::Bulk { port, buffer } => {
+                cursor.put(&port.to_le_bytes())?;
+                cursor.put(&[0; 2])?;
+                cursor.put(&buffer.to_le_bytes())?;
+            }
+            Self::Padding { length } => cursor.zeros(length as usize)?,
             Self::Close { reason } => {
                 cursor.put(&reason.to_le_bytes())?;
                 cursor.put(&[0; 4])?;

@@ -1,7 +1,7 @@
 //! Reading frames out of an opened packet.
 
 use super::{
-    ACK, Ack, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
+    ACK, Ack, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
     MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOTS, Seen, SlotHead,
     Status, WORKING,
 };
@@ -42,6 +42,7 @@ impl<'a> Frames<'a> {
         Self { rest: payload }
     }
 
+    #[inline]
     fn step(&mut self) -> Result<Option<Frame<'a>>, FrameError> {
         while !self.rest.is_empty() {
             let mut reader = Reader { rest: self.rest };
@@ -68,6 +69,7 @@ impl<'a> Frames<'a> {
 impl<'a> Iterator for Frames<'a> {
     type Item = Result<Frame<'a>, FrameError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step();
         if step.is_err() {
@@ -82,6 +84,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    #[inline]
     fn take<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
         let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
             return Err(FrameError::Truncated);
@@ -90,18 +93,22 @@ impl Reader<'_> {
         Ok(*head)
     }
 
+    #[inline]
     fn u16(&mut self) -> Result<u16, FrameError> {
         self.take().map(u16::from_le_bytes)
     }
 
+    #[inline]
     fn u32(&mut self) -> Result<u32, FrameError> {
         self.take().map(u32::from_le_bytes)
     }
 
+    #[inline]
     fn u64(&mut self) -> Result<u64, FrameError> {
         self.take().map(u64::from_le_bytes)
     }
 
+    #[inline]
     fn slot_head(&mut self) -> Result<(SlotHead, u16), FrameError> {
         let slot = self.u16()?;
         let tag = self.u16()?;
@@ -119,6 +126,7 @@ impl Reader<'_> {
     }
 }
 
+#[inline]
 fn within(head: SlotHead, offset: u32, data: &[u8]) -> Result<(), FrameError> {
     let length = u32::try_from(data.len()).map_err(|_| FrameError::BehindEnd)?;
     match offset.checked_add(length) {
@@ -128,6 +136,7 @@ fn within(head: SlotHead, offset: u32, data: &[u8]) -> Result<(), FrameError> {
 }
 
 /// The frame in `body`, or `None` for a type that is not known.
+#[inline]
 fn parse_body(kind: u8, body: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
     let mut r = Reader { rest: body };
     let frame = match kind {
@@ -205,7 +214,7 @@ fn parse_marked<'a>(r: &mut Reader<'a>) -> Result<Frame<'a>, FrameError> {
     Ok(Frame::Marked { head, marks, data: r.rest })
 }
 
-/// The frames of fixed length that came with `FEATURE_LANES`.
+/// The frames of fixed length that came with `FEATURE_LANES` and later.
 fn parse_of_lanes(kind: u8, r: &mut Reader<'_>) -> Result<Option<Frame<'static>>, FrameError> {
     Ok(Some(match kind {
         GRANT => {
@@ -218,6 +227,13 @@ fn parse_of_lanes(kind: u8, r: &mut Reader<'_>) -> Result<Option<Frame<'static>>
         RELEASE => Frame::Release { version: r.u32()?, count: r.u32()?, floor: r.u64()? },
         CHALLENGE => Frame::Challenge { token: r.u64()? },
         PROOF => Frame::Proof { token: r.u64()? },
+        BULK => {
+            let (port, zero) = (r.u16()?, r.u16()?);
+            if zero != 0 {
+                return Err(FrameError::ReservedBits);
+            }
+            Frame::Bulk { port, buffer: r.u32()? }
+        }
         SEEN => {
             let (largest, delay_us, marked) = (r.u64()?, r.u32()?, r.u32()?);
             let mut bitmap = [0; SEEN_WORDS];

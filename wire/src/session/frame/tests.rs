@@ -160,6 +160,24 @@ fn golden_vectors_of_lanes() {
     }
 }
 
+/// Pins the layouts that came with `FEATURE_BULK`.
+#[test]
+fn golden_vectors_of_bulk() {
+    let bulk = Frame::Bulk { port: 0x0201, buffer: 0x0605_0403 };
+    let mut buf = [0u8; 64];
+    assert_eq!(bulk.emit(&mut buf), Ok(16));
+    let golden = [17, 0, 0, 0, 8, 0, 0, 0, 1, 2, 0, 0, 3, 4, 5, 6];
+    assert_eq!(buf[..16], golden);
+    assert_eq!(Frames::new(&golden).next(), Some(Ok(bulk)));
+    buf.fill(9);
+    let padding = Frame::Padding { length: 5 };
+    assert_eq!((padding.emit(&mut buf), padding.wire_len()), (Ok(13), 13));
+    let golden = [18, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(buf[..13], golden);
+    assert_eq!(Frames::new(&golden).next(), None, "padding says nothing");
+    assert_eq!(padding.emit(&mut buf[..12]), Err(NoRoom));
+}
+
 #[test]
 fn marks_that_say_nothing_are_refused() {
     // Without an earlier call there is no slot of one, no sequence and no "anyhow".

@@ -1,0 +1,146 @@
+use super::*;
+use crate::direct::{Direct, Wait};
+use crate::session::handshake::PrivateKey;
+use crate::session::{Event, HubConfig, Limits};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn pair() -> (Shared, Shared) {
+    let (one, two) = UnixStream::pair().expect("socketpair");
+    let offered = Shared::offer(one).expect("offers");
+    (offered, Shared::accept(two).expect("accepts"))
+}
+
+fn config(n: u8) -> HubConfig {
+    let limits = Limits { datagram: 60_000, ..Limits::default() };
+    HubConfig { limits, ..HubConfig::new(PrivateKey::new([n; 32])) }
+}
+
+#[test]
+fn datagrams_go_both_ways_and_sleepers_are_woken() {
+    let (mut one, mut two) = pair();
+    let thread = thread::spawn(move || {
+        for n in 0..1000u32 {
+            while !two.wait(LONG).expect("waits") {}
+            let mut got = None;
+            while got.is_none() {
+                two.receive(|incoming| {
+                    got = Some(incoming.bytes.to_vec());
+                    false
+                })
+                .expect("receives");
+            }
+            assert_eq!(got.as_deref(), Some(&n.to_le_bytes()[..]));
+            two.send(peer_address(), &n.to_be_bytes(), 4).expect("sends");
+            two.flush().expect("flushes");
+        }
+        two
+    });
+    for n in 0..1000u32 {
+        one.send(peer_address(), &n.to_le_bytes(), 4).expect("sends");
+        one.flush().expect("flushes");
+        let mut got = None;
+        while got.is_none() {
+            one.wait(LONG).expect("waits");
+            one.receive(|incoming| {
+                got = Some(incoming.bytes.to_vec());
+                true
+            })
+            .expect("receives");
+        }
+        assert_eq!(got.as_deref(), Some(&n.to_be_bytes()[..]));
+    }
+    drop(thread.join().expect("no panic"));
+    let gone = one.wait(LONG).expect_err("the other side has gone");
+    assert_eq!(gone.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_session_over_shared_memory() {
+    let (one, two) = pair();
+    let stop = AtomicBool::new(false);
+    let mut server = Direct::over(two, config(2), Wait::Adaptive).expect("entropy");
+    let mut client = Direct::over(one, config(1), Wait::Adaptive).expect("entropy");
+    let (name, now) = (server.hub.public_key(), client.now());
+    server.hub.add_peer(now, client.hub.public_key(), None);
+    client.hub.add_peer(now, name, Some(peer_address()));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) && server.turn(Duration::from_millis(20)).is_ok() {
+                while let Some(event) = server.hub.poll_event() {
+                    if let Event::Call { peer, id, payload, .. } = event {
+                        server.hub.reply(&peer, id, payload).expect("asked");
+                    }
+                }
+            }
+        });
+        for size in [0, 64, 50_000, 8 * 1024 * 1024, 64] {
+            let payload: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
+            let now = client.now();
+            client.hub.call(now, &name, payload.clone(), Some(now + LONG)).expect("taken");
+            let mut reply = None;
+            while reply.is_none() {
+                client.turn(Duration::from_millis(20)).expect("turns");
+                while let Some(event) = client.hub.poll_event() {
+                    if let Event::Ended { result, .. } = event {
+                        reply = Some(result.expect("a reply"));
+                    }
+                }
+            }
+            assert!(reply == Some(payload), "{size} bytes");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_full_ring_loses_and_goes_on() {
+    let (mut one, mut two) = pair();
+    let datagram = vec![7; 60_000];
+    for _ in 0..100 {
+        one.send(peer_address(), &datagram, datagram.len()).expect("lost, that is all");
+    }
+    one.flush().expect("flushes");
+    let mut got = 0;
+    while two.receive(|incoming| incoming.bytes == datagram).expect("receives") > 0 {
+        got += 1;
+    }
+    assert!(got < 20);
+    one.send(peer_address(), b"again", 5).expect("sends");
+    one.flush().expect("flushes");
+    assert_eq!(two.receive(|incoming| incoming.bytes == b"again").expect("receives"), 1);
+}
+
+/// What is offered by somebody who wants our process to die of SIGBUS, or means another
+/// protocol.
+#[test]
+fn only_sealed_memory_of_the_right_size_is_taken() {
+    let offer = |bytes: u64, seals: Option<SealFlags>, hello: &[u8]| {
+        let (one, two) = UnixStream::pair().expect("socketpair");
+        let file = memfd_create("bad", MemfdFlags::ALLOW_SEALING).expect("memfd");
+        ftruncate(&file, bytes).expect("grows");
+        if let Some(seals) = seals {
+            fcntl_add_seals(&file, seals).expect("seals");
+        }
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        let slices = [IoSlice::new(hello)];
+        sendmsg(&one, &slices, &mut ancillary, SendFlags::empty()).expect("sends");
+        Shared::accept(two)
+    };
+    let (size, good) = (TOTAL as u64 * 8, SealFlags::SHRINK | SealFlags::GROW);
+    assert!(offer(size, Some(good), &HELLO).is_ok());
+    assert!(matches!(offer(size, None, &HELLO), Err(ShareError::Offer)));
+    assert!(matches!(offer(size, Some(SealFlags::GROW), &HELLO), Err(ShareError::Offer)));
+    assert!(matches!(offer(size / 2, Some(good), &HELLO), Err(ShareError::Offer)));
+    assert!(matches!(offer(0, Some(good), &HELLO), Err(ShareError::Offer)));
+    assert!(matches!(offer(size, Some(good), b"conetsm2"), Err(ShareError::Offer)));
+    let (mut one, two) = UnixStream::pair().expect("socketpair");
+    one.write_all(&HELLO).expect("writes");
+    assert!(matches!(Shared::accept(two), Err(ShareError::Offer)), "no file");
+}

@@ -1,0 +1,112 @@
+//! What a hub sends: datagrams, rows of datagrams for bulk, farewells.
+
+use super::{BulkPort, Hub, Instant, SocketAddr, Vec};
+use conet_wire::session::handshake::{COOKIE, RESUMPTION};
+
+/// Bytes that [`Hub::poll_batch`] wants room for.
+pub const BATCH_BUFFER: usize = 65_536;
+
+/// What goes next: it lies at the front of the buffer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Transmit {
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Bytes.
+    pub length: usize,
+    /// Bytes of each datagram in it; the last one may be shorter.
+    pub segment: usize,
+    /// By the way for bulk: from the socket for bulk, with Don't Fragment.
+    pub is_bulk: bool,
+}
+
+impl Transmit {
+    pub(crate) const fn one(to: SocketAddr, length: usize) -> Self {
+        Self { to, length, segment: length, is_bulk: false }
+    }
+}
+
+impl Hub {
+    /// Writes the next datagram to send into `buf`, and says where it goes.
+    pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+        buf.resize(self.limits.datagram.max(RESUMPTION + COOKIE), 0);
+        let transmit = self.poll_batch(now, buf, None);
+        buf.truncate(transmit.map_or(0, |transmit| transmit.length));
+        transmit.map(|transmit| transmit.to)
+    }
+
+    /// Writes what goes next to the front of `buf`, which must hold [`BATCH_BUFFER`]: one
+    /// datagram or, by the way for bulk (see [`set_bulk`](Self::set_bulk)), a row of up to
+    /// `batch` of them; with 0, what is to go that way waits. Without a batch there is no such
+    /// way.
+    pub fn poll_batch(
+        &mut self,
+        now: Instant,
+        buf: &mut [u8],
+        batch: Option<usize>,
+    ) -> Option<Transmit> {
+        if let Some((to, packet)) = self.asides.pop_front() {
+            let length = packet.len();
+            buf.get_mut(..length)?.copy_from_slice(&packet);
+            return Some(Transmit::one(to, length));
+        }
+        if batch != Some(0) {
+            self.ready.append(&mut self.held);
+        }
+        while let Some(&at) = self.ready.front() {
+            let peer = self.peers.get_mut(at).and_then(Option::as_mut);
+            self.ready.pop_front();
+            let Some(peer) = peer else { continue };
+            let transmit = peer.poll_transmit(now, buf, batch);
+            if transmit.is_some() {
+                self.ready.push_front(at);
+                return transmit;
+            }
+            if batch == Some(0) && peer.has_piece() {
+                self.held.push_back(at);
+            } else {
+                peer.is_ready = false;
+            }
+        }
+        None
+    }
+
+    /// Large payloads are taken at this port as well, beside the one that everything else
+    /// goes to: peers are told, and what comes there goes to
+    /// [`handle_datagram`](Self::handle_datagram) as well.
+    pub fn set_bulk(&mut self, port: Option<BulkPort>) {
+        self.bulk = port;
+        for peer in self.peers.iter_mut().flatten() {
+            peer.set_bulk(port);
+        }
+    }
+
+    /// Until when something may come to the port for bulk. Before that a peer sends by the
+    /// other one.
+    #[must_use]
+    pub const fn bulk_expected(&self) -> Instant {
+        self.bulk_expected
+    }
+
+    /// What was to go by the way for bulk was longer than its device takes.
+    pub fn handle_too_long(&mut self, transmit: &Transmit) {
+        let mut peers = self.peers.iter_mut().flatten();
+        if let Some(peer) = peers.find(|peer| peer.takes_bulk_at(transmit.to)) {
+            peer.on_too_long(transmit.segment);
+        }
+    }
+
+    /// Writes the farewell of the next peer that is up into `buf`; the session is
+    /// forgotten there at once instead of after [`Limits::dead_after`]. Call until
+    /// `None`, then drop the hub.
+    pub fn poll_farewell(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
+        buf.resize(self.limits.datagram, 0);
+        while let Some((key, _)) = self.keys.first_key_value() {
+            let key = *key;
+            if let Some(transmit) = self.take_peer(&key).ok()?.close(now, buf) {
+                buf.truncate(transmit.length);
+                return Some(transmit.to);
+            }
+        }
+        None
+    }
+}
