@@ -54,7 +54,8 @@ fn join(host: &Scratch) {
     netlink.set_up(IfName::LOOPBACK).unwrap();
 }
 
-/// Connects as soon as somebody listens there.
+/// Connects as soon as somebody listens there. A machine beside an emulated one may be
+/// so slow to answer ARP that it counts as not there at first.
 fn connect(host: &Scratch, to: SocketAddr) -> TcpStream {
     let began = Instant::now();
     loop {
@@ -64,8 +65,12 @@ fn connect(host: &Scratch, to: SocketAddr) -> TcpStream {
                 stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
                 return stream;
             }
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                assert!(began.elapsed() < Duration::from_secs(60), "nobody listens at {to}");
+            Err(error)
+                if [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable]
+                    .contains(&error.kind()) =>
+            {
+                let waited = began.elapsed();
+                assert!(waited < Duration::from_secs(60), "nobody listens at {to}: {error}");
                 thread::sleep(Duration::from_millis(100));
             }
             Err(error) => panic!("{to}: {error}"),
