@@ -30,6 +30,7 @@ use core::net::SocketAddr;
 use std::io;
 use std::time::Duration;
 
+pub(crate) use fallback::Detour;
 pub use fallback::Fallback;
 pub use shared::Shared;
 pub use streams::{StreamTarget, Streams};

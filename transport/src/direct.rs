@@ -12,10 +12,11 @@
 //! *Waiting.* Waking a sleeping processor costs more than the call (19 to 50 µs on the
 //! reference machine, where a whole call takes 4), so the carrier is asked again and again
 //! for up to `SPIN` before the thread sleeps. Where the peer needs the same processor
-//! that only keeps it from answering: each spin that brought nothing halves the next, to
-//! none, and so does one in which the processor was taken away; each sleep
-//! that was short enough to have been spun through counts towards trying again, the more
-//! the oftener that was in vain.
+//! that only keeps it from answering: each spin that brought nothing quarters the next, and
+//! one in which the processor was taken away ends spinning for a long while. Sleeps that
+//! took what waking another processor takes count towards trying again, the more the oftener
+//! that was in vain. One that took less is as good as spinning: who answered shares our
+//! processor (`examples/waiting.rs` measures all of this).
 //!
 //! Who does not spin sleeps in the kernel's receive: one system call instead of two. Its
 //! time limit is as coarse as the kernel's tick (some milliseconds), which matters only
@@ -57,6 +58,11 @@ const PATIENCE: u32 = 64;
 /// The same where that was tried in vain again and again: on one processor every sleep is
 /// short, and every spin lost.
 const MOST_PATIENCE: u32 = 16 * 1024;
+/// How many times more patience there is after somebody else has had the processor.
+const SHARED: u32 = 8;
+/// A sleep below this cost no wake-up of another processor (19 to 50 µs): who answered was
+/// waiting for ours, and spinning would only have kept it.
+const WORTH: Duration = Duration::from_micros(15);
 
 /// How a thread waits for a datagram.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -195,7 +201,8 @@ impl<C: Carrier> Direct<C> {
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {
-            let most = deadline.map_or(wait, |at| at.since(now).min(wait));
+            let next = [deadline, self.steer_at].into_iter().flatten();
+            let most = next.map(|at| at.since(now)).fold(wait, Duration::min);
             now = self.wait_for(now, most)?;
         }
         if deadline.is_some_and(|at| at <= now) {
@@ -266,7 +273,7 @@ impl<C: Carrier> Direct<C> {
                 if self.receive(now)? {
                     if !self.spin.is_zero() {
                         self.spin = (self.spin * 2).min(SPIN);
-                        self.patience = PATIENCE;
+                        self.patience = (self.patience / 2).max(PATIENCE);
                     }
                     return Ok(true);
                 }
@@ -279,13 +286,16 @@ impl<C: Carrier> Direct<C> {
                 break;
             }
             if self.wait == Wait::Adaptive && now.since(before) > GAP {
-                // Another program has had this processor: it may be who is waited for.
-                break;
+                // Another program has had this processor: it may be who is waited for, and who
+                // spins is the first to lose it again.
+                self.spin = Duration::ZERO;
+                self.patience = (self.patience * SHARED).min(MOST_PATIENCE);
+                return Ok(false);
             }
             core::hint::spin_loop();
         }
         if !spin.is_zero() {
-            self.spin /= 2;
+            self.spin /= 4;
             if self.spin < LEAST_SPIN {
                 self.spin = Duration::ZERO;
                 self.patience = (self.patience * 2).min(MOST_PATIENCE);
@@ -316,8 +326,8 @@ impl<C: Carrier> Direct<C> {
         }
         self.calm = self.calm.saturating_add(1);
         // Short enough for spinning, had the other processor been at it.
-        let short = now.since(slept) < SPIN * 2;
-        self.short_sleeps = if short { self.short_sleeps + 1 } else { 0 };
+        let worth = (WORTH..SPIN * 2).contains(&now.since(slept));
+        self.short_sleeps = if worth { self.short_sleeps + 1 } else { 0 };
         if self.short_sleeps >= self.patience && self.spin.is_zero() {
             self.short_sleeps = 0;
             self.spin = SPIN;

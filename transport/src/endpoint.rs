@@ -1,4 +1,5 @@
-//! The UDP driver: one thread, one socket, one [`Hub`](crate::session::Hub).
+//! The UDP driver: one thread, one socket, one [`Hub`](crate::session::Hub), and TCP
+//! connections where UDP is blocked, if it is told to.
 //!
 //! ```text
 //! caller ──Command──► channel + waker ─► ┌────────┐ ◄──datagrams── socket
@@ -18,6 +19,7 @@
 
 mod driver;
 
+use crate::carrier::{Detour, Streams};
 use crate::session::handshake::{HandshakeError, PrivateKey, PublicKey};
 use crate::session::{
     CallError, CallRefused, DownReason, HubConfig, IncomingId, Lane, Limits, PeerStatus,
@@ -25,7 +27,7 @@ use crate::session::{
 };
 use driver::{Command, Driver};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -40,13 +42,17 @@ pub struct EndpointConfig {
     pub peers: Vec<(PublicKey, Option<SocketAddr>)>,
     /// Bounds, the same for every peer.
     pub limits: Limits,
+    /// Take TCP connections at the UDP socket's address and port, and go over to such a
+    /// connection to a peer where UDP is blocked (see [`crate::session::ways`]). All
+    /// addresses of peers then stand for both.
+    pub tcp_fallback: bool,
 }
 
 impl EndpointConfig {
-    /// Without peers, with the default limits.
+    /// Without peers, with the default limits, over UDP alone.
     #[must_use]
     pub fn new(private_key: PrivateKey) -> Self {
-        Self { private_key, peers: Vec::new(), limits: Limits::default() }
+        Self { private_key, peers: Vec::new(), limits: Limits::default(), tcp_fallback: false }
     }
 }
 
@@ -56,6 +62,9 @@ pub enum StartError {
     /// `bind(2)` failed: the address is taken or not ours.
     #[error("bind the UDP socket to {1}")]
     Bind(#[source] io::Error, SocketAddr),
+    /// No TCP socket could be had at the UDP socket's address: the port is taken.
+    #[error("listen for TCP connections at {1}")]
+    Listen(#[source] io::Error, SocketAddr),
     /// The socket's address could not be read, or it could not be made non-blocking.
     #[error("set up the UDP socket")]
     Socket(#[source] io::Error),
@@ -205,6 +214,15 @@ pub struct Started {
     pub thread: EndpointThread,
 }
 
+/// A TCP socket at the UDP socket's address.
+fn listen(address: SocketAddr) -> Result<Detour, StartError> {
+    let failed = |error| StartError::Listen(error, address);
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let mut streams = Streams::new().map_err(StartError::Poll)?;
+    streams.listen_tcp(listener).map_err(failed)?;
+    Ok(Detour::new(streams))
+}
+
 impl Endpoint {
     /// Binds a UDP socket to `listen` and serves it on a thread of its own.
     ///
@@ -222,13 +240,14 @@ impl Endpoint {
     ///
     /// See [`StartError`].
     pub fn start_on(socket: UdpSocket, config: EndpointConfig) -> Result<Started, StartError> {
-        let EndpointConfig { private_key, peers, limits } = config;
+        let EndpointConfig { private_key, peers, limits, tcp_fallback } = config;
         let public_key = private_key.public();
         let hub = HubConfig { limits, ..HubConfig::new(private_key) };
         let address = socket.local_addr().map_err(StartError::Socket)?;
+        let detour = if tcp_fallback { Some(listen(address)?) } else { None };
         let (commands, inbox) = channel();
         let (events, outbox) = channel();
-        let (driver, waker) = Driver::new(socket, hub, &peers, inbox, events)?;
+        let (driver, waker) = Driver::new(socket, detour, hub, &peers, inbox, events)?;
         let thread = std::thread::Builder::new()
             .name("conet-endpoint".to_owned())
             .spawn(move || driver.run())

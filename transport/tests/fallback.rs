@@ -5,6 +5,7 @@ use conet_testkit::privileged;
 use conet_testkit::privileged::Need;
 use conet_transport::carrier::{Fallback, StreamTarget, Streams, Udp};
 use conet_transport::direct::{Direct, Wait};
+use conet_transport::endpoint::{Endpoint, EndpointConfig, EndpointEvent};
 use conet_transport::session::handshake::{PrivateKey, PublicKey};
 use conet_transport::session::ways::stream_number;
 use conet_transport::session::{Event, HubConfig};
@@ -178,6 +179,53 @@ fn a_session_goes_over_to_tcp_and_back() {
             assert_eq!(handshakes(client), before, "one session all along");
             calls
         });
+    };
+    space.netns.run(run).expect("a thread in the namespace");
+}
+
+/// The same by the endpoint that daemons use.
+#[test]
+fn an_endpoint_goes_over_to_tcp() {
+    privileged!(Need::Program("nft"));
+    let space = Space::new(2);
+    let run = || {
+        let start = |n: u8, port: u16, peer: (PublicKey, Option<SocketAddr>)| {
+            let config = EndpointConfig {
+                peers: vec![peer],
+                tcp_fallback: true,
+                ..EndpointConfig::new(key(n))
+            };
+            Endpoint::start((Ipv4Addr::LOCALHOST, port).into(), config).expect("starts")
+        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 7001));
+        let server = start(2, 7001, (key(1).public(), None));
+        let client = start(1, 7002, (key(2).public(), Some(address)));
+        thread::spawn(move || {
+            for event in server.events {
+                if let EndpointEvent::Call { ticket, payload } = event {
+                    server.endpoint.reply(ticket, payload).expect("somebody waits");
+                }
+            }
+        });
+        let call = |payload: Vec<u8>| {
+            let reply = client.endpoint.call(key(2).public(), payload.clone(), LONG);
+            assert!(reply == Ok(payload));
+            client.endpoint.status().expect("runs").peers.remove(0)
+        };
+        let on_stream =
+            |address: Option<SocketAddr>| stream_number(address.expect("one")).is_some();
+        assert!(!on_stream(call(b"hello".to_vec()).address));
+        block_udp();
+        let begun = Instant::now();
+        assert!(on_stream(call(b"still there?".to_vec()).address));
+        println!("gone over after {:?}", begun.elapsed());
+        call(vec![7; 2 * 1024 * 1024]);
+        nft("delete table inet t\n");
+        let begun = Instant::now();
+        while on_stream(call(vec![1]).address) {
+            assert!(begun.elapsed() < LONG);
+        }
+        assert_eq!(call(vec![2]).counters.handshakes, 1, "one session all along");
     };
     space.netns.run(run).expect("a thread in the namespace");
 }

@@ -266,8 +266,13 @@ impl Streams {
         self.connections.is_empty() && !self.is_woken
     }
 
+    /// Whether there is more to take without sleeping.
+    pub(super) const fn has_more(&self) -> bool {
+        self.is_left_over || self.is_woken
+    }
+
     /// Somebody has polled the descriptor, and it is readable.
-    pub(super) const fn on_woken(&mut self) {
+    pub(crate) const fn on_woken(&mut self) {
         self.is_woken = true;
     }
 

@@ -2,7 +2,9 @@
 
 use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
 use crate::carrier::udp::BulkSocket;
+use crate::carrier::{Carrier, Detour, StreamTarget};
 use crate::session::handshake::PublicKey;
+use crate::session::ways::stream_number;
 use crate::session::{
     BATCH_BUFFER, CallError, CallId, Event, Hub, HubConfig, Lane, ReplyFailed, Transmit,
     UnknownPeer,
@@ -13,15 +15,16 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
-const BULK: Token = Token(2);
+const BULK: Token = Token(3);
 /// Batches for bulk taken before calls, timers and transmissions get their turn.
 const BULK_BATCHES: usize = 4;
+const STREAMS: Token = Token(2);
 /// Datagrams taken before timers and transmissions get their turn.
 const BATCH: usize = 64;
 /// Wanted socket buffers: 1 MiB in flight several times over. The kernel gives
@@ -78,12 +81,17 @@ pub(super) struct Driver {
     held: Option<(usize, SocketAddr)>,
     /// For large payloads; without it they go by the other one.
     bulk: Option<BulkSocket>,
+    /// TCP connections to those whom UDP does not reach.
+    detour: Option<Detour>,
+    /// When the choice of ways is to be looked at.
+    steer_at: Option<Instant>,
     closing: bool,
 }
 
 impl Driver {
     pub(super) fn new(
         socket: UdpSocket,
+        mut detour: Option<Detour>,
         config: HubConfig,
         peers: &[(PublicKey, Option<SocketAddr>)],
         inbox: Receiver<Command>,
@@ -110,8 +118,18 @@ impl Driver {
         }
         let mut hub = Hub::new(config)?;
         hub.set_bulk(bulk.as_ref().map(BulkSocket::port));
+        if let Some(detour) = &detour {
+            let fd = detour.streams.as_fd().as_raw_fd();
+            let mut source = SourceFd(&fd);
+            poll.registry()
+                .register(&mut source, STREAMS, Interest::READABLE)
+                .map_err(StartError::Poll)?;
+        }
         for (key, address) in peers {
             hub.add_peer(Instant::START, *key, *address);
+            if let (Some(detour), Some(address)) = (&mut detour, *address) {
+                detour.add_peer(Instant::START, *key, address, StreamTarget::Tcp(address));
+            }
         }
         let driver = Self {
             poll,
@@ -124,6 +142,8 @@ impl Driver {
             out: vec![0; BATCH_BUFFER],
             held: None,
             bulk,
+            detour,
+            steer_at: None,
             closing: false,
         };
         Ok((driver, waker))
@@ -139,7 +159,8 @@ impl Driver {
         let mut more = false;
         while !self.closing {
             let now = self.now();
-            let timeout = match self.hub.poll_timeout(now) {
+            let next = [self.hub.poll_timeout(now), self.steer_at].into_iter().flatten().min();
+            let timeout = match next {
                 _ if more => Some(Duration::ZERO),
                 // A full socket must not make the loop spin: writability wakes it.
                 Some(_) if self.held.is_some() => Some(Duration::from_millis(1)),
@@ -152,10 +173,11 @@ impl Driver {
                 Err(_) => break,
             }
             more = self.receive(&mut datagram);
-            more |= self.receive_bulk();
+            more |= self.receive_from_streams() | self.receive_bulk();
             self.obey();
             let now = self.now();
             self.hub.handle_timeout(now);
+            self.steer_at = self.detour.as_mut().and_then(|one| one.steer(now, &mut self.hub));
             self.report();
             more |= self.transmit();
         }
@@ -197,6 +219,31 @@ impl Driver {
         true
     }
 
+    /// Takes what has come by streams; says whether there may be more. Their descriptor
+    /// speaks up only when something new comes, so this goes on until there is nothing.
+    fn receive_from_streams(&mut self) -> bool {
+        let Some(detour) = &mut self.detour else { return false };
+        let (hub, started) = (&mut self.hub, self.started);
+        for _ in 0..BATCH {
+            detour.streams.on_woken();
+            let taken = detour.streams.receive(|incoming| {
+                let now = Instant::from_start(started.elapsed());
+                hub.handle_datagram(now, incoming.from, incoming.bytes);
+                true
+            });
+            match taken {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(_) => {
+                    // epoll itself has failed: what is left is UDP.
+                    self.detour = None;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     fn obey(&mut self) {
         loop {
             match self.inbox.try_recv() {
@@ -228,11 +275,19 @@ impl Driver {
             Command::Refuse { ticket, answer } => {
                 answer.send(self.hub.refuse(&ticket.peer, ticket.id)).ok();
             }
-            Command::AddPeer { key, address } => self.hub.add_peer(now, key, address),
+            Command::AddPeer { key, address } => {
+                self.hub.add_peer(now, key, address);
+                if let (Some(detour), Some(address)) = (&mut self.detour, address) {
+                    detour.add_peer(now, key, address, StreamTarget::Tcp(address));
+                }
+            }
             Command::RemovePeer { key, answer } => {
                 // What it said before goes first.
                 self.report();
                 let removed = self.hub.remove_peer(&key);
+                if let Some(detour) = &mut self.detour {
+                    detour.remove_peer(&key);
+                }
                 self.waiting.retain(|(peer, _), waiting| {
                     if *peer == key {
                         waiting.send(Err(CallError::Unknown.into())).ok();
@@ -285,18 +340,30 @@ impl Driver {
                     match self.hub.poll_batch(now, &mut self.out, batch) {
                         Some(transmit) if transmit.is_bulk => {
                             self.transmit_bulk(&transmit);
+                            self.flush_streams();
                             // Calls get a look between two batches.
                             return true;
                         }
                         Some(transmit) => (transmit.length, transmit.to),
-                        None => return false,
+                        None => {
+                            self.flush_streams();
+                            return false;
+                        }
                     }
                 }
             };
             let Some(bytes) = self.out.get(..length) else { return false };
+            if stream_number(to).is_some() {
+                if let Some(detour) = &mut self.detour {
+                    // An error is one of epoll, and is seen when it is asked.
+                    detour.streams.send(to, bytes, length).ok();
+                }
+                continue;
+            }
             match self.socket.send_to(bytes, to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.held = Some((length, to));
+                    self.flush_streams();
                     return false;
                 }
                 // Unreachable, no buffers: to the session it is a lost packet.
@@ -314,12 +381,24 @@ impl Driver {
         }
     }
 
+    fn flush_streams(&mut self) {
+        if let Some(detour) = &mut self.detour {
+            // As when it is sent.
+            detour.streams.flush().ok();
+        }
+    }
+
     fn say_goodbye(&mut self) {
         let now = self.now();
         while let Some(to) = self.hub.poll_farewell(now, &mut self.out) {
             // The peer finds out by itself if this is lost.
-            self.socket.send_to(&self.out, to).ok();
+            if let Some(detour) = self.detour.as_mut().filter(|_| stream_number(to).is_some()) {
+                detour.streams.send(to, &self.out, self.out.len()).ok();
+            } else {
+                self.socket.send_to(&self.out, to).ok();
+            }
         }
+        self.flush_streams();
         for (_, answer) in self.waiting.drain() {
             answer.send(Err(CallFailed::Closed)).ok();
         }

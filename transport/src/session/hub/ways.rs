@@ -35,7 +35,7 @@ impl Hub {
     /// Whether any peer is at this address, or may be.
     #[must_use]
     pub fn uses(&self, address: SocketAddr) -> bool {
-        self.peers.iter().flatten().any(|peer| peer.is_at(address))
+        self.peers.iter().flatten().any(|peer| peer.may_be_at(address))
     }
 
     /// Asks the peer whether it is there, if a session stands.
@@ -50,7 +50,7 @@ impl Hub {
     pub fn probe(&mut self, now: Instant, key: &PublicKey, address: SocketAddr) {
         let token = self.tokens.take();
         if let Ok((at, peer)) = self.peer(key) {
-            peer.probe(now, address, token);
+            peer.challenge_at(now, address, token);
             self.touch(at);
         }
     }

@@ -164,6 +164,9 @@ impl Peer {
                 break;
             }
         }
+        if length > 0 {
+            self.expect_answer(now);
+        }
         (length > 0).then_some(Transmit { to, length, segment, is_bulk: true })
     }
 

@@ -19,7 +19,7 @@ impl Peer {
         self.unanswered
     }
 
-    pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
+    pub(crate) fn may_be_at(&self, address: SocketAddr) -> bool {
         self.address == Some(address)
             || self.candidate.as_ref().is_some_and(|candidate| candidate.address == address)
     }
@@ -34,7 +34,7 @@ impl Peer {
     }
 
     /// Challenges the peer at an address that our owner has named.
-    pub(crate) fn probe(&mut self, now: Instant, address: SocketAddr, token: u64) {
+    pub(crate) fn challenge_at(&mut self, now: Instant, address: SocketAddr, token: u64) {
         if self.current.is_some() && self.address != Some(address) {
             self.candidate = Some(Candidate::named(now, address, token));
         }
