@@ -96,7 +96,7 @@ impl Fallback {
         let bulk = self.udp.bulk_socket().filter(|_| with_bulk);
         let (ready, is_stream) = match bulk {
             Some(bulk) => {
-                let mut fds = [streams, calls, bulk.poll_fd()];
+                let mut fds = [streams, calls, PollFd::new(bulk.socket(), PollFlags::IN)];
                 (super::udp::wait_for(&mut fds, most)?, !fds[0].revents().is_empty())
             }
             None => {

@@ -67,7 +67,7 @@ impl BulkSocket {
         self.segments
     }
 
-    pub(in crate::carrier) fn poll_fd(&self) -> PollFd<'_> {
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
         PollFd::new(&self.socket, PollFlags::IN)
     }
 
