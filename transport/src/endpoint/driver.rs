@@ -21,10 +21,10 @@ use std::time::Duration;
 
 const SOCKET: Token = Token(0);
 const WAKE: Token = Token(1);
+const STREAMS: Token = Token(2);
 const BULK: Token = Token(3);
 /// Batches for bulk taken before calls, timers and transmissions get their turn.
 const BULK_BATCHES: usize = 4;
-const STREAMS: Token = Token(2);
 /// Datagrams taken before timers and transmissions get their turn.
 const BATCH: usize = 64;
 /// Wanted socket buffers: 1 MiB in flight several times over. The kernel gives
@@ -117,7 +117,6 @@ impl Driver {
                 .map_err(StartError::Poll)?;
         }
         let mut hub = Hub::new(config)?;
-        hub.set_bulk(bulk.as_ref().map(BulkSocket::port));
         if let Some(detour) = &detour {
             let fd = detour.streams.as_fd().as_raw_fd();
             let mut source = SourceFd(&fd);
@@ -125,6 +124,7 @@ impl Driver {
                 .register(&mut source, STREAMS, Interest::READABLE)
                 .map_err(StartError::Poll)?;
         }
+        hub.set_bulk(bulk.as_ref().map(BulkSocket::port));
         for (key, address) in peers {
             hub.add_peer(Instant::START, *key, *address);
             if let (Some(detour), Some(address)) = (&mut detour, *address) {
@@ -141,9 +141,9 @@ impl Driver {
             waiting: HashMap::new(),
             out: vec![0; BATCH_BUFFER],
             held: None,
-            bulk,
             detour,
             steer_at: None,
+            bulk,
             closing: false,
         };
         Ok((driver, waker))
@@ -173,13 +173,15 @@ impl Driver {
                 Err(_) => break,
             }
             more = self.receive(&mut datagram);
-            more |= self.receive_from_streams() | self.receive_bulk();
+            more |= self.receive_from_streams();
+            more |= self.receive_bulk();
             self.obey();
             let now = self.now();
             self.hub.handle_timeout(now);
             self.steer_at = self.detour.as_mut().and_then(|one| one.steer(now, &mut self.hub));
             self.report();
             more |= self.transmit();
+            self.flush_streams();
         }
         self.say_goodbye();
     }
@@ -197,26 +199,6 @@ impl Driver {
                 && stream_number(from).is_none()
             {
                 self.hub.handle_datagram(now, from, bytes);
-            }
-        }
-        true
-    }
-
-    /// Takes some batches for bulk; says whether there may be more.
-    fn receive_bulk(&mut self) -> bool {
-        let now = self.now();
-        let (Some(bulk), hub) = (&mut self.bulk, &mut self.hub) else { return false };
-        if hub.bulk_expected() <= now {
-            // Nothing is sent there before the first pieces have come by the other one; what
-            // comes all the same waits for them.
-            return false;
-        }
-        for _ in 0..BULK_BATCHES {
-            let taken = bulk.receive(|incoming| {
-                hub.handle_marked_datagram(now, incoming.from, incoming.bytes, incoming.marked);
-            });
-            if !taken.is_ok_and(|taken| taken > 0) {
-                return false;
             }
         }
         true
@@ -242,6 +224,26 @@ impl Driver {
                     self.detour = None;
                     return false;
                 }
+            }
+        }
+        true
+    }
+
+    /// Takes some batches for bulk; says whether there may be more.
+    fn receive_bulk(&mut self) -> bool {
+        let now = self.now();
+        let (Some(bulk), hub) = (&mut self.bulk, &mut self.hub) else { return false };
+        if hub.bulk_expected() <= now {
+            // Nothing is sent there before the first pieces have come by the other one; what
+            // comes all the same waits for them.
+            return false;
+        }
+        for _ in 0..BULK_BATCHES {
+            let taken = bulk.receive(|incoming| {
+                hub.handle_marked_datagram(now, incoming.from, incoming.bytes, incoming.marked);
+            });
+            if !taken.is_ok_and(|taken| taken > 0) {
+                return false;
             }
         }
         true
@@ -343,15 +345,11 @@ impl Driver {
                     match self.hub.poll_batch(now, &mut self.out, batch) {
                         Some(transmit) if transmit.is_bulk => {
                             self.transmit_bulk(&transmit);
-                            self.flush_streams();
                             // Calls get a look between two batches.
                             return true;
                         }
                         Some(transmit) => (transmit.length, transmit.to),
-                        None => {
-                            self.flush_streams();
-                            return false;
-                        }
+                        None => return false,
                     }
                 }
             };
@@ -366,12 +364,18 @@ impl Driver {
             match self.socket.send_to(bytes, to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.held = Some((length, to));
-                    self.flush_streams();
                     return false;
                 }
                 // Unreachable, no buffers: to the session it is a lost packet.
                 Ok(_) | Err(_) => {}
             }
+        }
+    }
+
+    fn flush_streams(&mut self) {
+        if let Some(detour) = &mut self.detour {
+            // As when it is sent.
+            detour.streams.flush().ok();
         }
     }
 
@@ -381,13 +385,6 @@ impl Driver {
         // An error of the socket is a lost packet as well: soon the other way is taken.
         if let Ok(false) = bulk.send(transmit.to, bytes, transmit.segment) {
             self.hub.handle_too_long(transmit);
-        }
-    }
-
-    fn flush_streams(&mut self) {
-        if let Some(detour) = &mut self.detour {
-            // As when it is sent.
-            detour.streams.flush().ok();
         }
     }
 
