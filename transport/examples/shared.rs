@@ -5,14 +5,16 @@
 //!
 //! `cargo run --release -p conet-transport --example shared --features std [-- spin]`
 //!
-//! With `spin` neither process ever sleeps, which wants two processors.
+//! With `spin` neither process ever sleeps, which wants two processors; then the rings are
+//! measured alone as well, without a session: what is left is what a session costs.
 
-use conet_transport::carrier::Shared;
 use conet_transport::carrier::shared::peer_address;
+use conet_transport::carrier::{Carrier, Incoming, Shared};
 use conet_transport::direct::{Direct, Wait};
 use conet_transport::session::handshake::{PrivateKey, local_features};
 use conet_transport::session::{Event, HubConfig};
 use std::error::Error;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -32,9 +34,38 @@ fn direct(own: u8, shared: Shared, spins: bool) -> Result<Direct<Shared>, Box<dy
     Ok(direct)
 }
 
+/// The next datagram of 64 B, without sleeping.
+fn next(rings: &mut Shared) -> io::Result<[u8; 64]> {
+    let mut got = [0; 64];
+    let mut copy = |incoming: Incoming<'_>| {
+        got.copy_from_slice(incoming.bytes);
+        false
+    };
+    while rings.receive(&mut copy)? == 0 {
+        std::hint::spin_loop();
+    }
+    Ok(got)
+}
+
+fn say(rings: &mut Shared, bytes: &[u8; 64]) -> io::Result<()> {
+    rings.send(peer_address(), bytes, bytes.len())?;
+    rings.flush()
+}
+
+fn show(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |permille: usize| times[times.len() * permille / 1000];
+    println!("{CALLS} {what} of 64 B: p50 {:?}, p99 {:?}, p99.9 {:?}", at(500), at(990), at(999));
+}
+
 fn serve(spins: bool) -> Result<(), Box<dyn Error>> {
     let bell = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let mut server = direct(2, Shared::accept(bell)?, spins)?;
+    let mut rings = Shared::accept(bell)?;
+    for _ in 0..if spins { CALLS } else { 0 } {
+        let said = next(&mut rings)?;
+        say(&mut rings, &said)?;
+    }
+    let mut server = direct(2, rings, spins)?;
     // Until the other process has gone.
     while server.turn(LOOK).is_ok() {
         while let Some(event) = server.hub.poll_event() {
@@ -56,7 +87,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut child = Command::new(std::env::current_exe()?);
     child.arg("serve").stdin(Stdio::from(OwnedFd::from(theirs)));
     let mut child = child.args(spins.then_some("spin")).spawn()?;
-    let mut client = direct(1, Shared::offer(ours)?, spins)?;
+    let mut rings = Shared::offer(ours)?;
+    if spins {
+        let mut times = Vec::new();
+        for n in 0..CALLS {
+            let begun = Instant::now();
+            let mut said = [7; 64];
+            said[..4].copy_from_slice(&n.to_le_bytes());
+            say(&mut rings, &said)?;
+            if next(&mut rings)? != said {
+                return Err("the other process said something else".into());
+            }
+            times.push(begun.elapsed());
+        }
+        show("round trips of the rings alone", times);
+    }
+    let mut client = direct(1, rings, spins)?;
     let server = PrivateKey::new([2; 32]).public();
 
     let mut times = Vec::new();
@@ -78,10 +124,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         times.push(begun.elapsed());
     }
-    times.sort_unstable();
-    let at = |permille: usize| times[times.len() * permille / 1000];
-    let (p50, p99, p999) = (at(500), at(990), at(999));
-    println!("{CALLS} calls of 64 B: p50 {p50:?}, p99 {p99:?}, p99.9 {p999:?}");
+    show("calls", times);
     drop(client);
     child.wait()?;
     Ok(())

@@ -18,7 +18,7 @@
 //! Not here: which peer has which stream, when to dial ([`Fallback`](super::Fallback)).
 //!
 //! Invariants: nothing sleeps but [`Carrier::wait`]; memory per connection is bounded
-//! ([`framing`]); one connection cannot keep others from being read; no file descriptor
+//! (`framing`); one connection cannot keep others from being read; no file descriptor
 //! outlives its connection.
 
 use super::{Carrier, Guarantees, Incoming};

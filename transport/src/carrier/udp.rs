@@ -1,5 +1,5 @@
 //! The UDP carrier: one bound socket, perhaps connected to its only peer, and beside it one
-//! for bulk ([`bulk`]).
+//! for bulk (`bulk`).
 //!
 //! The first has no options that cost: a call is one `send(2)` and one `recv(2)` a side.
 //!

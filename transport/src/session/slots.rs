@@ -193,7 +193,7 @@ mod tests {
     extern crate std;
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::vec::Vec;
 
     /// A prototype's bug: the duplicate of an old reply ended the next call.
@@ -227,6 +227,75 @@ mod tests {
         assert_eq!(slot.on_call(1), CallVerdict::Stale);
         let moved = ServerSlot::resume(slot.sequence(), slot.is_working());
         assert_eq!(moved, slot);
+    }
+
+    /// A client, a server and all that was ever said between them.
+    #[derive(Clone, Debug)]
+    struct World {
+        client: ClientSlot,
+        server: ServerSlot,
+        calls: u64,
+        replies: BTreeSet<u64>,
+        executed: BTreeSet<u64>,
+        completed: BTreeSet<u64>,
+    }
+
+    /// Every state that four calls in one slot can reach over a link that delivers any
+    /// earlier message at any time, any number of times.
+    #[test]
+    fn exhaustively_at_most_once() {
+        const CALLS: u64 = 4;
+        let (client, server, none) = (ClientSlot::new(), ServerSlot::new(), BTreeSet::new());
+        let first = World {
+            client,
+            server,
+            calls: 0,
+            replies: none.clone(),
+            executed: none.clone(),
+            completed: none,
+        };
+        let (mut seen, mut open) = (BTreeSet::new(), vec![first]);
+        while let Some(world) = open.pop() {
+            if !seen.insert(format!("{world:?}")) {
+                continue;
+            }
+            if world.calls < CALLS {
+                let mut next = world.clone();
+                if next.client.begin().is_ok() {
+                    next.calls += 1;
+                    open.push(next);
+                }
+            }
+            // An honest client's sequences count from one.
+            for sequence in 1..=world.calls {
+                let mut next = world.clone();
+                match next.server.on_call(sequence) {
+                    CallVerdict::Execute => assert!(next.executed.insert(sequence), "{world:?}"),
+                    CallVerdict::RepeatReply => drop(next.replies.insert(sequence)),
+                    CallVerdict::Working | CallVerdict::Stale => {}
+                    CallVerdict::Overrun => panic!("the client is honest: {world:?}"),
+                }
+                open.push(next);
+            }
+            if world.server.is_working() {
+                let mut next = world.clone();
+                assert!(next.server.on_done(next.server.sequence()));
+                next.replies.insert(next.server.sequence());
+                open.push(next);
+            }
+            for &sequence in &world.replies {
+                let mut next = world.clone();
+                if next.client.on_reply(sequence) == ReplyVerdict::Complete {
+                    assert!(next.completed.insert(sequence), "{world:?}");
+                    assert!(next.executed.contains(&sequence), "{world:?}");
+                }
+                open.push(next);
+            }
+        }
+        let last = seen.iter().filter(|state| state.contains("completed: {1, 2, 3, 4}")).count();
+        assert!(last > 0);
+        // Of each call: under way, at work, answered, completed; and the beginning.
+        assert_eq!(seen.len() as u64, 4 * CALLS + 1);
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 //!
 //! To a session a stream is one more place where its peer may be: it has an address of
 //! its own, and going over to it is a move as any other. So slots, keys and replies stay,
-//! and both ends prove the new way before they rely on it (see [`super::path`]). The end
+//! and both ends prove the new way before they rely on it (see `session::path`). The end
 //! that has the peer's addresses chooses; the other follows.
 //!
 //! *Blocked* is what answers nothing: [`STEPS`] questions, each after [`PAUSE`] or two

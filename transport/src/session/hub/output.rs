@@ -96,7 +96,7 @@ impl Hub {
     }
 
     /// Writes the farewell of the next peer that is up into `buf`; the session is
-    /// forgotten there at once instead of after [`Limits::dead_after`]. Call until
+    /// forgotten there at once instead of after [`Limits::dead_after`](crate::session::Limits::dead_after). Call until
     /// `None`, then drop the hub.
     pub fn poll_farewell(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<SocketAddr> {
         buf.resize(self.limits.datagram, 0);

@@ -23,7 +23,7 @@ const FAIR: u32 = 8;
 /// Bytes of pieces in one system call; what a UDP datagram holds is a little more.
 const BATCH: usize = 65_000;
 /// The same while calls come and go: they wait for the system call that is under way.
-const BATCH_BESIDE_CALLS: usize = 8_000;
+const BATCH_BESIDE_CALLS: usize = 6_000;
 /// Calls come and go until so long after the last one.
 const BESIDE_CALLS: Duration = Duration::from_micros(500);
 
