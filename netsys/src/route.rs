@@ -123,6 +123,15 @@ impl Route {
     }
 }
 
+/// How packets to an address leave the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WayOut {
+    /// Number of the link.
+    pub link: u32,
+    /// Source address that the host chooses.
+    pub source: Ipv4Addr,
+}
+
 impl Netlink {
     /// Adds a route.
     ///
@@ -188,6 +197,39 @@ impl Netlink {
             }));
         }
         Ok(routes)
+    }
+
+    /// Which way the host would send to `to` now; `None` where it would not, or to
+    /// itself.
+    ///
+    /// # Errors
+    /// As the kernel refuses; having no route is none.
+    pub fn way_to(&mut self, to: Ipv4Addr) -> Result<Option<WayOut>, NetError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.destination_prefix_length = 32;
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to)));
+        let object = Object::Route(IpAddr::V4(to).into());
+        let request = RouteNetlinkMessage::GetRoute(request);
+        let answer = match self.one(Op::LookUpRoute, &object, request) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(answer))) => answer,
+            Ok(_) => return Ok(None),
+            // ENETUNREACH, or EHOSTUNREACH, EACCES and EINVAL of routes that refuse.
+            Err(NetError::Refused { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if answer.header.kind != RouteType::Unicast {
+            return Ok(None);
+        }
+        let (mut link, mut source) = (None, None);
+        for attribute in &answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => link = Some(*index),
+                RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => source = Some(*v4),
+                _ => {}
+            }
+        }
+        Ok(link.zip(source).map(|(link, source)| WayOut { link, source }))
     }
 
     /// Sets a permanent neighbour entry: `ip` on `link` is at `mac`, with no ARP
