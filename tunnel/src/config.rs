@@ -168,13 +168,16 @@ pub struct Offloads {
     pub send: bool,
     /// Up to 64 datagrams a received buffer (UDP_GRO, Linux 5.0).
     pub receive: bool,
+    /// Packets of mode `ipip` pass in the kernel, by eBPF programs, where they may (Linux
+    /// 6.6); those of the raw sockets are the few that are irregular.
+    pub kernel: bool,
 }
 
 impl Offloads {
     /// All of them.
-    pub const ALL: Self = Self { device: true, send: true, receive: true };
+    pub const ALL: Self = Self { device: true, send: true, receive: true, kernel: true };
     /// None of them.
-    pub const NONE: Self = Self { device: false, send: false, receive: false };
+    pub const NONE: Self = Self { device: false, send: false, receive: false, kernel: false };
 }
 
 impl Default for Offloads {

@@ -30,6 +30,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::engine::EngineError;
+use crate::kernel::{IpipPath, Kernel};
 use crate::sockets::Sockets;
 use crate::tun::TunDevice;
 use crate::{
@@ -107,6 +108,8 @@ pub struct Snapshot {
     pub peers: Vec<PeerSnapshot>,
     /// Drops that concern no known peer.
     pub drops: DropCounts,
+    /// Where packets of mode `ipip` are carried.
+    pub ipip: IpipPath,
 }
 
 impl Snapshot {
@@ -267,6 +270,7 @@ struct Driver {
     addresses: Vec<IpNet>,
     listen: SocketAddr,
     routed: BTreeSet<IpNet>,
+    kernel: Kernel,
 }
 
 impl Driver {
@@ -306,9 +310,11 @@ impl Driver {
             addresses: config.addresses.clone(),
             listen,
             routed: BTreeSet::new(),
+            kernel: Kernel::new(config.offloads.kernel),
         };
         driver.open_raw().map_err(StartError::Raw)?;
         driver.sync_routes()?;
+        driver.sync_kernel();
         Ok(driver)
     }
 
@@ -325,6 +331,7 @@ impl Driver {
         let (mut device, mut network) = (true, true);
         loop {
             let deadline = self.engine.step_time(Instant::now())?;
+            self.kernel.look(&mut self.engine.core, &mut self.netlink);
             let wait = match device || network {
                 true => Duration::ZERO,
                 false => deadline.saturating_duration_since(Instant::now()),
@@ -365,13 +372,20 @@ impl Driver {
         true
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&mut self) -> Snapshot {
+        self.kernel.refresh(&mut self.engine.core, &mut self.netlink);
         let core = &self.engine.core;
+        let carried = self.kernel.carried();
+        let mut peers = core.peers();
+        for peer in &mut peers {
+            peer.in_kernel = carried.contains(&peer.public_key);
+        }
         Snapshot {
+            ipip: self.kernel.path(peers.iter().any(|peer| peer.mode == Mode::IpIp)),
             device: self.device,
             listen: self.listen,
             public_key: core.public_key(),
-            peers: core.peers(),
+            peers,
             drops: core.drops(),
         }
     }
@@ -382,7 +396,12 @@ impl Driver {
         self.sync_routes()?;
         let own = own_addresses(&mut self.netlink, &self.addresses)?;
         self.engine.core.set_own_addresses(own);
+        self.sync_kernel();
         Ok(())
+    }
+
+    fn sync_kernel(&mut self) {
+        self.kernel.change(&mut self.engine.core, &mut self.netlink, self.device);
     }
 
     fn open_raw(&mut self) -> io::Result<()> {

@@ -34,6 +34,7 @@ mod device;
 mod driver;
 mod engine;
 pub mod fuzz_support;
+mod kernel;
 mod network;
 mod noise;
 mod offload;
@@ -50,5 +51,6 @@ pub use core::{Core, Destination, Outbox, OwnAddresses, PeerSnapshot, Replies, T
 pub use device::{Device, Inner};
 pub use driver::{Snapshot, StartError, Tunnel, TunnelError};
 pub use engine::{Engine, EngineError};
+pub use kernel::{IpipPath, KernelError};
 pub use network::{Arrival, Arrivals, MemoryDatagram, MemoryNetwork, Network, Origin};
 pub use offload::Outgoing;

@@ -12,6 +12,7 @@
 //! one peer, in ip-udp mode an address and port.
 
 mod bare;
+mod carried;
 mod outbox;
 mod peer;
 mod replies;
@@ -26,6 +27,7 @@ use conet_dataplane::{DropCounts, DropReason};
 use conet_netsys::IpNet;
 use conet_wire::ip::{self, IpView};
 
+pub(crate) use self::carried::{Carried, IpipView};
 pub use self::outbox::{Destination, Outbox, Transmit};
 pub use self::peer::PeerSnapshot;
 use self::peer::{LEAST_V6_MTU, Peer, canonical};

@@ -149,6 +149,7 @@ impl Peer {
             tx_packets: self.tx.packets,
             tx_bytes: self.tx.bytes,
             drops: self.drops,
+            in_kernel: false,
         }
     }
 }
@@ -186,6 +187,8 @@ pub struct PeerSnapshot {
     pub tx_bytes: u64,
     /// Packets from or to it that were dropped.
     pub drops: DropCounts,
+    /// Whether its packets pass by no process at this moment (mode `ipip`).
+    pub in_kernel: bool,
 }
 
 impl PeerSnapshot {

@@ -5,6 +5,8 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 #![allow(clippy::unwrap_used, reason = "the lint's exception for tests leaves out their helpers")]
 
+pub(crate) mod sys;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{self, Command};
