@@ -42,10 +42,16 @@ struct Scene {
 
 impl Scene {
     fn new(offloads: Offloads) -> Self {
+        Self::over(offloads, 1500)
+    }
+
+    /// The configuration says that the way takes packets of `path_mtu` bytes.
+    fn over(offloads: Offloads, path_mtu: u16) -> Self {
         let [one, two] = wire();
         let mut with = Config { offloads, ..config(1, Mode::IpIp) };
         with.addresses.push(net("fd00:1::1/128"));
         with.peers[0].allowed.push(net("fd00:2::/32"));
+        with.peers[0].path_mtu = path_mtu;
         // Whose addresses the other may not use.
         with.peers.push(PeerConfig { endpoint: Some(at(9)), ..peer(3, Mode::IpIp) });
         let tunnel = one.start(with).unwrap();
@@ -79,6 +85,24 @@ impl Scene {
         drain(&self.wire);
     }
 
+    /// Sends a packet of the host's own into the tunnel, as it is.
+    fn send(&self, packet: &[u8]) {
+        let (domain, to): (_, SocketAddr) = match packet[0] >> 4 {
+            6 => (Domain::IPV6, "[fd00:2::2]:0".parse().unwrap()),
+            _ => (Domain::IPV4, "10.77.2.2:0".parse().unwrap()),
+        };
+        // IPPROTO_RAW: the header is ours.
+        let raw = Some(Protocol::from(255));
+        let socket = self.one.run(|| Socket::new(domain, Type::RAW, raw)).unwrap();
+        assert_eq!(socket.send_to(packet, &to.into()).unwrap(), packet.len());
+    }
+
+    /// The next packet that the device gives its host which is an error of ICMP.
+    fn told(&self) -> Vec<u8> {
+        // Of those about neighbours and routers there are none on a TUN device.
+        next(&self.device, 0, |packet| is_icmp(packet))
+    }
+
     /// Puts an outer packet on the wire, from the peer.
     fn put(&self, outer: &[u8]) {
         let to = self.one.netlink().link(ifname("eth0")).unwrap().unwrap().mac.unwrap();
@@ -88,28 +112,36 @@ impl Scene {
         rustix::net::send(&self.wire, &frame, SendFlags::empty()).unwrap();
     }
 
-    /// The next outer packet on the wire of which `is` says yes.
-    fn on_wire(&self, is: impl Fn(&IpView<&[u8]>) -> bool) -> Vec<u8> {
-        next(&self.wire, 14, is)
+    /// The next outer packet of `protocol` on the wire that holds one of ours.
+    fn on_wire(&self, protocol: u8) -> Vec<u8> {
+        next(&self.wire, 14, |outer| {
+            let of_inner = if protocol == 4 { 9 } else { 6 };
+            outer.protocol() == protocol && outer.payload().get(of_inner) == Some(&EXPERIMENT)
+        })
     }
 
-    /// Puts packets on the wire, with one behind them that must arrive, and gives what
-    /// has come out of the device before that.
+    /// Puts packets on the wire, with two behind them that must arrive, and gives what
+    /// has come out of the device before those. The two are padded, so that they go by
+    /// user space and are the last ones in both implementations, by either protocol.
     fn through(&self, outer: &[Vec<u8>]) -> Vec<Vec<u8>> {
         outer.iter().for_each(|packet| self.put(packet));
-        let mark = packet_v4([10, 77, 2, 2], [10, 77, 1, 1], Ecn::NotEct, b"the last one");
-        self.put(&wrapped(Ecn::NotEct, &mark));
+        let mut marks = vec![good_v4(Ecn::NotEct, b"the last"), good_v6(Ecn::NotEct, b"the last")];
+        for mark in &marks {
+            self.put(&[&wrapped(Ecn::NotEct, mark)[..], &[0xee; 60]].concat());
+        }
         let mut came = Vec::new();
-        loop {
+        while !marks.is_empty() {
             let packet = next(&self.device, 0, |_| true);
-            if packet == mark {
-                return came;
+            if let Some(mark) = marks.iter().position(|mark| *mark == packet) {
+                marks.remove(mark);
+                continue;
             }
             // Nothing of the kernel's own, such as multicast.
             if IpView::new(&packet[..]).is_ok_and(|p| p.protocol() == EXPERIMENT || is_icmp(&p)) {
                 came.push(packet);
             }
         }
+        came
     }
 
     fn dropped(&self, reason: DropReason) -> u64 {
@@ -357,5 +389,179 @@ fn what_is_odd_outside_arrives_all_the_same() {
         header([192, 0, 2, 2], [192, 0, 2, 200], 4, Ecn::NotEct, elsewhere.len())
             .emit(elsewhere.first_chunk_mut().unwrap());
         assert!(scene.through(&[wrong, elsewhere]).is_empty());
+    }
+}
+
+/// The outer header, field by field, and the inner packet as it was.
+#[test]
+fn the_outer_header_is_as_the_rules_have_it() {
+    privileged!(Need::Tun);
+    for offloads in BOTH {
+        let scene = Scene::new(offloads);
+        let mut idents = std::collections::BTreeSet::new();
+        for ecn in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
+            for (v6, df) in [(false, true), (false, false), (true, true)] {
+                let mut packet = match v6 {
+                    true => packet_v6("fd00:1::1", "fd00:2::2", ecn, &[7; 100]),
+                    false => packet_v4([10, 77, 1, 1], [10, 77, 2, 2], ecn, &[7; 100]),
+                };
+                if !df {
+                    // With an identification of its own, else the kernel gives it one.
+                    packet[4..8].copy_from_slice(&[9, 9, 0, 0]);
+                    packet[10..12].copy_from_slice(&[0, 0]);
+                    let sum = checksum(&packet[..IPV4_HEADER], 0);
+                    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+                }
+                scene.send(&packet);
+                let outer = scene.on_wire(if v6 { 41 } else { 4 });
+                let view = IpView::new(&outer[..]).unwrap();
+                assert_eq!(outer[0], 0x45);
+                assert_eq!(outer[1], ecn as u8, "no class of service, the mark copied");
+                assert_eq!(view.hops(), 64);
+                assert_eq!(view.protocol(), if v6 { 41 } else { 4 });
+                assert_eq!(view.dont_fragment(), df);
+                assert!(!view.is_fragment());
+                assert_eq!(view.source(), at(1).ip());
+                assert_eq!(view.destination(), at(2).ip());
+                assert_eq!(checksum(&outer[..IPV4_HEADER], 0), 0);
+                assert_eq!(view.payload(), packet, "{ecn:?}, {v6} {df}");
+                if !df {
+                    assert!(idents.insert([outer[4], outer[5]]), "an identification twice");
+                }
+            }
+        }
+    }
+}
+
+/// What does not fit: the sender is told, or it goes in fragments, or is dropped silently
+/// where nobody may be told. 1300 bytes outside, 1280 inside.
+#[test]
+fn what_does_not_fit_is_told_or_fragmented() {
+    privileged!(Need::Tun);
+    for offloads in BOTH {
+        let scene = Scene::over(offloads, 1300);
+        let of = |len: usize| packet_v4([10, 77, 1, 1], [10, 77, 2, 2], Ecn::NotEct, &vec![7; len]);
+        // Just fits.
+        scene.send(&of(1260));
+        assert_eq!(scene.on_wire(4).len(), 1300);
+        let before = scene.dropped(DropReason::TooBig);
+        let over = of(1261);
+        scene.send(&over);
+        let told = scene.told();
+        let view = IpView::new(&told[..]).unwrap();
+        assert_eq!(view.destination(), inner(1));
+        assert_eq!(view.payload()[..2], [3, 4], "fragmentation needed");
+        assert_eq!(view.payload()[6..8], 1280u16.to_be_bytes());
+        assert_eq!(view.payload()[8..8 + 100], over[..100]);
+        assert_eq!(scene.dropped(DropReason::TooBig), before + 1);
+        // The same by IPv6: 1280 is promised, what is more is told.
+        scene.send(&packet_v6("fd00:1::1", "fd00:2::2", Ecn::NotEct, &[7; 1241]));
+        let told = scene.told();
+        let view = IpView::new(&told[..]).unwrap();
+        assert!(view.is_v6());
+        assert_eq!(view.payload()[..2], [2, 0], "packet too big");
+        assert_eq!(view.payload()[4..8], 1280u32.to_be_bytes());
+        scene.send(&packet_v6("fd00:1::1", "fd00:2::2", Ecn::NotEct, &[7; 1240]));
+        assert_eq!(scene.on_wire(41).len(), 1300);
+        // Without DF: fragments outside, where the link is what does not take it.
+        let mut may = of(1300);
+        may[6] = 0;
+        may[10..12].copy_from_slice(&[0, 0]);
+        let sum = checksum(&may[..IPV4_HEADER], 0);
+        may[10..12].copy_from_slice(&sum.to_be_bytes());
+        scene.send(&may);
+        let outer = scene.on_wire(4);
+        let view = IpView::new(&outer[..]).unwrap();
+        assert!(!view.dont_fragment());
+        assert_eq!(scene.dropped(DropReason::TooBig), before + 2);
+        // A source that is ours outside would travel in a circle.
+        scene.send(&packet_v4([192, 0, 2, 1], [10, 77, 2, 2], Ecn::NotEct, b"circle"));
+        let began = Instant::now();
+        while scene.dropped(DropReason::Loop) != 1 {
+            assert!(began.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(5));
+        }
+        // A tunnel inside the tunnel.
+        let mut nested = of(40);
+        nested[9] = 4;
+        nested[10..12].copy_from_slice(&[0, 0]);
+        let sum = checksum(&nested[..IPV4_HEADER], 0);
+        nested[10..12].copy_from_slice(&sum.to_be_bytes());
+        scene.send(&nested);
+        let began = Instant::now();
+        while scene.dropped(DropReason::Nested) != 1 {
+            assert!(began.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Each rule of what becomes of an error about an outer packet (RFC 2003 §4).
+#[test]
+fn errors_from_the_way_are_told_inside() {
+    privileged!(Need::Tun);
+    for offloads in BOTH {
+        let scene = Scene::new(offloads);
+        let packet = packet_v4([10, 77, 1, 1], [10, 77, 2, 2], Ecn::NotEct, &[7; 900]);
+        scene.send(&packet);
+        let outer = scene.on_wire(4);
+        let error = |kind: u8, code: u8, mtu: u16, quoted: &[u8]| {
+            let mut icmp = vec![kind, code, 0, 0, 0, 0, 0, 0];
+            icmp[6..8].copy_from_slice(&mtu.to_be_bytes());
+            icmp.extend_from_slice(&quoted[..quoted.len().min(520)]);
+            let sum = checksum(&icmp, 0);
+            icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+            let mut bytes = vec![0; IPV4_HEADER];
+            header([192, 0, 2, 2], [192, 0, 2, 1], 1, Ecn::NotEct, IPV4_HEADER + icmp.len())
+                .emit(bytes.first_chunk_mut().unwrap());
+            bytes.extend_from_slice(&icmp);
+            bytes
+        };
+        for (sent, told) in [
+            ((3, 1, 0), Some((3, 1, 0))),
+            ((3, 13, 0), Some((3, 1, 0))),
+            ((11, 0, 0), Some((3, 1, 0))),
+            ((5, 1, 0), None),
+            ((12, 0, 0), None),
+            ((3, 4, 1280), Some((3, 4, 1260))),
+        ] {
+            let (kind, code, mtu) = sent;
+            scene.put(&error(kind, code, mtu, &outer));
+            match told {
+                Some(told) => {
+                    let packet = scene.told();
+                    let view = IpView::new(&packet[..]).unwrap();
+                    assert_eq!(view.destination(), inner(1));
+                    let icmp = view.payload();
+                    assert_eq!(checksum(icmp, 0), 0);
+                    assert_eq!(icmp[8..48], outer[20..60], "what was sent is quoted");
+                    let seen = (icmp[0], icmp[1], u16::from_be_bytes([icmp[6], icmp[7]]));
+                    assert_eq!(seen, told, "{sent:?}");
+                }
+                None => assert!(scene.through(&[]).is_empty(), "{sent:?}"),
+            }
+        }
+        // About a packet that cannot have gone to that peer.
+        let mut forged = outer.clone();
+        forged[20 + 18] = 9;
+        scene.put(&error(3, 1, 0, &forged));
+        assert!(scene.through(&[]).is_empty());
+        let began = Instant::now();
+        while scene.dropped(DropReason::BadError) != 1 {
+            assert!(began.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(5));
+        }
+        // And the way's MTU is known from now on: by kernel, core and programs.
+        let began = Instant::now();
+        let peer = key(2).public();
+        while scene.tunnel.snapshot().unwrap().peer(peer).unwrap().path_mtu != 1280 {
+            assert!(began.elapsed() < PATIENCE);
+            scene.send(&packet);
+            thread::sleep(Duration::from_millis(50));
+        }
+        drain(&scene.device);
+        scene.send(&packet_v4([10, 77, 1, 1], [10, 77, 2, 2], Ecn::NotEct, &[7; 1241]));
+        let told = scene.told();
+        assert_eq!(IpView::new(&told[..]).unwrap().payload()[6..8], 1260u16.to_be_bytes());
     }
 }
