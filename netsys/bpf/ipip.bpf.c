@@ -91,8 +91,10 @@ struct peer {
 	u32 mtu;    // of what fits inside
 };
 
-// Why `conet_in` drops; the order is that of `IpipDrop` in ipip.rs.
-enum drop { MALFORMED, NESTED, NOT_UNICAST, NO_HOPS, NOT_ALLOWED, CONGESTION, REASONS };
+// Why a packet is dropped; the order is that of `IpipDrop` in ipip.rs.
+enum drop {
+	MALFORMED, NESTED, NOT_UNICAST, NO_HOPS, NOT_ALLOWED, CONGESTION, NO_MEMORY, REASONS
+};
 
 struct counters {
 	u64 out_packets, out_bytes, in_packets, in_bytes; // inner ones, segments of GSO singly
@@ -215,6 +217,12 @@ INLINE int pieces_of(const struct __sk_buff *skb, u32 at, u32 inside, u32 header
 	return 1;
 }
 
+INLINE int drop(struct counters *count, enum drop why)
+{
+	count->drops[why]++;
+	return SHOT;
+}
+
 // Wraps the packet and sends it to the peer. `tos` and `fragment` are the outer header's.
 INLINE int wrap(struct __sk_buff *skb, u32 number, u32 header, u8 protocol, u8 inner, u8 ecn,
 		u16 fragment, const struct peer *peer)
@@ -240,9 +248,9 @@ INLINE int wrap(struct __sk_buff *skb, u32 number, u32 header, u8 protocol, u8 i
 	struct counters *count = map_lookup(&counts, &number);
 	if (!count || adjust_room(skb, OUTER, ROOM_MAC, FIXED_GSO | ENCAP_IPV4))
 		return NEXT;
-	// From here on the packet has changed: what fails is lost, and only for want of memory.
+	// From here on the packet has changed, and nobody else can take it.
 	if (store_bytes(skb, 0, &outer, OUTER, 0) || change_head(skb, ETHERNET, 0))
-		return SHOT;
+		return drop(count, NO_MEMORY);
 	count->out_packets += pieces.count;
 	count->out_bytes += inside + (pieces.count - 1) * pieces.repeated;
 	return redirect_neigh(link, 0, 0, 0);
@@ -307,12 +315,6 @@ INLINE int ecn_of(u8 inner, u8 outer)
 	return inner == ECT0 && outer == ECT1 ? ECT1 : inner;
 }
 
-INLINE int drop(struct counters *count, enum drop why)
-{
-	count->drops[why]++;
-	return SHOT;
-}
-
 // Takes the outer header away and gives the packet to the tunnel's device.
 INLINE int unwrap(struct __sk_buff *skb, struct counters *count, const struct peer *peer,
 		  u64 decap, u32 header, u8 inner)
@@ -322,7 +324,7 @@ INLINE int unwrap(struct __sk_buff *skb, struct counters *count, const struct pe
 	// What is not understood counts as one.
 	pieces_of(skb, ETHERNET + OUTER, inside, header, inner, &pieces);
 	if (adjust_room(skb, -OUTER, ROOM_MAC, FIXED_GSO | decap))
-		return SHOT; // for want of memory
+		return drop(count, NO_MEMORY);
 	count->in_packets += pieces.count;
 	count->in_bytes += inside + (pieces.count - 1) * pieces.repeated;
 	return redirect(device, INGRESS);
@@ -362,7 +364,7 @@ INLINE int in4(struct __sk_buff *skb, u32 number, u8 mark, struct counters *coun
 		u16 check = ~sum;
 		if (store_bytes(skb, ETHERNET + OUTER + 1, &tos, 1, 0) ||
 		    store_bytes(skb, ETHERNET + OUTER + 10, &check, 2, 0))
-			return SHOT;
+			return drop(count, NO_MEMORY);
 	}
 	return unwrap(skb, count, peer, DECAP_IPV4, header, ip.protocol);
 }
@@ -395,7 +397,7 @@ INLINE int in6(struct __sk_buff *skb, u32 number, u8 mark, struct counters *coun
 	if (ecn != before) {
 		u8 class = (ip.first[1] & 0xcf) | ecn << 4;
 		if (store_bytes(skb, ETHERNET + OUTER + 1, &class, 1, RECOMPUTE_CSUM))
-			return SHOT;
+			return drop(count, NO_MEMORY);
 	}
 	return unwrap(skb, count, peer, DECAP_IPV6, sizeof ip, ip.next);
 }
@@ -418,8 +420,9 @@ SECTION("classifier") int conet_in(struct __sk_buff *skb)
 	u32 *number = map_lookup(&senders, &outer.source);
 	struct peer *peer = number ? map_lookup(&peers, number) : 0;
 	struct counters *count = number ? map_lookup(&counts, number) : 0;
-	// To somebody else behind us, perhaps.
-	if (!peer || !count || peer->local != outer.destination)
+	// To somebody else behind us, perhaps, or from where the peer is not: the kernel's
+	// own check of the way back decides (rp_filter).
+	if (!peer || !count || peer->local != outer.destination || peer->link != skb->ifindex)
 		return NEXT;
 	if (outer.protocol == IPV4)
 		return in4(skb, *number, outer.tos & 3, count, peer);

@@ -38,7 +38,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/ipip.bpf.o");
 /// Most peers that the programs carry at a time (`max_entries` in the C file).
 pub const IPIP_PEERS: usize = 1024;
 
-/// Why a packet from the network was dropped in the kernel.
+/// Why a packet was dropped in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IpipDrop {
     /// No IP packet inside, or one whose lengths contradict each other.
@@ -53,17 +53,20 @@ pub enum IpipDrop {
     SourceNotAllowed,
     /// Congestion was marked on a packet that cannot say so (RFC 6040 §4.2).
     Congestion,
+    /// No memory for a changed packet, in either direction.
+    NoMemory,
 }
 
 impl IpipDrop {
     /// All, in the order of the counters (`enum drop` in the C file).
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Malformed,
         Self::Nested,
         Self::NotUnicast,
         Self::NoHops,
         Self::SourceNotAllowed,
         Self::Congestion,
+        Self::NoMemory,
     ];
 }
 
@@ -152,6 +155,11 @@ impl IpipPrograms {
             self.inward.insert(index, new);
         }
         Ok(())
+    }
+
+    /// Whether packets of peers are taken from the link of that number.
+    pub fn watches(&self, index: u32) -> bool {
+        self.inward.contains_key(&index)
     }
 
     /// Leaves all links alone of which `keep` says no.
@@ -252,7 +260,10 @@ impl IpipPrograms {
 const OUT: &str = "conet_out";
 const IN: &str = "conet_in";
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, IpipError> {
+fn program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, IpipError> {
     let program = ebpf.program_mut(name).ok_or(IpipError::Absent(name))?;
     program.try_into().map_err(|source| IpipError::Program { name, source: Box::new(source) })
 }

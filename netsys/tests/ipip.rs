@@ -18,16 +18,19 @@ fn the_committed_object_is_what_clang_makes_of_its_source() {
         println!("SKIPPED: no {CLANG}x here, so the object is not compared with its source");
         return;
     }
+    // Debian has it under its version, too.
+    let there = |name: &&&str| Command::new(name).arg("--version").output().is_ok();
+    let Some(strip) = ["llvm-strip", "llvm-strip-14"].iter().find(there) else {
+        println!("SKIPPED: no llvm-strip here, so the object is not compared with its source");
+        return;
+    };
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf");
     let scratch = std::env::temp_dir().join(format!("conet-ipip-{}.o", std::process::id()));
     let options = ["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fdebug-compilation-dir=."];
     let mut clang = Command::new("clang");
     let clang = clang.args(options).args(["-target", "bpf", "-mcpu=v3", "-c", "ipip.bpf.c", "-o"]);
     assert!(clang.arg(&scratch).current_dir(&sources).status().unwrap().success());
-    // Debian has it under its version, too.
-    let strip = |name| Command::new(name).arg("-g").arg(&scratch).status();
-    let stripped = strip("llvm-strip").or_else(|_| strip("llvm-strip-14"));
-    assert!(stripped.unwrap().success());
+    assert!(Command::new(strip).arg("-g").arg(&scratch).status().unwrap().success());
     let made = std::fs::read(&scratch).unwrap();
     std::fs::remove_file(&scratch).unwrap();
     let committed = std::fs::read(sources.join("ipip.bpf.o")).unwrap();

@@ -17,6 +17,7 @@
 //! # tun_offload = true              TCP and UDP pass the tunnel's device in large pieces
 //! # udp_gso = true                  datagrams are sent many at a time
 //! # udp_gro = true                  and received so
+//! # ipip_kernel = true              peers in mode ipip are carried in the kernel, by eBPF
 //! # state_dir = "/run/conet"
 //! # socket = "…"                    state_dir/control.sock where absent
 //! # guests_from = ["a"]             whose processes may run here

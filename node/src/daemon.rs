@@ -47,6 +47,7 @@ use crate::processes::Processes;
 
 use forwards::Forwards;
 use guests::{GuestEvent, Guests};
+pub(crate) use start::chain;
 pub use start::{DaemonError, run};
 
 /// Wakes the thread for messages and answers.
@@ -325,6 +326,7 @@ impl<P: Processes> Daemon<P> {
                 let of_peers = snapshot.peers.iter().map(|peer| peer.drops);
                 by_reason(of_peers.chain([snapshot.drops]))
             },
+            ipip: ipip_path(&snapshot.ipip),
             guests: self.guests.list(),
         })
     }
@@ -359,6 +361,7 @@ impl<P: Processes> Daemon<P> {
                 rx_bytes: packets.map_or(0, |packets| packets.rx_bytes),
                 tx_bytes: packets.map_or(0, |packets| packets.tx_bytes),
                 drops: by_reason(packets.map(|packets| packets.drops)),
+                in_kernel: packets.is_some_and(|packets| packets.in_kernel),
                 path_mtu: packets.map(|packets| packets.path_mtu),
                 keepalive_s: packets.and_then(|packets| packets.keepalive),
                 preshared_key: peer.preshared_key.is_some(),
@@ -367,6 +370,18 @@ impl<P: Processes> Daemon<P> {
             }
         });
         Ok(rows.collect())
+    }
+}
+
+/// Where mode `ipip` is carried, in words.
+fn ipip_path(path: &conet_tunnel::IpipPath) -> Option<String> {
+    use conet_tunnel::IpipPath;
+    match path {
+        IpipPath::Kernel => Some("kernel".to_owned()),
+        IpipPath::SwitchedOff => Some("raw sockets: ipip_kernel is off".to_owned()),
+        IpipPath::Refused(error) => Some(format!("raw sockets: {}", chain(&**error))),
+        // No peer is in the mode.
+        _ => None,
     }
 }
 

@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use conet_dataplane::DropReason;
 use conet_netsys::{
     IPIP_PEERS, IfName, IpNet, IpipCounters, IpipDrop, IpipError, IpipPeer, IpipPrograms, NetError,
-    Netlink,
+    Netlink, WayOut,
 };
 
-use crate::core::{Carried, Core, IpipView};
 use crate::PublicKey;
+use crate::core::{Carried, Core, IpipView};
 
 /// How often counters are read and ways looked up.
 const LOOK: Duration = Duration::from_millis(500);
@@ -137,8 +137,10 @@ impl Kernel {
 
     fn note(&mut self, done: Result<(), KernelError>) {
         if let Err(error) = done {
-            tracing::warn!(error = &error as &dyn std::error::Error,
-                "ipip is carried by raw sockets, not in the kernel");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "ipip is carried by raw sockets, not in the kernel"
+            );
             self.refused = Some(Arc::new(error));
         }
     }
@@ -176,7 +178,12 @@ impl Running {
     }
 
     /// Makes core and maps agree; `changed` says that peers or addresses may have.
-    fn look(&mut self, core: &mut Core, netlink: &mut Netlink, changed: bool) -> Result<(), KernelError> {
+    fn look(
+        &mut self,
+        core: &mut Core,
+        netlink: &mut Netlink,
+        changed: bool,
+    ) -> Result<(), KernelError> {
         self.fold_all(core)?;
         if changed {
             self.forget_changed(core)?;
@@ -260,16 +267,15 @@ impl Running {
                 None if !in_use || full => continue,
                 None => {}
             }
-            let links = match &mut links {
-                Some(links) => links,
-                none => none.insert(Links::list(netlink)?),
-            };
             let way = netlink.way_to(view.remote)?;
-            match way.and_then(|way| links.ethernet(way.link).map(|name| (way, name))) {
-                Some((way, name)) => {
-                    let (link, local) = (way.link, way.source);
+            let watched = match way {
+                Some(way) => self.watch(way.link, &mut links, netlink)?,
+                None => false,
+            };
+            match way.filter(|_| watched) {
+                Some(WayOut { link, source: local }) => {
                     let way = IpipPeer { remote: view.remote, local, link, mtu: view.mtu };
-                    self.carry(view, way, name, now)?;
+                    self.carry(view, way, now)?;
                 }
                 // No way, or not by Ethernet: user space has the words for it.
                 None => self.leave(view.slot)?,
@@ -280,14 +286,31 @@ impl Running {
         Ok(())
     }
 
-    fn carry(
+    /// Takes packets from that link, if it is an Ethernet one; `links` is filled when
+    /// it is first asked for.
+    fn watch(
         &mut self,
-        view: IpipView,
-        way: IpipPeer,
-        link: IfName,
-        now: Instant,
-    ) -> Result<(), KernelError> {
-        self.programs.watch(link, way.link)?;
+        link: u32,
+        links: &mut Option<Links>,
+        netlink: &mut Netlink,
+    ) -> Result<bool, KernelError> {
+        if self.programs.watches(link) {
+            return Ok(true);
+        }
+        let links = match links {
+            Some(links) => links,
+            none => none.insert(Links::list(netlink)?),
+        };
+        let Some(name) = links.ethernet(link) else { return Ok(false) };
+        let watched = self.programs.watch(name, link);
+        if let Err(error) = &watched {
+            // It may have gone this moment. That programs hang up at all is known.
+            tracing::debug!(%link, error = error as &dyn std::error::Error, "not watched");
+        }
+        Ok(watched.is_ok())
+    }
+
+    fn carry(&mut self, view: IpipView, way: IpipPeer, now: Instant) -> Result<(), KernelError> {
         match self.peers.get_mut(&view.slot) {
             Some(peer) if peer.way == way => {}
             Some(peer) => {
@@ -336,5 +359,7 @@ fn reason(why: IpipDrop) -> DropReason {
         IpipDrop::NoHops => DropReason::NoHops,
         IpipDrop::SourceNotAllowed => DropReason::SourceNotAllowed,
         IpipDrop::Congestion => DropReason::Congestion,
+        // As where the device refuses a packet of user space.
+        IpipDrop::NoMemory => DropReason::Device,
     }
 }

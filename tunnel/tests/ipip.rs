@@ -19,8 +19,13 @@ use conet_wire::ip::{Ecn, IPV4_HEADER, IPV6_HEADER, IpView, OuterV4, checksum};
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Both implementations; each test runs with each.
-const BOTH: [Offloads; 2] = [Offloads::ALL, Offloads { kernel: false, ..Offloads::ALL }];
+/// Both implementations, where the kernel has the programs; each test runs with each.
+fn both() -> Vec<Offloads> {
+    let sockets = Offloads { kernel: false, ..Offloads::ALL };
+    let kernel = common::kernel_carries().then_some(Offloads::ALL);
+    kernel.into_iter().chain([sockets]).collect()
+}
+
 /// For what must come; what must not come is waited for by a packet behind it.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Protocol for experiments (RFC 3692): no socket and no rule knows it.
@@ -100,7 +105,7 @@ impl Scene {
     /// The next packet that the device gives its host which is an error of ICMP.
     fn told(&self) -> Vec<u8> {
         // Of those about neighbours and routers there are none on a TUN device.
-        next(&self.device, 0, |packet| is_icmp(packet))
+        next(&self.device, 0, is_icmp)
     }
 
     /// Puts an outer packet on the wire, from the peer.
@@ -149,7 +154,7 @@ impl Scene {
     }
 }
 
-fn is_icmp<T: AsRef<[u8]>>(packet: &IpView<T>) -> bool {
+fn is_icmp(packet: &IpView<&[u8]>) -> bool {
     matches!(packet.protocol(), 1 | 58)
 }
 
@@ -243,7 +248,7 @@ fn good_v6(ecn: Ecn, payload: &[u8]) -> Vec<u8> {
 fn marks_go_inside_as_rfc_6040_has_it() {
     privileged!(Need::Tun);
     use Ecn::{Ce, Ect0, Ect1, NotEct};
-    for offloads in BOTH {
+    for offloads in both() {
         let scene = Scene::new(offloads);
         let mut dropped = 0;
         for (inner, results) in [
@@ -312,7 +317,7 @@ fn what_must_not_come_out_is_dropped_and_counted() {
         (Malformed, four(from, host)[..12].to_vec()),
         (Malformed, changed(four(from, host), 0, 0x55)),
     ];
-    for offloads in BOTH {
+    for offloads in both() {
         let scene = Scene::new(offloads);
         for (n, (reason, packet)) in cases.iter().enumerate() {
             let before = scene.tunnel.snapshot().unwrap();
@@ -321,8 +326,11 @@ fn what_must_not_come_out_is_dropped_and_counted() {
             let after = scene.tunnel.snapshot().unwrap();
             let peer = key(2).public();
             let total = |s: &conet_tunnel::Snapshot| s.peer(peer).unwrap().drops.total();
-            assert_eq!(scene.dropped(*reason), before.peer(peer).unwrap().dropped(*reason) + 1,
-                "case {n}: {reason}, {after:?}");
+            assert_eq!(
+                scene.dropped(*reason),
+                before.peer(peer).unwrap().dropped(*reason) + 1,
+                "case {n}: {reason}, {after:?}"
+            );
             assert_eq!(total(&after), total(&before) + 1, "case {n}");
         }
         // From nobody we know, and with the wrong protocol outside.
@@ -346,12 +354,12 @@ fn what_must_not_come_out_is_dropped_and_counted() {
 #[test]
 fn what_is_odd_outside_arrives_all_the_same() {
     privileged!(Need::Tun);
-    for offloads in BOTH {
+    for offloads in both() {
         let scene = Scene::new(offloads);
         let short = good_v4(Ecn::NotEct, b"x");
         let mut padded = wrapped(Ecn::NotEct, &short);
         padded.resize(60, 0xee);
-        assert_eq!(scene.through(&[padded]), [short.clone()]);
+        assert_eq!(scene.through(&[padded]), std::slice::from_ref(&short));
 
         let large = good_v4(Ecn::NotEct, &[7; 2600]);
         let whole = wrapped(Ecn::NotEct, &large);
@@ -381,7 +389,7 @@ fn what_is_odd_outside_arrives_all_the_same() {
         options.splice(IPV4_HEADER..IPV4_HEADER, [1, 1, 1, 0]);
         let sum = checksum(&options[..IPV4_HEADER + 4], 0);
         options[10..12].copy_from_slice(&sum.to_be_bytes());
-        assert_eq!(scene.through(&[options]), [short.clone()]);
+        assert_eq!(scene.through(&[options]), std::slice::from_ref(&short));
 
         let mut wrong = wrapped(Ecn::NotEct, &short);
         wrong[10] ^= 1;
@@ -396,7 +404,7 @@ fn what_is_odd_outside_arrives_all_the_same() {
 #[test]
 fn the_outer_header_is_as_the_rules_have_it() {
     privileged!(Need::Tun);
-    for offloads in BOTH {
+    for offloads in both() {
         let scene = Scene::new(offloads);
         let mut idents = std::collections::BTreeSet::new();
         for ecn in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
@@ -438,7 +446,7 @@ fn the_outer_header_is_as_the_rules_have_it() {
 #[test]
 fn what_does_not_fit_is_told_or_fragmented() {
     privileged!(Need::Tun);
-    for offloads in BOTH {
+    for offloads in both() {
         let scene = Scene::over(offloads, 1300);
         let of = |len: usize| packet_v4([10, 77, 1, 1], [10, 77, 2, 2], Ecn::NotEct, &vec![7; len]);
         // Just fits.
@@ -500,7 +508,7 @@ fn what_does_not_fit_is_told_or_fragmented() {
 #[test]
 fn errors_from_the_way_are_told_inside() {
     privileged!(Need::Tun);
-    for offloads in BOTH {
+    for offloads in both() {
         let scene = Scene::new(offloads);
         let packet = packet_v4([10, 77, 1, 1], [10, 77, 2, 2], Ecn::NotEct, &[7; 900]);
         scene.send(&packet);

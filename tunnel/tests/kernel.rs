@@ -206,14 +206,20 @@ fn garbage_from_the_lan_does_not_disturb() {
 #[test]
 fn a_hop_of_1280_bytes_is_found_and_told() {
     privileged!(Need::Tun);
-    for mode in MODES {
+    let no_kernel = Offloads { kernel: false, ..Offloads::ALL };
+    let ways = MODES.map(|mode| (mode, Offloads::ALL)).into_iter();
+    for (mode, offloads) in ways.chain([(Mode::IpIp, no_kernel)]) {
         let [one, two] = common::routed(1280);
         let far = |n| {
             let endpoint = Some(SocketAddr::from(([198, 51, 100, 2], DEFAULT_PORT)));
             PeerConfig { endpoint, ..peer(n, mode) }
         };
-        let near = Config { peers: vec![far(2)], ..config(1, mode) };
-        let tunnels = [one.start(near).unwrap(), two.start(config(2, mode)).unwrap()];
+        let near = Config { peers: vec![far(2)], offloads, ..config(1, mode) };
+        let tunnels =
+            [one.start(near).unwrap(), two.start(Config { offloads, ..config(2, mode) }).unwrap()];
+        if mode == Mode::IpIp && offloads.kernel && common::kernel_carries() {
+            common::carried(&[&one, &two], &tunnels);
+        }
         // Large segments are lost until the router has spoken.
         let rate = transfer(&one, &two, inner(2), 4);
         let back = transfer(&two, &one, inner(1), 4);

@@ -251,6 +251,10 @@ pub struct Status {
     /// Packets that the tunnel dropped, of all peers and of strangers, by reason.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
+    /// Where packets of peers in mode `ipip` are carried: `kernel`, or `raw sockets` and
+    /// why; absent where no peer is in the mode.
+    #[serde(default)]
+    pub ipip: Option<String>,
     /// The node's guests.
     pub guests: Vec<Guest>,
 }
@@ -332,6 +336,9 @@ pub struct Peer {
     /// Packets from or to it that were dropped, by reason.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
+    /// Whether its packets pass by no process at this moment (mode `ipip`).
+    #[serde(default)]
+    pub in_kernel: bool,
     /// Largest outer packet on the way to it, as far as is known.
     #[serde(default)]
     pub path_mtu: Option<u16>,

@@ -140,6 +140,8 @@ fn rules(case: &str, metric: &str, kind: Kind) -> Vec<Rule> {
             vec![Rule::times(0.4, "boringtun-cli"), Rule::times(0.4, "gotatun")]
         }
         (Mode::IpUdp, true, "CPU") => vec![Rule::constant(1.3)],
+        // In the kernel: the tunnels' processes only count.
+        (Mode::IpIp, true, "CPU") => vec![Rule::constant(0.05)],
         (Mode::IpIp, true, "time") => vec![Rule::times(1.11, "bare")],
         _ => vec![],
     }

@@ -24,12 +24,16 @@ pub(crate) enum Kind {
     GotaTun,
 }
 
+/// Everything but the kernel's own way for mode `ipip`.
+const SOCKETS: Offloads = Offloads { kernel: false, ..Offloads::ALL };
+
 impl Kind {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Bare,
         Self::Ours(Mode::WireGuard, Offloads::ALL),
         Self::Ours(Mode::IpUdp, Offloads::ALL),
         Self::Ours(Mode::IpIp, Offloads::ALL),
+        Self::Ours(Mode::IpIp, SOCKETS),
         Self::Ours(Mode::WireGuard, Offloads::NONE),
         Self::Ours(Mode::IpUdp, Offloads::NONE),
         Self::Ours(Mode::IpIp, Offloads::NONE),
@@ -42,6 +46,7 @@ impl Kind {
         match self {
             Self::Bare => "bare".into(),
             Self::Ours(mode, Offloads::ALL) => mode.to_string(),
+            Self::Ours(mode, SOCKETS) => format!("{mode}-sockets"),
             Self::Ours(mode, _) => format!("{mode}-plain"),
             Self::WireGuardGo => "wireguard-go".into(),
             Self::BoringTun => "boringtun-cli".into(),
@@ -183,7 +188,11 @@ impl Lane {
             Kind::Bare => return Ok(()),
             Kind::Ours(mode, offloads) => {
                 let mut command = Command::new(std::env::current_exe()?);
-                let how = if offloads == Offloads::ALL { "all" } else { "none" };
+                let how = match offloads {
+                    Offloads::ALL => "all",
+                    SOCKETS => "sockets",
+                    _ => "none",
+                };
                 command.args(["--role", &n.to_string(), mode.as_str(), how]);
                 command
             }
@@ -297,7 +306,11 @@ pub(crate) fn serve(role: &[String]) -> Result<()> {
         listen: SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)),
         addresses: vec![IpNet::from(IpAddr::V4(inner(n)))],
         mtu: DEFAULT_MTU,
-        offloads: if how == "all" { Offloads::ALL } else { Offloads::NONE },
+        offloads: match how.as_str() {
+            "all" => Offloads::ALL,
+            "sockets" => SOCKETS,
+            _ => Offloads::NONE,
+        },
         peers: vec![peer],
     })?;
     std::io::stdin().read_to_end(&mut Vec::new())?;

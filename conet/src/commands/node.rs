@@ -73,6 +73,9 @@ fn print_status(status: &Status) -> Result<()> {
     for (name, value) in rows {
         table::line(&format!("{name:<12}{value}"))?;
     }
+    if let Some(path) = &status.ipip {
+        table::line(&format!("{:<12}by {path}", "ipip"))?;
+    }
     if !status.drops.is_empty() {
         table::line(&format!("{:<12}{}", "drops", reasons(&status.drops)))?;
     }
@@ -114,7 +117,10 @@ fn print_peer(peer: &Peer) -> Result<()> {
         ("key", key.clone()),
         ("state", format!("{state}, {}", table::or_dash(peer.version.as_ref()))),
         ("endpoint", table::or_dash(peer.endpoint.as_ref())),
-        ("tunnel", format!("{} to {}", peer.mode, table::or_dash(peer.tunnel_endpoint.as_ref()))),
+        ("tunnel", {
+            let kernel = if peer.in_kernel { ", in the kernel" } else { "" };
+            format!("{} to {}{kernel}", peer.mode, table::or_dash(peer.tunnel_endpoint.as_ref()))
+        }),
         ("allowed ips", peer.allowed_ips.join(", ")),
         ("transfer", format!("{} received, {} sent", bytes(peer.rx_bytes), bytes(peer.tx_bytes))),
         ("grants", grants.to_owned()),

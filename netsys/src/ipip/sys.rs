@@ -32,12 +32,12 @@ pub struct IpipCounters {
     pub drops: [u64; IpipDrop::ALL.len()],
 }
 
-const _: () = assert!(size_of::<RawPeer>() == 20 && size_of::<IpipCounters>() == 80);
+const _: () = assert!(size_of::<RawPeer>() == 20 && size_of::<IpipCounters>() == 88);
 
 // SAFETY: five fields of four bytes each, as the assertion above says without padding, and
 // any bytes are a value of each.
 unsafe impl aya::Pod for RawPeer {}
-// SAFETY: ten numbers of eight bytes each, as the assertion above says without padding,
+// SAFETY: eleven numbers of eight bytes each, as the assertion above says without padding,
 // and any bytes are a value of each.
 unsafe impl aya::Pod for IpipCounters {}
 

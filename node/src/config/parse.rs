@@ -50,6 +50,7 @@ const NODE_KEYS: &[&str] = &[
     "clock_offset",
     "tun_offload",
     "udp_gso",
+    "ipip_kernel",
     "udp_gro",
     "shared_address",
     "host_ports",
@@ -169,6 +170,7 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         device: section.boolean("tun_offload")?.unwrap_or(true),
         send: section.boolean("udp_gso")?.unwrap_or(true),
         receive: section.boolean("udp_gro")?.unwrap_or(true),
+        kernel: section.boolean("ipip_kernel")?.unwrap_or(true),
     };
     let node = NodeConfig {
         name,

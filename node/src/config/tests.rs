@@ -167,6 +167,7 @@ link_timeout = 7
 clock_offset = "-90s"
 tun_offload = false
 udp_gso = false
+ipip_kernel = false
 {PEER}persistent_keepalive = 25
 wireguard_endpoint = "192.0.2.9:9"
 
@@ -195,7 +196,7 @@ address = "10.77.1.2"
     assert_eq!(node.link_timeout, Duration::from_secs(7));
     assert_eq!(node.clock_offset.nanoseconds, -90_000_000_000);
     assert!(node.allow_root);
-    let offloads = conet_tunnel::Offloads { device: false, send: false, receive: true };
+    let offloads = conet_tunnel::Offloads { receive: true, ..conet_tunnel::Offloads::NONE };
     assert_eq!(node.offloads, offloads);
     let two = config.peer("two").unwrap();
     assert_eq!(two.mode, Mode::IpIp);

@@ -7,7 +7,7 @@ use std::path::Path;
 use conet_deputy_link::{probe as processes, processor};
 use conet_hostinject::{HostPorts, HostRules, PortForward, Ports, RuleTable};
 use conet_migsock::{NftLock, probe as sockets};
-use conet_netsys::{IfName, IpNet, Transport, probe as network, userns};
+use conet_netsys::{IfName, IpNet, IpipPrograms, Transport, probe as network, userns};
 use conet_tunnel::probe as tunnel;
 
 use super::{Finding, State};
@@ -239,8 +239,8 @@ pub const TRIALS: &[Trial] = &[
         Need::Nothing,
         Privilege::Root,
         ebpf,
-        "tunnels that stay in the kernel; this version has none yet",
-        "run as root, with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_ACT",
+        "mode ipip in the kernel, with no process on the way",
+        "run as root on Linux 6.6 or newer, with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_ACT",
     ),
 ];
 
@@ -506,16 +506,14 @@ fn shared_address() -> Finding {
     Finding::of(tried.map(|()| "addresses are translated, ports led to guests".to_owned()))
 }
 
+/// Loads the programs and hangs them up, in a network namespace of its own.
 fn ebpf() -> Finding {
-    let loaded = network::ebpf();
-    let hooked = network::network_namespace()
-        .map_err(|error| error.to_string())
-        .and_then(|()| network::traffic_control().map_err(|error| error.to_string()));
-    match (loaded, hooked) {
-        (Ok(()), Ok(())) => Finding::new(State::Ok, "programs load, traffic control takes them"),
-        (Err(error), _) => Finding::new(State::Missing, format!("no program loads: {error}")),
-        (_, Err(error)) => Finding::new(State::Missing, error),
-    }
+    const LOOPBACK: u32 = 1;
+    let tried = network::network_namespace().map_err(|error| error.to_string()).and_then(|()| {
+        let made = IpipPrograms::load(IfName::LOOPBACK, LOOPBACK);
+        made.map(drop).map_err(|error| crate::daemon::chain(&error))
+    });
+    Finding::of(tried.map(|()| "the programs load, links take them".to_owned()))
 }
 
 #[cfg(test)]

@@ -71,8 +71,7 @@ impl Core {
         carried: Carried<impl Iterator<Item = (DropReason, u64)>>,
     ) {
         let Some(peer) = self.peer_mut(slot).filter(|peer| peer.key == key) else { return };
-        for (traffic, (packets, bytes)) in
-            [(&mut peer.tx, carried.tx), (&mut peer.rx, carried.rx)]
+        for (traffic, (packets, bytes)) in [(&mut peer.tx, carried.tx), (&mut peer.rx, carried.rx)]
         {
             traffic.packets += packets;
             traffic.bytes += bytes;

@@ -8,13 +8,13 @@
 pub(crate) mod sys;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Route, Veth};
+use conet_netsys::{IfName, IpNet, IpipPrograms, Netlink, Netns, NetnsName, Route, Veth};
 use conet_tunnel::{
     Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PrivateKey, StartError, Tunnel,
 };
@@ -175,4 +175,28 @@ pub(crate) fn transfer(from: &Scratch, to: &Scratch, address: IpAddr, megabytes:
         assert!(receiver.join().unwrap() == bytes);
     });
     (megabytes << 20) as f64 * 8e-6 / began.elapsed().as_secs_f64()
+}
+
+/// Whether this machine's kernel takes the programs for mode `ipip`; says so if not.
+pub(crate) fn kernel_carries() -> bool {
+    const LOOPBACK: u32 = 1;
+    let tried = Scratch::new().run(|| IpipPrograms::load(IfName::LOOPBACK, LOOPBACK).map(drop));
+    if let Err(error) = &tried {
+        println!("SKIPPED with ipip in the kernel: {error}: {error:?}");
+    }
+    tried.is_ok()
+}
+
+/// Sends small packets until each end carries the other in the kernel.
+pub(crate) fn carried(ends: &[&Scratch; 2], tunnels: &[Tunnel; 2]) {
+    let began = Instant::now();
+    let in_kernel = |tunnel: &Tunnel| tunnel.snapshot().unwrap().peers[0].in_kernel;
+    while !tunnels.iter().all(in_kernel) {
+        assert!(began.elapsed() < Duration::from_secs(30), "not carried in the kernel");
+        for (end, from, to) in [(ends[0], 1, 2), (ends[1], 2, 1)] {
+            let socket = end.run(|| UdpSocket::bind((inner(from), 0)).unwrap());
+            socket.send_to(b"small", (inner(to), 9)).unwrap();
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
 }
