@@ -51,15 +51,25 @@ impl Apart {
         }
     }
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    fn stop(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::STOP).unwrap();
+        let began = Instant::now();
+        while self.stat()[0] != "T" {
+            assert!(began.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Ticks of processor time so far (`proc_pid_stat(5)`, fields 14 and 15).
     fn ticks(&self) -> u64 {
+        self.stat()[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
+    /// From its state on, which is field 3.
+    fn stat(&self) -> Vec<String> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
         let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+        fields.map(ToOwned::to_owned).collect()
     }
 }
 
@@ -129,7 +139,7 @@ fn packets_pass_while_both_daemons_are_stopped_and_nothing_stays_when_they_are_k
     assert_eq!(hooks(one, "eth0", TcAttachType::Ingress), 1);
     assert_eq!(hooks(one, "conet0", TcAttachType::Egress), 1);
 
-    apart.iter().for_each(|end| end.signal(Signal::STOP));
+    apart.iter().for_each(Apart::stop);
     let ticks = || apart.iter().map(Apart::ticks).sum::<u64>();
     let before = ticks();
     for to in [[inner(2), inner(1)], ["fd00:2::1", "fd00:1::1"].map(|a| a.parse().unwrap())] {
@@ -197,7 +207,8 @@ fn an_end_and_a_change_of_mode_leave_nothing_either() {
     let (packets, bytes) = (after.tx_packets - before.tx_packets, after.tx_bytes - before.tx_bytes);
     assert!(bytes > 16 << 20 && bytes < 20 << 20, "{bytes}");
     assert!((16 << 20) / packets <= 1420, "{packets} packets");
-    assert_eq!(after.drops.total(), 0, "{after:?}");
+    // While the modes differed some may have been lost.
+    assert_eq!(after.drops, before.drops);
     for tunnel in tunnels {
         tunnel.stop();
     }
