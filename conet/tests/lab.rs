@@ -129,6 +129,33 @@ fn ipip_carries_packets_between_host_addresses() {
     carries_packets("ipip", "IP 10.77.");
 }
 
+/// In the kernel where doctor says that it can be, else by raw sockets and with a reason.
+#[test]
+fn ipip_says_where_it_is_carried() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("ping"));
+    let _lab = Lab::up("ipip");
+    let report = json(&conet_stdout(&["doctor", "--json"]));
+    let checks = report["checks"].as_array().unwrap();
+    let ebpf = checks.iter().find(|check| check["name"] == "ebpf").unwrap();
+    let ask = |what| json(&ok(&Lab::exec("conet-h1", &[CONET, what, "--json"])));
+    let status = ask("status");
+    let shown = ok(&Lab::exec("conet-h1", &[CONET, "status"]));
+    if ebpf["state"] != "ok" {
+        assert!(status["ipip"].as_str().unwrap().starts_with("raw sockets: "), "{status}");
+        assert!(shown.contains("by raw sockets: "), "{shown}");
+        return;
+    }
+    assert_eq!(status["ipip"], "kernel", "{status}");
+    assert!(shown.contains("by kernel"), "{shown}");
+    let began = Instant::now();
+    while ask("peers")["peers"][0]["in_kernel"] != true {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        ok(&in_guest("conet-h1-g1", &["ping", "-c", "1", "-W", "5", "10.77.2.2"]));
+    }
+    ok(&in_guest("conet-h1-g1", &["ping", "-c", "2", "-W", "5", "10.77.2.2"]));
+    assert!(ok(&Lab::exec("conet-h1", &[CONET, "peers"])).contains("in the kernel"));
+}
+
 #[test]
 fn ip_udp_carries_packets_between_host_addresses() {
     conet_testkit::privileged!(
