@@ -207,7 +207,7 @@ fn garbage_from_the_lan_does_not_disturb() {
 fn a_hop_of_1280_bytes_is_found_and_told() {
     privileged!(Need::Tun);
     for mode in MODES {
-        let [one, two] = common::routed(1280);
+        let [one, two, _router] = common::routed(1280);
         let far = |n| {
             let endpoint = Some(SocketAddr::from(([198, 51, 100, 2], DEFAULT_PORT)));
             PeerConfig { endpoint, ..peer(n, mode) }
