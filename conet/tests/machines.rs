@@ -7,6 +7,9 @@ mod common;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+#[cfg(feature = "peers")]
+use conet_testkit::machine::Machine;
+
 use common::{CONET, Lab, conet, failed, json, nothing_remains, ok, wait_until};
 use conet_testkit::Need;
 use serde_json::Value;
@@ -107,4 +110,72 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     nothing_remains();
     assert_eq!(servers(), 0);
     drop(lab);
+}
+
+/// Starts a machine with the flags that are printed for it, on the lab host.
+#[cfg(feature = "peers")]
+fn started(host: &str, name: &str, memory: &str) -> Command {
+    let shown = json(&ok(&guest(host, &["args", name, "--memory", memory, "--json"])));
+    let mut command = Command::new(CONET);
+    command.args(["lab", "exec", host, "--", shown["program"].as_str().unwrap()]);
+    let flags = shown["arguments"].as_array().unwrap().iter();
+    command.args(flags.map(|flag| flag.as_str().unwrap()));
+    command
+}
+
+/// Sets up the card by hand, and then pings the other host's guest for as long as it lives.
+#[cfg(feature = "peers")]
+fn pinging(address: &str) -> String {
+    format!(
+        "busybox ip link set eth0 mtu 1420; busybox ip link set eth0 up\n\
+         busybox ip addr add {address}/32 dev eth0; busybox ip route add 10.77.1.1 dev eth0\n\
+         busybox ip route add default via 10.77.1.1\n\
+         busybox ping 10.77.2.2\n"
+    )
+}
+
+/// Each machine, started as it is told, reaches the other host's guest in each mode, and
+/// again after its daemon was killed and is back.
+#[cfg(feature = "peers")]
+#[test]
+fn machines_reach_the_other_host_in_every_mode() {
+    conet_testkit::privileged!(
+        Need::Tun,
+        Need::Program("linux.uml"),
+        Need::Program("qemu-system-x86_64"),
+        Need::Program("busybox")
+    );
+    for mode in ["wireguard", "ip-udp", "ipip"] {
+        let lab = Lab::up(mode);
+        let host = "conet-h1";
+        ok(&guest(host, &["add", "conet-u", "--kind", "uml"]));
+        ok(&guest(host, &["add", "conet-q", "--kind", "qemu"]));
+        let load = "M=/usr/lib/uml/modules/$(busybox uname -r)/kernel\n\
+            for m in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do\n\
+                busybox insmod $M/$m.ko\ndone\n";
+        let script = format!("{load}{}", pinging("10.77.1.3"));
+        let uml = Machine::uml(started(host, "conet-u", "512"), &script);
+        let qemu = Machine::qemu(started(host, "conet-q", "768"), &[], &[], &pinging("10.77.1.4"));
+        let mut machines = [("uml", uml), ("qemu", qemu)];
+        for (what, machine) in &mut machines {
+            machine.wait_for("bytes from 10.77.2.2");
+            println!("{mode}: {what} reaches the other host");
+        }
+        for address in ["10.77.1.3", "10.77.1.4"] {
+            let ping = ["exec", "conet-h2-g1", "--", "ping", "-c", "3", "-W", "5", address];
+            ok(&guest("conet-h2", &ping));
+        }
+        Lab::kill_daemon(host);
+        Lab::restart(host);
+        let begin = std::time::Instant::now();
+        for (what, machine) in &mut machines {
+            while machine.has_said() {}
+            machine.wait_for("bytes from 10.77.2.2");
+            println!("{mode}: {what} again {:?} after the start", begin.elapsed());
+        }
+        drop(machines);
+        ok(&conet(&["lab", "down"]));
+        nothing_remains();
+        drop(lab);
+    }
 }

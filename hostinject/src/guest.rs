@@ -177,7 +177,7 @@ pub enum AttachError {
 #[derive(Debug)]
 #[must_use = "a guest stays when its port is dropped; detach it to remove it"]
 pub struct GuestPort {
-    spec: GuestSpec,
+    spec: Box<GuestSpec>,
     host: Netlink,
     adopted: bool,
     end: GuestEnd,
@@ -239,7 +239,7 @@ impl GuestPort {
             None => None,
         };
         let end = GuestEnd::Namespace(netns, pump);
-        Ok(Self { spec, host, adopted: found && paired, end })
+        Ok(Self { spec: Box::new(spec), host, adopted: found && paired, end })
     }
 
     /// Takes over the server that runs, or starts one.
@@ -265,7 +265,7 @@ impl GuestPort {
             }
             return Err(AttachError::Net { name: spec.name, source });
         }
-        Ok(Self { spec, host, adopted, end: GuestEnd::Machine(server) })
+        Ok(Self { spec: Box::new(spec), host, adopted, end: GuestEnd::Machine(server) })
     }
 
     /// Makes the guest where neither a namespace nor a link of its names is there:

@@ -98,12 +98,12 @@ fn guests_of_one_host_reach_each_other_and_their_host() {
     privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let (one, two) = (scene.guest(1, 1), scene.guest(1, 2));
-    ping(one.netns(), guest_address(1, 2)).expect("neighbour");
-    ping(one.netns(), IpAddr::from([10, 77, 1, 1])).expect("gateway");
+    ping(one.netns().unwrap(), guest_address(1, 2)).expect("neighbour");
+    ping(one.netns().unwrap(), IpAddr::from([10, 77, 1, 1])).expect("gateway");
     ping(scene.hosts[0].netns(), guest_address(1, 2)).expect("from the host");
     let far = scene.guest(2, 1);
     ping(scene.hosts[0].netns(), guest_address(2, 1)).expect("from the host to a far guest");
-    ping(one.netns(), IpAddr::from([10, 77, 2, 1])).expect("the far host");
+    ping(one.netns().unwrap(), IpAddr::from([10, 77, 2, 1])).expect("the far host");
     for port in [one, two, far] {
         port.detach().unwrap();
     }

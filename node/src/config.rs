@@ -47,7 +47,7 @@
 //!
 //! [[guest]]
 //! name = "web"
-//! kind = "netns"                    # or "tap"
+//! kind = "netns"                    # or "tap", "qemu", "uml"
 //! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "10.77.1.3"]
 //! ```
 //!
