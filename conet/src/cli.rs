@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use conet_netsys::MacAddr;
 use conet_node::config::{DEFAULT_PATH, GuestKind, Ipv4Net, Mode};
 
 /// conet joins machines into one: guests share their host's address over
@@ -77,6 +78,18 @@ pub(crate) enum Command {
     Guest {
         #[command(subcommand)]
         command: GuestCommand,
+    },
+    /// The port of a guest that is a machine; the daemon starts it.
+    #[command(name = conet_node::daemon::SERVER_COMMAND, hide = true)]
+    GuestServer {
+        #[arg(long)]
+        mac: MacAddr,
+        #[arg(long)]
+        mtu: u16,
+        #[arg(long)]
+        control: PathBuf,
+        #[arg(long)]
+        address: Vec<IpAddr>,
     },
     /// Ports of this host's that lead to its guests: add, list, remove.
     Forward {
@@ -189,7 +202,8 @@ pub(crate) enum DemoProgram {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum GuestCommand {
-    /// Make a guest: a network namespace with addresses in the overlay.
+    /// Make a guest, with addresses in the overlay: a network namespace, or the port of a
+    /// machine that you start.
     ///
     /// It is there until it is removed, also for later daemons. Root and members of
     /// group conet may.
@@ -211,7 +225,18 @@ pub(crate) enum GuestCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Remove a guest that was added, if no program runs in it.
+    /// Print what to start a guest that is a machine with: QEMU's or User-Mode Linux's.
+    Args {
+        /// The guest.
+        name: String,
+        /// Its memory, in MiB.
+        #[arg(long, value_name = "MIB", default_value_t = 512,
+              value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+        memory: u32,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove a guest that was added, if no program runs in it and no machine is there.
     Remove {
         /// Its name.
         name: String,
@@ -379,6 +404,10 @@ pub(crate) enum KindName {
     Netns,
     /// By a TAP device and a thread of the daemon.
     Tap,
+    /// A QEMU machine that you start, by vhost-user; see conet guest args.
+    Qemu,
+    /// A User-Mode Linux that you start, by vhost-user; see conet guest args.
+    Uml,
 }
 
 impl KindName {
@@ -387,6 +416,8 @@ impl KindName {
         match self {
             Self::Netns => GuestKind::Netns.as_str(),
             Self::Tap => GuestKind::Tap.as_str(),
+            Self::Qemu => GuestKind::Qemu.as_str(),
+            Self::Uml => GuestKind::Uml.as_str(),
         }
     }
 }

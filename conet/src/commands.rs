@@ -16,6 +16,7 @@ use std::io;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use conet_hostinject::vhost::ServerArguments;
 use conet_lab::demo::program;
 use conet_node::client::{Client, socket_path};
 
@@ -36,6 +37,11 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Peers { output } => node::peers(&mut connect()?, output),
         Command::Forward { command } => forward::run(&mut connect()?, command),
         Command::Guest { command } => guest::run(&mut connect()?, command),
+        Command::GuestServer { mac, mtu, control, address } => {
+            let arguments = ServerArguments { mac, mtu, addresses: address, control };
+            let never = conet_hostinject::vhost::run_server(arguments)?;
+            match never {}
+        }
         Command::Run { node, command } => process::run(&mut connect()?, node, &command),
         Command::Ps { output } => process::ps(&mut connect()?, output),
         Command::Migrate { pid, to, precopy: _, stop, output } => {

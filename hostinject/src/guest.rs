@@ -28,7 +28,8 @@ use conet_netsys::{
 };
 
 use crate::tap::Pump;
-use crate::{tap, veth};
+use crate::vhost::{Server, ServerSpec, ServerStatus, VhostSpec};
+use crate::{tap, veth, vhost};
 
 /// How a guest's packets reach the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +39,8 @@ pub enum PortKind {
     Veth,
     /// Through a TAP device and a thread of this process.
     Tap,
+    /// Not a namespace but a virtual machine, by vhost-user and a process of its own.
+    Vhost,
 }
 
 /// What a guest is to be.
@@ -61,6 +64,8 @@ pub struct GuestSpec {
     pub mac: Option<MacAddr>,
     /// How its packets reach the host.
     pub kind: PortKind,
+    /// Where a machine's port is served; needed for [`PortKind::Vhost`] alone.
+    pub server: Option<ServerSpec>,
 }
 
 impl GuestSpec {
@@ -84,6 +89,7 @@ impl GuestSpec {
             mtu,
             mac: None,
             kind: PortKind::Veth,
+            server: None,
         })
     }
 
@@ -143,6 +149,20 @@ pub enum AttachError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A machine's port has nowhere to be served.
+    #[error("guest {name} is a machine, and nothing was said about its server")]
+    NoServer {
+        /// The guest.
+        name: NetnsName,
+    },
+    /// A machine's port is not served.
+    #[error("guest {name}: the server of its port does not start")]
+    Server {
+        /// The guest.
+        name: NetnsName,
+        /// Why.
+        source: io::Error,
+    },
     /// The thread of a TAP port could not be started.
     #[error("guest {name}: no thread for its port")]
     Thread {
@@ -157,12 +177,19 @@ pub enum AttachError {
 #[derive(Debug)]
 #[must_use = "a guest stays when its port is dropped; detach it to remove it"]
 pub struct GuestPort {
-    spec: GuestSpec,
-    netns: Netns,
+    spec: Box<GuestSpec>,
     host: Netlink,
     adopted: bool,
-    /// Of a TAP port; without it the guest's link is gone.
-    pump: Option<Pump>,
+    end: GuestEnd,
+}
+
+/// The guest's side of a port.
+#[derive(Debug)]
+enum GuestEnd {
+    /// A namespace; where its port is a TAP device, the link is gone without the pump.
+    Namespace(Netns, Option<Pump>),
+    /// A machine, by the process that serves it.
+    Machine(Server),
 }
 
 impl GuestPort {
@@ -173,6 +200,9 @@ impl GuestPort {
     /// [`AttachError`]; then nothing remains that this call has made.
     pub fn attach(spec: GuestSpec) -> Result<Self, AttachError> {
         check(&spec)?;
+        if spec.kind == PortKind::Vhost {
+            return Self::attach_machine(spec);
+        }
         let name = &spec.name;
         let fail = |source| AttachError::Net { name: spec.name.clone(), source };
         let (netns, found) = open_or_create(name).map_err(fail)?;
@@ -194,7 +224,8 @@ impl GuestPort {
             PortKind::Veth => {
                 (veth::pair(&spec, &netns, &mut host, &mut guest).map_err(undo)?, None)
             }
-            PortKind::Tap => {
+            // A machine was attached above.
+            PortKind::Tap | PortKind::Vhost => {
                 veth::unpair(&spec, &mut host, &mut guest).map_err(undo)?;
                 let devices = tap::Devices::open(&spec, &netns, &mut host, &mut guest);
                 (false, Some(devices.map_err(undo)?))
@@ -207,7 +238,34 @@ impl GuestPort {
             Some(devices) => Some(devices.start(&spec).map_err(undo)?),
             None => None,
         };
-        Ok(Self { spec, netns, host, adopted: found && paired, pump })
+        let end = GuestEnd::Namespace(netns, pump);
+        Ok(Self { spec: Box::new(spec), host, adopted: found && paired, end })
+    }
+
+    /// Takes over the server that runs, or starts one.
+    fn attach_machine(spec: GuestSpec) -> Result<Self, AttachError> {
+        let fail = |source| AttachError::Net { name: spec.name.clone(), source };
+        let none = || AttachError::NoServer { name: spec.name.clone() };
+        let at = spec.server.as_ref().ok_or_else(none)?;
+        let mut host = Netlink::open().map_err(fail)?;
+        let link = host.link(spec.host_link).map_err(fail)?;
+        let found = Server::find(at, spec.name.as_str());
+        let adopted = found.is_some() && link.is_some();
+        let server = match found {
+            Some(server) if adopted => server,
+            _ if link.is_some() => {
+                return Err(AttachError::LinkTaken { name: spec.name, link: spec.host_link });
+            }
+            // It has lost its device, and ends.
+            _ => serve(&spec, at)?,
+        };
+        if let Err(source) = set_host(&spec, &mut host) {
+            if !adopted {
+                server.end().ok();
+            }
+            return Err(AttachError::Net { name: spec.name, source });
+        }
+        Ok(Self { spec: Box::new(spec), host, adopted, end: GuestEnd::Machine(server) })
     }
 
     /// Makes the guest where neither a namespace nor a link of its names is there:
@@ -233,9 +291,20 @@ impl GuestPort {
         &self.spec
     }
 
-    /// The guest's namespace.
-    pub fn netns(&self) -> &Netns {
-        &self.netns
+    /// The guest's namespace; a machine has none.
+    pub fn netns(&self) -> Option<&Netns> {
+        match &self.end {
+            GuestEnd::Namespace(netns, _) => Some(netns),
+            GuestEnd::Machine(_) => None,
+        }
+    }
+
+    /// What the server of a machine's port says; none where there is none to ask.
+    pub fn server(&self) -> Option<ServerStatus> {
+        match &self.end {
+            GuestEnd::Namespace(..) => None,
+            GuestEnd::Machine(server) => server.status().ok(),
+        }
     }
 
     /// Whether the guest was already there and connected when it was attached.
@@ -248,7 +317,10 @@ impl GuestPort {
     /// # Errors
     /// As the kernel refuses.
     pub fn is_up(&mut self) -> Result<bool, NetError> {
-        let runs = self.pump.as_ref().is_none_or(Pump::is_running);
+        let runs = match &self.end {
+            GuestEnd::Namespace(_, pump) => pump.as_ref().is_none_or(Pump::is_running),
+            GuestEnd::Machine(server) => server.status().is_ok(),
+        };
         let link = self.host.link(self.spec.host_link)?;
         Ok(runs && link.is_some_and(|link| link.up && link.running))
     }
@@ -259,15 +331,29 @@ impl GuestPort {
     /// # Errors
     /// As the kernel refuses.
     pub fn detach(mut self) -> Result<(), NetError> {
-        // Ends the devices of a TAP port.
-        drop(self.pump.take());
-        self.host.delete_link(self.spec.host_link)?;
-        Netns::delete(&self.spec.name).map(|_| ())
+        match self.end {
+            GuestEnd::Namespace(_, pump) => {
+                // Ends the devices of a TAP port.
+                drop(pump);
+                self.host.delete_link(self.spec.host_link)?;
+                Netns::delete(&self.spec.name).map(|_| ())
+            }
+            GuestEnd::Machine(server) => {
+                // The device goes with its last descriptor; so does the server, without it.
+                server.end().ok();
+                self.host.delete_link(self.spec.host_link).map(|_| ())
+            }
+        }
     }
 
-    /// What a TAP port has dropped, by reason; the kernel counts a veth's itself.
+    /// What the port has dropped, by reason; the kernel counts a veth's itself.
     pub fn drops(&self) -> DropCounts {
-        self.pump.as_ref().map_or_else(DropCounts::default, Pump::drops)
+        match &self.end {
+            GuestEnd::Namespace(_, pump) => {
+                pump.as_ref().map_or_else(DropCounts::default, Pump::drops)
+            }
+            GuestEnd::Machine(_) => self.server().unwrap_or_default().drops,
+        }
     }
 
     /// Removes what is left of a guest, whatever that is; says whether there was
@@ -280,6 +366,36 @@ impl GuestPort {
         let named = Netns::delete(name)?;
         Ok(linked || named)
     }
+}
+
+/// Starts a server with a device that is made here.
+fn serve(spec: &GuestSpec, at: &ServerSpec) -> Result<Server, AttachError> {
+    let (name, link) = (spec.name.clone(), spec.host_link);
+    let device = vhost::open_device(link).map_err(|source| AttachError::Device {
+        name: name.clone(),
+        link,
+        source,
+    })?;
+    let served = VhostSpec {
+        mac: spec.mac.unwrap_or_else(|| machine_mac(&spec.addresses)),
+        addresses: spec.addresses.clone(),
+        mtu: spec.mtu,
+    };
+    Server::start(at, spec.name.as_str(), device, &served)
+        .map_err(|source| AttachError::Server { name, source })
+}
+
+/// The Ethernet address of a machine's card, where none is given: the same each time, so
+/// that a machine that was configured for it knows its card again. Locally administered.
+#[must_use]
+pub fn machine_mac(addresses: &[IpAddr]) -> MacAddr {
+    let mut mac = [0x02, 0, 0, 0, 0, 0];
+    match addresses.first() {
+        Some(IpAddr::V4(address)) => mac[2..].copy_from_slice(&address.octets()),
+        Some(IpAddr::V6(address)) => mac[2..].copy_from_slice(&address.octets()[12..]),
+        None => {}
+    }
+    MacAddr(mac)
 }
 
 fn check(spec: &GuestSpec) -> Result<(), AttachError> {

@@ -42,5 +42,5 @@ mod tap;
 mod veth;
 pub mod vhost;
 
-pub use guest::{AttachError, GuestPort, GuestSpec, PortKind};
+pub use guest::{AttachError, GuestPort, GuestSpec, PortKind, machine_mac};
 pub use rules::{HostPorts, HostRules, MAX_CHANGED_PORTS, PortForward, Ports, RuleTable, TABLE};

@@ -24,6 +24,7 @@
 mod front;
 mod net;
 mod ring;
+mod server;
 mod sys;
 
 use std::fs::File;
@@ -31,9 +32,11 @@ use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use conet_dataplane::DropCounts;
 use conet_netsys::{IfName, MacAddr};
+use rustix::net::sockopt::socket_peercred;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Backend, Error as MessageError};
 use vhost_user_backend::{
@@ -68,6 +71,9 @@ const QUEUE_SIZE: usize = 1024;
 /// Turns before others are heard: the socket, the end.
 const TURNS: usize = 16;
 
+pub(crate) use server::Server;
+pub use server::{ServerArguments, ServerSpec, ServerStatus, run_server};
+
 /// What is served.
 #[derive(Debug, Clone)]
 pub struct VhostSpec {
@@ -82,15 +88,23 @@ pub struct VhostSpec {
 /// Why a port is no longer served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A thread or an event could not be made.
+    /// The library could not start a thread, or did not find the card's socket.
     #[error("{0}")]
-    Start(DaemonError),
+    Start(#[source] io::Error),
     /// A socket or an event could not be made or waited for.
     #[error("{0}")]
     Event(#[from] io::Error),
     /// The host's end is gone.
     #[error("the host's device: {0}")]
     Device(#[source] io::Error),
+}
+
+/// What a port has to tell.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    /// The VMM that is connected.
+    vmm: Option<u32>,
+    drops: DropCounts,
 }
 
 /// Makes the host's end of a port, down, in the namespace of the calling thread. It is
@@ -122,19 +136,42 @@ pub fn serve(
     device: OwnedFd,
     spec: &VhostSpec,
 ) -> Result<std::convert::Infallible, ServeError> {
+    serve_counted(listener, device, spec, &Arc::default())
+}
+
+fn serve_counted(
+    listener: UnixListener,
+    device: OwnedFd,
+    spec: &VhostSpec,
+    counted: &Arc<Mutex<Counted>>,
+) -> Result<std::convert::Infallible, ServeError> {
     let device = Arc::new(File::from(device));
+    let is = |vmm| counted.lock().unwrap_or_else(PoisonError::into_inner).vmm = vmm;
     loop {
         let vmm = match listener.accept() {
             Ok((vmm, _)) => vmm,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => return Err(error.into()),
         };
-        connection(vmm, &device, spec)?;
+        let pid = socket_peercred(&vmm).ok();
+        is(pid.and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok()));
+        connection(vmm, &device, spec, counted)?;
+        is(None);
     }
 }
 
+/// The library's errors can be shown, and no more.
+fn start(error: DaemonError) -> ServeError {
+    ServeError::Start(io::Error::other(error.to_string()))
+}
+
 /// Serves one connection to its end.
-fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(), ServeError> {
+fn connection(
+    vmm: UnixStream,
+    device: &Arc<File>,
+    spec: &VhostSpec,
+    counted: &Arc<Mutex<Counted>>,
+) -> Result<(), ServeError> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let again = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
     let again_fd = again.0.as_raw_fd();
@@ -143,7 +180,7 @@ fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(
     let segment = Segment::new(crate::segment::OURS, spec.mac, spec.addresses.clone());
     let (gone, is_gone) = mpsc::channel();
     let backend = Arc::new(Mutex::new(Net {
-        card: Card::new(Arc::clone(device), segment, usize::from(spec.mtu)),
+        card: Card::new(Arc::clone(device), segment, usize::from(spec.mtu), Arc::clone(counted)),
         device: Arc::clone(device),
         spec: spec.clone(),
         memory: memory.clone(),
@@ -153,8 +190,8 @@ fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(
         vmm: vmm.try_clone()?,
         gone,
     }));
-    let mut daemon = VhostUserDaemon::new("conet-vhost".to_owned(), backend, memory)
-        .map_err(ServeError::Start)?;
+    let mut daemon =
+        VhostUserDaemon::new("conet-vhost".to_owned(), backend, memory).map_err(start)?;
     for handler in daemon.get_epoll_handlers() {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         handler.register_listener(device.as_raw_fd(), edge, u64::from(DEVICE))?;
@@ -164,7 +201,7 @@ fn connection(vmm: UnixStream, device: &Arc<File>, spec: &VhostSpec) -> Result<(
     let private = tempfile::tempdir()?;
     let path = private.path().join("vhost");
     let listener = UnixListener::bind(&path)?;
-    daemon.start_client(&path.to_string_lossy()).map_err(ServeError::Start)?;
+    daemon.start_client(&path.to_string_lossy()).map_err(start)?;
     let (library, _) = listener.accept()?;
     drop((listener, private));
     if let Err(error) = front::relay(vmm, library) {

@@ -96,10 +96,11 @@ impl Scene {
                 mtu: 1420,
                 mac: None,
                 kind,
+                server: None,
             };
             let port = scene.host.run(|| GuestPort::attach(spec).unwrap()).unwrap();
             // An address of a guest's that is still being probed cannot be used.
-            port.netns().run(|| await_ipv6(guest(number, false))).unwrap();
+            port.netns().unwrap().run(|| await_ipv6(guest(number, false))).unwrap();
             scene.host.run(|| await_ipv6(ip("fd00:1::1"))).unwrap();
             scene.guests.push(port);
         }
@@ -226,7 +227,7 @@ fn guests_have_their_hosts_address_on_the_lan() {
     privileged!(Need::Tun, Need::Program("ping"));
     for kind in [PortKind::Veth, PortKind::Tap] {
         let scene = Scene::new(kind);
-        let (a, b) = (scene.guests[0].netns(), scene.guests[1].netns());
+        let (a, b) = (scene.guests[0].netns().unwrap(), scene.guests[1].netns().unwrap());
         assert!(!pings(a, server(true)), "the LAN knows no way back without it");
         let mut rules = scene.rules();
         rules.apply(&shared()).unwrap();
@@ -248,7 +249,7 @@ fn ports_of_the_host_lead_to_guests() {
     privileged!(Need::Tun);
     for kind in [PortKind::Veth, PortKind::Tap] {
         let scene = Scene::new(kind);
-        let (a, b) = (scene.guests[0].netns(), scene.guests[1].netns());
+        let (a, b) = (scene.guests[0].netns().unwrap(), scene.guests[1].netns().unwrap());
         let mut rules = scene.rules();
         let mut wanted = shared();
         for ipv4 in FAMILIES {
@@ -306,7 +307,7 @@ fn ports_of_the_host_lead_to_guests() {
 fn ten_thousand_short_connections_lose_none() {
     privileged!(Need::Tun);
     let scene = Scene::new(PortKind::Veth);
-    let a = scene.guests[0].netns();
+    let a = scene.guests[0].netns().unwrap();
     let mut rules = scene.rules();
     let to_guest = forward(Transport::Tcp, (2222, 2222), guest(1, true), 22);
     rules.apply(&HostRules { forwards: vec![to_guest], ..shared() }).unwrap();
@@ -334,7 +335,7 @@ fn a_guest_reaches_of_its_host_what_it_is_told() {
     privileged!(Need::Tun, Need::Program("ping"));
     for kind in [PortKind::Veth, PortKind::Tap] {
         let scene = Scene::new(kind);
-        let a = scene.guests[0].netns();
+        let a = scene.guests[0].netns().unwrap();
         let mut rules = scene.rules();
         let open = Ports { transport: Transport::Tcp, first: 8000, last: 8001 };
         let only = HostRules { host_ports: HostPorts::Only(vec![open]), ..shared() };

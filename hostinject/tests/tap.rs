@@ -39,7 +39,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Sends a stream from one to the other, at this address of its.
 fn transfer(from: &GuestPort, to: &GuestPort, address: IpAddr, bytes: &[u8]) {
-    let listener = to.netns().run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
+    let listener = to.netns().unwrap().run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
     let at = listener.local_addr().unwrap();
     thread::scope(|scope| {
         let receiver = scope.spawn(|| {
@@ -50,7 +50,7 @@ fn transfer(from: &GuestPort, to: &GuestPort, address: IpAddr, bytes: &[u8]) {
             assert!(from.spec().addresses.contains(&peer.ip()), "{peer}");
             got
         });
-        let mut stream = from.netns().run(|| TcpStream::connect(at).unwrap()).unwrap();
+        let mut stream = from.netns().unwrap().run(|| TcpStream::connect(at).unwrap()).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(bytes).unwrap();
         drop(stream);
@@ -72,9 +72,9 @@ fn guests_by_tap_reach_all_that_guests_by_veth_do() {
         ("its gateway", IpAddr::from([10, 77, 1, 1])),
         ("its host", IpAddr::from([192, 0, 2, 1])),
     ] {
-        ping(one.netns(), to).expect(what);
+        ping(one.netns().unwrap(), to).expect(what);
     }
-    ping(by_veth.netns(), guest_address(1, 1)).expect("from a guest by veth");
+    ping(by_veth.netns().unwrap(), guest_address(1, 1)).expect("from a guest by veth");
     let bytes: Vec<u8> = (0..4_u32 << 20).map(|byte| byte.to_le_bytes()[1]).collect();
     for address in &two.spec().addresses {
         transfer(&one, &two, *address, &bytes);
@@ -88,11 +88,11 @@ fn a_guest_with_a_wide_netmask_finds_its_neighbours_too() {
     privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let (one, two) = (attach(&scene, 1, 1), attach(&scene, 1, 2));
-    let mut netlink = Netlink::open_in(one.netns()).unwrap();
+    let mut netlink = Netlink::open_in(one.netns().unwrap()).unwrap();
     let wide: IpNet = "10.77.1.2/16".parse().unwrap();
     netlink.add_address(one.spec().guest_link, wide).unwrap();
     // By ARP for the neighbour itself, not for the gateway.
-    ping(one.netns(), guest_address(1, 2)).expect("the guest beside it");
+    ping(one.netns().unwrap(), guest_address(1, 2)).expect("the guest beside it");
     drop(two);
 }
 
@@ -101,10 +101,10 @@ fn a_guest_by_tap_cannot_be_another() {
     privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let (one, two) = (attach(&scene, 1, 1), attach(&scene, 2, 1));
-    ping(one.netns(), guest_address(2, 1)).expect("as itself");
+    ping(one.netns().unwrap(), guest_address(2, 1)).expect("as itself");
     let before = one.drops()[DropReason::SourceNotAllowed];
     for forged in [[10, 77, 1, 3], [192, 0, 2, 1], [10, 77, 2, 2]] {
-        scene::send_forged(one.netns(), forged, [10, 77, 2, 2]);
+        scene::send_forged(one.netns().unwrap(), forged, [10, 77, 2, 2]);
     }
     wait_until("three forged packets are counted", || {
         one.drops()[DropReason::SourceNotAllowed] == before + 3
@@ -122,17 +122,17 @@ fn a_guest_by_tap_is_found_again_and_leaves_nothing() {
     for round in 0..5 {
         let mut port = attach(&scene, 1, 1);
         assert!(port.is_up().unwrap());
-        ping(port.netns(), guest_address(2, 1)).unwrap_or_else(|| panic!("round {round}"));
+        ping(port.netns().unwrap(), guest_address(2, 1)).unwrap_or_else(|| panic!("round {round}"));
         drop(port);
         assert!(Netns::exists(&guest_name(1, 1)), "the namespace stays");
         assert_eq!(host.netlink().link(link).unwrap(), None, "its devices do not");
     }
     // As a veth and as a TAP again: the namespace is the same.
     let port = scene.guest(1, 1);
-    ping(port.netns(), guest_address(2, 1)).expect("by veth");
+    ping(port.netns().unwrap(), guest_address(2, 1)).expect("by veth");
     drop(port);
     let port = attach(&scene, 1, 1);
-    ping(port.netns(), guest_address(2, 1)).expect("by TAP after a veth");
+    ping(port.netns().unwrap(), guest_address(2, 1)).expect("by TAP after a veth");
     port.detach().unwrap();
     assert!(!Netns::exists(&guest_name(1, 1)));
     assert_eq!(host.netlink().link(link).unwrap(), None);
@@ -167,9 +167,9 @@ fn a_device_that_is_deleted_ends_the_port_and_no_more() {
     let scene = Scene::new(Mode::WireGuard);
     let mut port = attach(&scene, 1, 1);
     assert!(port.is_up().unwrap());
-    Netlink::open_in(port.netns()).unwrap().delete_link(port.spec().guest_link).unwrap();
+    Netlink::open_in(port.netns().unwrap()).unwrap().delete_link(port.spec().guest_link).unwrap();
     wait_until("the port is down", || !port.is_up().unwrap());
     port.detach().unwrap();
     let port = attach(&scene, 1, 1);
-    ping(port.netns(), IpAddr::from([10, 77, 1, 1])).expect("a new one");
+    ping(port.netns().unwrap(), IpAddr::from([10, 77, 1, 1])).expect("a new one");
 }

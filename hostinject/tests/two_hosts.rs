@@ -31,7 +31,7 @@ const PATTERN: &[u8] = b"<<a pattern that nobody on the LAN may read>>";
 /// Sends `bytes` from one guest to a listener in the other and compares.
 fn transfer(from: &GuestPort, to: &GuestPort, bytes: &[u8]) -> Duration {
     let address = to.spec().addresses[0];
-    let listener = to.netns().run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
+    let listener = to.netns().unwrap().run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
     let at = listener.local_addr().unwrap();
     let began = Instant::now();
     thread::scope(|scope| {
@@ -43,7 +43,7 @@ fn transfer(from: &GuestPort, to: &GuestPort, bytes: &[u8]) -> Duration {
             assert_eq!(peer.ip(), from.spec().addresses[0], "the guest's own address is seen");
             got
         });
-        let mut stream = from.netns().run(|| TcpStream::connect(at).unwrap()).unwrap();
+        let mut stream = from.netns().unwrap().run(|| TcpStream::connect(at).unwrap()).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(bytes).unwrap();
         drop(stream);
@@ -60,8 +60,8 @@ fn crossing(mode: Mode) {
     let scene = Scene::new(mode);
     let capture = Capture::start(&scene.lan);
     let (one, two) = (scene.guest(1, 1), scene.guest(2, 1));
-    let rtt = ping(one.netns(), guest_address(2, 1)).expect("ping there");
-    ping(two.netns(), guest_address(1, 1)).expect("ping back");
+    let rtt = ping(one.netns().unwrap(), guest_address(2, 1)).expect("ping there");
+    ping(two.netns().unwrap(), guest_address(1, 1)).expect("ping back");
     let bytes = patterned(8 << 20);
     let there = transfer(&one, &two, &bytes);
     let back = transfer(&two, &one, &bytes);
@@ -98,12 +98,12 @@ fn guests_of_one_host_reach_each_other_and_their_host() {
     privileged!(Need::Tun);
     let scene = Scene::new(Mode::WireGuard);
     let (one, two) = (scene.guest(1, 1), scene.guest(1, 2));
-    ping(one.netns(), guest_address(1, 2)).expect("neighbour");
-    ping(one.netns(), IpAddr::from([10, 77, 1, 1])).expect("gateway");
+    ping(one.netns().unwrap(), guest_address(1, 2)).expect("neighbour");
+    ping(one.netns().unwrap(), IpAddr::from([10, 77, 1, 1])).expect("gateway");
     ping(scene.hosts[0].netns(), guest_address(1, 2)).expect("from the host");
     let far = scene.guest(2, 1);
     ping(scene.hosts[0].netns(), guest_address(2, 1)).expect("from the host to a far guest");
-    ping(one.netns(), IpAddr::from([10, 77, 2, 1])).expect("the far host");
+    ping(one.netns().unwrap(), IpAddr::from([10, 77, 2, 1])).expect("the far host");
     for port in [one, two, far] {
         port.detach().unwrap();
     }
@@ -116,7 +116,7 @@ fn a_forbidden_source_is_refused_by_the_far_host_and_a_forged_one_by_its_own() {
         let scene = Scene::new(mode);
         let near = scene.guest(1, 1);
         let far = scene.guest(2, 1);
-        ping(near.netns(), guest_address(2, 1)).expect("an honest packet first");
+        ping(near.netns().unwrap(), guest_address(2, 1)).expect("an honest packet first");
         let refused = || {
             let snapshot = scene.hosts[1].tunnel.snapshot().unwrap();
             snapshot.peer(key(1).public()).unwrap().dropped(DropReason::SourceNotAllowed)
@@ -128,16 +128,16 @@ fn a_forbidden_source_is_refused_by_the_far_host_and_a_forged_one_by_its_own() {
 
         // Host one lets a guest use an address that is not host one's to give.
         let liar = scene.guest_with(1, 3, IpAddr::from([10, 77, 9, 9]));
-        assert_eq!(ping(liar.netns(), guest_address(2, 1)), None);
+        assert_eq!(ping(liar.netns().unwrap(), guest_address(2, 1)), None);
         assert_eq!(refused(), 1, "{mode}");
 
         // A guest that forges a source does not get past its own host.
         let before = sent();
-        scene::send_forged(near.netns(), [10, 77, 1, 99], [10, 77, 2, 2]);
-        scene::send_forged(near.netns(), [10, 77, 2, 7], [10, 77, 2, 2]);
+        scene::send_forged(near.netns().unwrap(), [10, 77, 1, 99], [10, 77, 2, 2]);
+        scene::send_forged(near.netns().unwrap(), [10, 77, 2, 7], [10, 77, 2, 2]);
         thread::sleep(Duration::from_millis(100));
         assert_eq!(sent(), before, "{mode}: nothing forged enters the tunnel");
-        scene::send_forged(near.netns(), [10, 77, 1, 2], [10, 77, 2, 2]);
+        scene::send_forged(near.netns().unwrap(), [10, 77, 1, 2], [10, 77, 2, 2]);
         thread::sleep(Duration::from_millis(100));
         assert_eq!(sent(), before + 1, "{mode}: the same packet with its own source does");
         for port in [near, far, liar] {
@@ -153,15 +153,19 @@ fn a_guest_is_taken_over_without_a_packet_lost() {
     let one = scene.guest(1, 1);
     let two = scene.guest(2, 1);
     assert!(!one.is_adopted());
-    ping(one.netns(), guest_address(2, 1)).expect("warm up");
-    let listener = two.netns().run(|| TcpListener::bind((guest_address(2, 1), 0)).unwrap());
+    ping(one.netns().unwrap(), guest_address(2, 1)).expect("warm up");
+    let listener =
+        two.netns().unwrap().run(|| TcpListener::bind((guest_address(2, 1), 0)).unwrap());
     let listener = listener.unwrap();
     let at = listener.local_addr().unwrap();
-    let mut client = one.netns().run(|| TcpStream::connect(at).unwrap()).unwrap();
+    let mut client = one.netns().unwrap().run(|| TcpStream::connect(at).unwrap()).unwrap();
     let (mut server, _) = listener.accept().unwrap();
     server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let retransmitted = || {
-        one.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap()).unwrap()
+        one.netns()
+            .unwrap()
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap())
+            .unwrap()
     };
     let retransmissions = |snmp: String| -> u64 {
         let mut rows = snmp.lines().filter(|l| l.starts_with("Tcp:")).map(str::to_owned);
@@ -194,7 +198,7 @@ fn whatever_a_crash_left_is_mended_or_removed() {
         let mut port = host.attach(spec.clone());
         assert!(!port.is_adopted(), "{what}");
         assert!(port.is_up().unwrap(), "{what}");
-        ping(port.netns(), IpAddr::from([10, 77, 1, 1])).expect(what);
+        ping(port.netns().unwrap(), IpAddr::from([10, 77, 1, 1])).expect(what);
         port.detach().unwrap();
         assert!(!Netns::exists(&spec.name), "{what}");
     };
@@ -256,12 +260,12 @@ fn guests_with_ipv6_reach_each_other_by_both_families() {
         scene.hosts[usize::from(h) - 1].attach(spec)
     };
     let (one, two) = (attach(1), attach(2));
-    ping(one.netns(), guest_address(2, 1)).expect("IPv4");
+    ping(one.netns().unwrap(), guest_address(2, 1)).expect("IPv4");
     let six: IpAddr = "fd00:2::2".parse().unwrap();
-    let listener = two.netns().run(|| TcpListener::bind((six, 0)).unwrap()).unwrap();
+    let listener = two.netns().unwrap().run(|| TcpListener::bind((six, 0)).unwrap()).unwrap();
     let at = listener.local_addr().unwrap();
     let connect = || TcpStream::connect_timeout(&at, Duration::from_secs(3));
-    let client = one.netns().run(connect).unwrap().expect("IPv6");
+    let client = one.netns().unwrap().run(connect).unwrap().expect("IPv6");
     assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
     assert_eq!(client.local_addr().unwrap().ip(), "fd00:1::2".parse::<IpAddr>().unwrap());
     one.detach().unwrap();

@@ -88,6 +88,7 @@ fn streams_pass(megabytes: usize, boot: fn(&Path, &str) -> Machine) {
     let other = scene.guest(2, 1);
     let listeners = other
         .netns()
+        .unwrap()
         .run(|| [5001, 5002].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap()));
     let [down, up] = listeners.unwrap();
     let to = guest_address(2, 1);
@@ -100,7 +101,8 @@ fn streams_pass(megabytes: usize, boot: fn(&Path, &str) -> Machine) {
         )),
     );
     machine.wait_for("other host reached");
-    ping(other.netns(), guest_address(1, 9)).expect("the machine from the other host's guest");
+    ping(other.netns().unwrap(), guest_address(1, 9))
+        .expect("the machine from the other host's guest");
     let data = bytes(megabytes << 20);
     let begin = std::time::Instant::now();
     let (mut stream, _) = down.accept().unwrap();

@@ -48,7 +48,7 @@
 //!
 //! [[guest]]
 //! name = "web"
-//! kind = "netns"                    # or "tap"
+//! kind = "netns"                    # or "tap", "qemu", "uml"
 //! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "10.77.1.3"]
 //! ```
 //!
@@ -344,33 +344,44 @@ pub enum GuestKind {
     Netns,
     /// The same by a TAP device and a thread of the daemon.
     Tap,
+    /// A QEMU machine that somebody starts, by vhost-user.
+    Qemu,
+    /// A User-Mode Linux that somebody starts, by vhost-user.
+    Uml,
 }
 
 impl GuestKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Netns, Self::Tap, Self::Qemu, Self::Uml];
+
+    /// Whether it is a machine of its own, not a namespace of this one.
+    #[must_use]
+    pub fn is_machine(self) -> bool {
+        matches!(self, Self::Qemu | Self::Uml)
+    }
+
     /// As the configuration spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Netns => "netns",
             Self::Tap => "tap",
+            Self::Qemu => "qemu",
+            Self::Uml => "uml",
         }
     }
 }
 
 /// A word that names no kind of guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a kind of guest; write netns or tap")]
+#[error("not a kind of guest; write netns, tap, qemu or uml")]
 pub struct UnknownKind;
 
 impl FromStr for GuestKind {
     type Err = UnknownKind;
 
     fn from_str(text: &str) -> Result<Self, UnknownKind> {
-        match text {
-            "netns" => Ok(Self::Netns),
-            "tap" => Ok(Self::Tap),
-            _ => Err(UnknownKind),
-        }
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(UnknownKind)
     }
 }
 

@@ -46,6 +46,7 @@ use crate::peers::{self, AskError, PeerResponder, Peers};
 use crate::processes::Processes;
 
 use forwards::Forwards;
+pub use guests::SERVER_COMMAND;
 use guests::{GuestEvent, Guests};
 pub(crate) use start::chain;
 pub use start::{DaemonError, run};

@@ -125,6 +125,11 @@ impl Machine {
         }
     }
 
+    /// Passes over a line that it has said already; whether there was one.
+    pub fn has_said(&mut self) -> bool {
+        self.console.try_recv().is_ok()
+    }
+
     /// It ends by itself.
     ///
     /// # Panics

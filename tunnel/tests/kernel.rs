@@ -209,7 +209,7 @@ fn a_hop_of_1280_bytes_is_found_and_told() {
     let no_kernel = Offloads { kernel: false, ..Offloads::ALL };
     let ways = MODES.map(|mode| (mode, Offloads::ALL)).into_iter();
     for (mode, offloads) in ways.chain([(Mode::IpIp, no_kernel)]) {
-        let [one, two] = common::routed(1280);
+        let [one, two, _router] = common::routed(1280);
         let far = |n| {
             let endpoint = Some(SocketAddr::from(([198, 51, 100, 2], DEFAULT_PORT)));
             PeerConfig { endpoint, ..peer(n, mode) }

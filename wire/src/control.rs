@@ -76,7 +76,7 @@ pub enum Request {
     GuestAdd {
         /// Its name, for a namespace also that of the namespace.
         name: String,
-        /// How it is plumbed: `netns` or `tap`.
+        /// How it is plumbed: `netns`, `tap`, `qemu` or `uml`.
         kind: String,
         /// Its addresses in the overlay; a free one where there are none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -264,7 +264,7 @@ pub struct Status {
 pub struct Guest {
     /// Its name.
     pub name: String,
-    /// How it is plumbed: `netns` (by veth) or `tap`.
+    /// How it is plumbed: `netns` (by veth), `tap`, or by vhost-user `qemu` or `uml`.
     pub kind: String,
     /// Its first overlay address.
     pub address: String,
@@ -283,6 +283,24 @@ pub struct Guest {
     /// Packets that its port has dropped; the kernel counts a veth's.
     #[serde(default)]
     pub drops: u64,
+    /// What a machine needs to be started with; none where it is a namespace.
+    #[serde(default)]
+    pub machine: Option<Machine>,
+}
+
+/// The card of a guest that is a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The vhost-user socket.
+    pub socket: String,
+    /// Its Ethernet address, as `02:00:0a:4d:01:02`.
+    pub mac: String,
+    /// Longest packet in bytes.
+    pub mtu: u16,
+    /// Its gateway, the host.
+    pub gateway: Ipv4Addr,
+    /// The VMM that is connected.
+    pub vmm: Option<u32>,
 }
 
 /// Ports of the host that lead to a guest.

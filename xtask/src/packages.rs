@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("kill", "procps"),
+    ("pgrep", "procps"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("python3", "python3"),

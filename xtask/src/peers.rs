@@ -18,8 +18,11 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("xz", "xz-utils"),
 ];
 /// Packages and their tests.
-const TESTS: [(&str, &[&str]); 2] =
-    [("conet-tunnel", &["interop", "kernels"]), ("conet-hostinject", &["vhost"])];
+const TESTS: [(&str, &[&str]); 3] = [
+    ("conet-tunnel", &["interop", "kernels"]),
+    ("conet-hostinject", &["vhost"]),
+    ("conet", &["machines"]),
+];
 /// Names the newest kernel package.
 const META_PACKAGE: &str = "linux-image-amd64";
 /// Tells the tests where [`kernel`] is.

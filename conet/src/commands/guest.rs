@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Result;
 use conet_node::client::{Client, ClientError};
 use conet_node::enter;
-use conet_wire::control::{Guest, Request, Response};
+use conet_wire::control::{Guest, Machine, Request, Response};
 use serde_json::json;
 
 use super::process::ExecError;
@@ -21,6 +21,7 @@ pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
             add(client, name, address, kind.as_str(), output)
         }
         GuestCommand::List { output } => list(client, output),
+        GuestCommand::Args { name, memory, output } => args(client, &name, memory, output),
         GuestCommand::Remove { name } => remove(client, name),
         GuestCommand::Exec { name, command } => exec(client, &name, &command),
     }
@@ -67,6 +68,50 @@ fn list(client: &mut Client, output: Output) -> Result<()> {
         ]);
     }
     Ok(table::print(&rows)?)
+}
+
+/// Prints what a machine is to be started with.
+fn args(client: &mut Client, name: &str, memory: u32, output: Output) -> Result<()> {
+    let Response::Guests { guests } = client.ask(&Request::Guests {})? else {
+        return Err(ClientError::Unexpected.into());
+    };
+    let guest = guests.iter().find(|guest| guest.name == name);
+    let guest = guest.ok_or_else(|| {
+        anyhow::anyhow!("no guest is named {name}; list them with: conet guest list")
+    })?;
+    let Some(machine) = &guest.machine else {
+        anyhow::bail!(
+            "{name} is a namespace, and runs already; run programs in it with: conet guest exec {name}"
+        );
+    };
+    let (program, arguments) = flags(&guest.kind, machine, memory);
+    if output.json {
+        return Ok(table::json(&json!({ "program": program, "arguments": arguments }))?);
+    }
+    Ok(table::line(&arguments.join(" "))?)
+}
+
+/// The program that runs such a guest, and the flags for its card. Neither has blanks but
+/// in the socket's directory, which is the node's own.
+fn flags(kind: &str, machine: &Machine, memory: u32) -> (&'static str, Vec<String>) {
+    let Machine { socket, mac, .. } = machine;
+    if kind == "uml" {
+        let device = format!("virtio_uml.device={socket}:1");
+        return ("linux.uml", vec![format!("mem={memory}M"), device]);
+    }
+    let pairs = [
+        ("-m", memory.to_string()),
+        // The port sees the guest's memory.
+        ("-object", format!("memory-backend-memfd,id=conet,size={memory}M,share=on")),
+        ("-machine", "memory-backend=conet".to_owned()),
+        // Once a second, until the port is there again.
+        ("-chardev", format!("socket,id=conet,path={socket},reconnect=1")),
+        ("-netdev", "vhost-user,id=conet,chardev=conet".to_owned()),
+        // Without MSI-X, whose calls QEMU 7.2 loses with vhost-user where it emulates.
+        ("-device", format!("virtio-net-pci,netdev=conet,mac={mac},vectors=0")),
+    ];
+    let arguments = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+    ("qemu-system-x86_64", arguments.collect())
 }
 
 fn remove(client: &mut Client, name: String) -> Result<()> {

@@ -19,13 +19,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use conet_dataplane::{DropCounts, DropReason};
+use conet_dataplane::DropReason;
 use rustix::io::Errno;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap};
 
+use super::Counted;
 use super::ring::Returns;
 use crate::segment::{ANSWER_MAX, ETHERNET, Segment, Verdict};
 
@@ -94,13 +95,18 @@ pub(super) struct Card {
     answer: Option<([u8; HEADER + ANSWER_MAX], usize)>,
     /// Whether a frame may lie in several chains.
     pub(super) merges: bool,
-    pub(super) drops: DropCounts,
+    counted: Arc<Mutex<Counted>>,
     /// Chains of one frame.
     chains: Vec<(Chain, usize)>,
 }
 
 impl Card {
-    pub(super) fn new(device: Arc<File>, segment: Segment, mtu: usize) -> Self {
+    pub(super) fn new(
+        device: Arc<File>,
+        segment: Segment,
+        mtu: usize,
+        counted: Arc<Mutex<Counted>>,
+    ) -> Self {
         let frame = || vec![0; PACKET + LONGEST].into_boxed_slice();
         Self {
             device,
@@ -111,7 +117,7 @@ impl Card {
             waiting: None,
             answer: None,
             merges: false,
-            drops: DropCounts::default(),
+            counted,
             chains: Vec::new(),
         }
     }
@@ -122,6 +128,10 @@ impl Card {
         self.answer = None;
         self.chains.clear();
         self.merges = false;
+    }
+
+    fn count(&self, reason: DropReason) {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).drops.count(reason);
     }
 
     /// Whether the receive queue is to be looked at.
@@ -143,7 +153,7 @@ impl Card {
             let head = chain.head_index();
             match self.copy(chain, memory) {
                 Ok(len) => self.frame(len)?,
-                Err(reason) => self.drops.count(reason),
+                Err(reason) => self.count(reason),
             }
             returns.put(queue, memory, head, 0)?;
         }
@@ -182,7 +192,7 @@ impl Card {
             }
             Verdict::Drop(reason) => reason,
         };
-        self.drops.count(reason);
+        self.count(reason);
         Ok(())
     }
 
@@ -250,7 +260,7 @@ impl Card {
                 Err(Errno::INTR) => continue,
                 // The kernel could not describe one packet by a header; that one is gone.
                 Err(Errno::INVAL) => {
-                    self.drops.count(DropReason::Device);
+                    self.count(DropReason::Device);
                     continue;
                 }
                 Err(error) => return Err(NetError::Device(error.into())),
@@ -288,7 +298,7 @@ impl Card {
         }
         if room < frame.len() {
             // Whatever it waits for: buffers of a guest that cannot hold the frame.
-            self.drops.count(DropReason::TooBig);
+            self.count(DropReason::TooBig);
             for (chain, _) in self.chains.drain(..) {
                 returns.put(queue, memory, chain.head_index(), 0)?;
             }

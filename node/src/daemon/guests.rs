@@ -33,11 +33,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use conet_hostinject::GuestPort;
+use conet_hostinject::{GuestPort, machine_mac};
 use conet_netsys::{IfName, Netlink, Netns, NetnsName};
+use conet_tunnel::DEFAULT_MTU;
 use conet_wire::control::{self, Failure, Response};
 
 pub(super) use attach::GuestError;
+pub use attach::SERVER_COMMAND;
 use attach::{Removal, attach, create, remove, remove_rest};
 use record::{Record, load, save};
 
@@ -135,7 +137,7 @@ impl Guests {
         }
         let problem = match self.check(&guest) {
             Err(failure) => failure.to_string(),
-            Ok(()) if is_going => match remove_rest(&guest) {
+            Ok(()) if is_going => match remove_rest(&self.config, &guest) {
                 // Programs came to run in it meanwhile: it stays.
                 Removal::Busy(..) => return self.restore(Record::of(&guest, false)),
                 Removal::Gone => return,
@@ -152,7 +154,10 @@ impl Guests {
 
     /// What the command line is told.
     pub(super) fn list(&mut self) -> Vec<control::Guest> {
-        self.guests.iter_mut().map(Guest::row).collect()
+        {
+            let config = Arc::clone(&self.config);
+            self.guests.iter_mut().map(|guest| guest.row(&config)).collect()
+        }
     }
 
     /// Makes a guest.
@@ -278,17 +283,17 @@ impl Guests {
             return;
         };
         let before = std::mem::replace(&mut guest.state, State::Removing);
-        let config = guest.config.clone();
+        let guest = guest.config.clone();
         if let Err(failure) = self.store() {
             self.set(name, before);
             return answer.answer(Err(failure));
         }
-        let (name, post) = (name.to_owned(), Arc::clone(&self.post));
-        let asked = name.clone();
+        let (config, post) = (Arc::clone(&self.config), Arc::clone(&self.post));
+        let (name, asked) = (name.to_owned(), name.to_owned());
         let started = spawn(move || {
             let removal = match before {
                 State::Up(port) => remove(port),
-                _ => remove_rest(&config),
+                _ => remove_rest(&config, &guest),
             };
             post(GuestEvent::Removed { name, removal, answer });
         });
@@ -331,9 +336,10 @@ impl Guests {
             GuestEvent::Made { name, made: Ok(port), answer } => {
                 tracing::info!(guest = name, "guest added");
                 self.set(&name, State::Up(port));
+                let config = Arc::clone(&self.config);
                 let row = self.guests.iter_mut().find(|guest| guest.config.name == name);
                 if let Some(guest) = row {
-                    answer.answer(Ok(Response::Guest(guest.row())));
+                    answer.answer(Ok(Response::Guest(guest.row(&config))));
                 }
             }
             GuestEvent::Made { name, made: Err(error), answer } => {
@@ -446,7 +452,24 @@ impl Guests {
 }
 
 impl Guest {
-    fn row(&mut self) -> control::Guest {
+    /// What a machine is to be started with.
+    fn machine(&self, config: &Config) -> Option<control::Machine> {
+        let is_machine = self.config.kind.is_machine();
+        let addresses: Vec<_> = self.config.addresses.iter().copied().map(IpAddr::V4).collect();
+        let status = match &self.state {
+            State::Up(port) => port.server(),
+            _ => None,
+        };
+        is_machine.then(|| control::Machine {
+            socket: attach::server(config).socket(&self.config.name).display().to_string(),
+            mac: machine_mac(&addresses).to_string(),
+            mtu: DEFAULT_MTU,
+            gateway: config.node.gateway(),
+            vmm: status.and_then(|status| status.vmm),
+        })
+    }
+
+    fn row(&mut self, config: &Config) -> control::Guest {
         let (state, problem, drops) = match &mut self.state {
             State::Adding => ("adding", None, 0),
             State::Removing => ("removing", None, 0),
@@ -469,6 +492,7 @@ impl Guest {
             state: state.to_owned(),
             problem,
             drops,
+            machine: self.machine(config),
         }
     }
 }

@@ -77,7 +77,7 @@ pub(crate) fn net(text: &str) -> IpNet {
 }
 
 /// 192.0.2.1, a router, and 198.51.100.2 behind a link of `mtu` bytes.
-pub(crate) fn routed(mtu: u32) -> [Scratch; 2] {
+pub(crate) fn routed(mtu: u32) -> [Scratch; 3] {
     let [one, router, two] = [Scratch::new(), Scratch::new(), Scratch::new()];
     for (end, at, host, gateway, mtu) in [
         (&one, "near", "192.0.2.1", "192.0.2.254", None),
@@ -105,13 +105,8 @@ pub(crate) fn routed(mtu: u32) -> [Scratch; 2] {
         netlink.add_route(&Route::default_via(gateway.parse().unwrap())).unwrap();
     }
     router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
-    // It lives as long as its links do: as long as the two ends.
-    ROUTERS.lock().unwrap().push(router);
-    [one, two]
+    [one, two, router]
 }
-
-/// Routers, which nobody asks for again.
-static ROUTERS: std::sync::Mutex<Vec<Scratch>> = std::sync::Mutex::new(Vec::new());
 
 /// Two namespaces with 192.0.2.1 and 192.0.2.2 on a wire.
 pub(crate) fn wire() -> [Scratch; 2] {

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use conet_hostinject::{GuestPort, Ports};
-use conet_netsys::{Listener, NetError, NetnsId, SocketDiag, Transport};
+use conet_netsys::{Listener, NetError, Netns, NetnsId, SocketDiag, Transport};
 
 use crate::config::NodeConfig;
 use crate::forward::{Forward, own_ports};
@@ -24,6 +24,9 @@ pub(super) struct Followed {
     pub(super) ports: Vec<Ports>,
 }
 
+/// Why the sockets of a machine are not looked at.
+const A_MACHINE: &str = "the guest is a machine, whose sockets are not seen; name its ports";
+
 /// Looks at guests' sockets; holds a socket in each guest that it looks at.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
@@ -39,9 +42,9 @@ struct Watched {
 }
 
 impl Watched {
-    fn open(port: &GuestPort, netns: NetnsId) -> Result<Self, NetError> {
-        let (sockets, ephemeral) = port.netns().run(|| (SocketDiag::open(), ephemeral()))?;
-        Ok(Self { netns, sockets: sockets?, ephemeral, used: true })
+    fn open(netns: &Netns) -> Result<Self, NetError> {
+        let (sockets, ephemeral) = netns.run(|| (SocketDiag::open(), ephemeral()))?;
+        Ok(Self { netns: netns.id()?, sockets: sockets?, ephemeral, used: true })
     }
 }
 
@@ -56,7 +59,15 @@ impl Follower {
         node: &NodeConfig,
         free: impl Fn(Ports) -> bool,
     ) -> Followed {
-        match self.listeners(&forward.guest, port) {
+        // What a machine listens on is its own affair.
+        let Some(netns) = port.netns() else {
+            return Followed {
+                unusable: true,
+                problem: Some(A_MACHINE.to_owned()),
+                ports: Vec::new(),
+            };
+        };
+        match self.listeners(&forward.guest, netns) {
             Ok((listeners, ephemeral)) => {
                 let wanted = wanted(forward, to, &listeners, ephemeral);
                 let own = own_ports(node);
@@ -73,17 +84,17 @@ impl Follower {
     fn listeners(
         &mut self,
         name: &str,
-        port: &GuestPort,
+        netns: &Netns,
     ) -> Result<(Vec<Listener>, (u16, u16)), NetError> {
-        let netns = port.netns().id()?;
+        let id = netns.id()?;
         // Another guest of the same name, or a socket that answers no more.
-        if self.guests.get(name).is_some_and(|guest| guest.netns != netns) {
+        if self.guests.get(name).is_some_and(|guest| guest.netns != id) {
             self.guests.remove(name);
         }
         let watched = match self.guests.entry(name.to_owned()) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(Watched::open(port, netns)?)
+                entry.insert(Watched::open(netns)?)
             }
         };
         watched.used = true;

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
+use conet_hostinject::vhost::ServerSpec;
 use conet_hostinject::{AttachError, GuestPort, GuestSpec, PortKind};
 use conet_netsys::{IfName, NameError, NetError, Netns, NetnsName};
 use conet_tunnel::DEFAULT_MTU;
@@ -25,6 +27,10 @@ pub enum GuestError {
     #[error(transparent)]
     Attach(#[from] AttachError),
 }
+
+/// The command of `conet` that is a machine's server, see
+/// [`conet_hostinject::vhost::run_server`].
+pub const SERVER_COMMAND: &str = "guest-server";
 
 /// How a removal ended.
 #[derive(Debug)]
@@ -64,13 +70,32 @@ fn spec(config: &Config, guest: &GuestConfig) -> Result<GuestSpec, GuestError> {
         kind: match guest.kind {
             GuestKind::Netns => PortKind::Veth,
             GuestKind::Tap => PortKind::Tap,
+            GuestKind::Qemu | GuestKind::Uml => PortKind::Vhost,
         },
+        server: guest.kind.is_machine().then(|| server(config)),
     })
+}
+
+/// Where machines' ports are served: beside the control socket, by this very program.
+pub(super) fn server(config: &Config) -> ServerSpec {
+    let beside = config.node.socket.parent().unwrap_or(Path::new("/"));
+    // Where it was replaced meanwhile, /proc still has the one that runs.
+    let program = Path::new("/proc/self/exe");
+    let program = fs::read_link(program).ok().filter(|path| path.exists());
+    let program = program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+    ServerSpec {
+        directory: beside.join("guests"),
+        command: vec![program.into(), SERVER_COMMAND.into()],
+    }
 }
 
 /// Removes a guest in which nothing runs.
 pub(super) fn remove(port: GuestPort) -> Removal {
-    match users(port.netns()) {
+    let inside = match port.netns() {
+        Some(netns) => users(netns),
+        None => Ok(port.server().and_then(|server| server.vmm).into_iter().collect()),
+    };
+    match inside {
         Ok(pids) if pids.is_empty() => match port.detach() {
             Ok(()) => Removal::Gone,
             Err(error) => Removal::Failed(error),
@@ -81,11 +106,20 @@ pub(super) fn remove(port: GuestPort) -> Removal {
 }
 
 /// Removes what is left of a guest of an earlier daemon, if nothing runs in it.
-pub(super) fn remove_rest(guest: &GuestConfig) -> Removal {
+pub(super) fn remove_rest(config: &Config, guest: &GuestConfig) -> Removal {
     let (Ok(name), Ok(link)) = (NetnsName::new(&guest.name), IfName::new(&guest.name)) else {
         // No such thing can ever have been made.
         return Removal::Gone;
     };
+    if guest.kind.is_machine() {
+        // Its device went with its server, or is the server's still.
+        return match attach(config, guest) {
+            Ok(port) => remove(port),
+            Err(GuestError::Attach(AttachError::Net { source, .. })) => Removal::Failed(source),
+            // A link of that name is somebody else's.
+            Err(_) => Removal::Gone,
+        };
+    }
     if let Ok(netns) = Netns::open(&name) {
         match users(&netns) {
             Ok(pids) if pids.is_empty() => {}
@@ -99,7 +133,7 @@ pub(super) fn remove_rest(guest: &GuestConfig) -> Removal {
     let removed = match guest.kind {
         GuestKind::Netns => GuestPort::remove(&name, link).map(drop),
         // Its devices went with their daemon: a link of this name is somebody else's.
-        GuestKind::Tap => Netns::delete(&name).map(drop),
+        _ => Netns::delete(&name).map(drop),
     };
     match removed {
         Ok(()) => Removal::Gone,

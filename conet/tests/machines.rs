@@ -1,0 +1,181 @@
+//! Guests that are machines: their ports, and with `--features peers` QEMU and User-Mode
+//! Linux themselves, in a lab.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+#[cfg(feature = "peers")]
+use conet_testkit::machine::Machine;
+
+use common::{CONET, Lab, conet, failed, json, nothing_remains, ok, wait_until};
+use conet_testkit::Need;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn guest(host: &str, arguments: &[&str]) -> Output {
+    Lab::exec(host, &[&[CONET, "guest"], arguments].concat())
+}
+
+fn row(host: &str, name: &str) -> Option<Value> {
+    let list = json(&ok(&guest(host, &["list", "--json"])));
+    list["guests"].as_array().unwrap().iter().find(|guest| guest["name"] == name).cloned()
+}
+
+fn links(host: &str) -> String {
+    ok(&Lab::exec(host, &["ip", "-o", "link"]))
+}
+
+/// The processes that serve ports.
+fn servers() -> usize {
+    let found = Command::new("pgrep").args(["-fc", "guest-server --mac"]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap().trim().parse().unwrap()
+}
+
+/// Somebody who connects to a machine's socket and says nothing, until killed.
+struct Vmm(Child);
+
+impl Vmm {
+    fn connect(host: &str, socket: &str) -> Self {
+        const TEXT: &str = "
+import socket, sys, time
+vmm = socket.socket(socket.AF_UNIX)
+vmm.connect(sys.argv[1])
+time.sleep(1000)";
+        let mut command = Command::new(CONET);
+        command.args(["lab", "exec", host, "--", "python3", "-c", TEXT, socket]);
+        Self(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"), Need::Program("pgrep"));
+    let host = "conet-h1";
+    let lab = Lab::up("wireguard");
+    let before = links(host).lines().count();
+    assert_eq!(
+        ok(&guest(host, &["add", "conet-vm", "--kind", "qemu"])),
+        "conet-vm 10.77.1.3 (qemu)\n"
+    );
+    let up = row(host, "conet-vm").unwrap();
+    assert_eq!((&up["state"], &up["kind"]), (&"up".into(), &"qemu".into()));
+    let machine = &up["machine"];
+    assert_eq!((&machine["mac"], &machine["vmm"]), (&"02:00:0a:4d:01:03".into(), &Value::Null));
+    let socket = machine["socket"].as_str().unwrap();
+    let args = ok(&guest(host, &["args", "conet-vm", "--memory", "64"]));
+    assert!(args.contains(&format!("path={socket},")) && args.contains("size=64M"), "{args}");
+    let shown = json(&ok(&guest(host, &["args", "conet-vm", "--json"])));
+    assert_eq!(shown["program"], "qemu-system-x86_64");
+    // A namespace has no flags, a machine no namespace.
+    assert!(failed(&guest(host, &["args", "conet-h1-g1"])).contains("conet guest exec"));
+    assert!(failed(&guest(host, &["args", "nobody"])).contains("no guest"));
+    failed(&guest(host, &["exec", "conet-vm", "--", "true"]));
+
+    // Its user is told, also by the daemon after, and keeps it from being removed.
+    let vmm = Vmm::connect(host, socket);
+    let is_there = || row(host, "conet-vm").unwrap()["machine"]["vmm"].is_u64();
+    wait_until("the VMM", SOON, is_there);
+    Lab::kill_daemon(host);
+    assert!(links(host).contains(" conet-vm:"), "the device is the server's");
+    Lab::restart(host);
+    wait_until("the VMM by the next daemon", SOON, is_there);
+    assert_eq!((row(host, "conet-vm").unwrap()["state"].clone(), servers()), ("up".into(), 1));
+    let refusal = failed(&guest(host, &["remove", "conet-vm"]));
+    assert!(refusal.contains(&format!("{}", vmm.0.id())), "{refusal}");
+    drop(vmm);
+    wait_until("the VMM's end", SOON, || !is_there());
+    ok(&guest(host, &["remove", "conet-vm"]));
+    assert_eq!((row(host, "conet-vm"), servers()), (None, 0));
+    assert_eq!(links(host).lines().count(), before);
+
+    // A server that is killed is told, and mended by removing its guest.
+    ok(&guest(host, &["add", "conet-vm", "--kind", "uml"]));
+    ok(&Command::new("pkill").args(["-KILL", "-f", "guest-server --mac"]).output().unwrap());
+    wait_until("the server's end", SOON, || row(host, "conet-vm").unwrap()["state"] == "down");
+    ok(&guest(host, &["remove", "conet-vm"]));
+    ok(&guest(host, &["add", "conet-vm", "--kind", "uml"]));
+    assert_eq!(row(host, "conet-vm").unwrap()["state"], "up");
+    ok(&conet(&["lab", "down"]));
+    nothing_remains();
+    assert_eq!(servers(), 0);
+    drop(lab);
+}
+
+/// Starts a machine with the flags that are printed for it, on the lab host.
+#[cfg(feature = "peers")]
+fn started(host: &str, name: &str, memory: &str) -> Command {
+    let shown = json(&ok(&guest(host, &["args", name, "--memory", memory, "--json"])));
+    let mut command = Command::new(CONET);
+    command.args(["lab", "exec", host, "--", shown["program"].as_str().unwrap()]);
+    let flags = shown["arguments"].as_array().unwrap().iter();
+    command.args(flags.map(|flag| flag.as_str().unwrap()));
+    command
+}
+
+/// Sets up the card by hand, and then pings the other host's guest for as long as it lives.
+#[cfg(feature = "peers")]
+fn pinging(address: &str) -> String {
+    format!(
+        "busybox ip link set eth0 mtu 1420; busybox ip link set eth0 up\n\
+         busybox ip addr add {address}/32 dev eth0; busybox ip route add 10.77.1.1 dev eth0\n\
+         busybox ip route add default via 10.77.1.1\n\
+         busybox ping 10.77.2.2\n"
+    )
+}
+
+/// Each machine, started as it is told, reaches the other host's guest in each mode, and
+/// again after its daemon was killed and is back.
+#[cfg(feature = "peers")]
+#[test]
+fn machines_reach_the_other_host_in_every_mode() {
+    conet_testkit::privileged!(
+        Need::Tun,
+        Need::Program("linux.uml"),
+        Need::Program("qemu-system-x86_64"),
+        Need::Program("busybox")
+    );
+    for mode in ["wireguard", "ip-udp", "ipip"] {
+        let lab = Lab::up(mode);
+        let host = "conet-h1";
+        ok(&guest(host, &["add", "conet-u", "--kind", "uml"]));
+        ok(&guest(host, &["add", "conet-q", "--kind", "qemu"]));
+        let load = "M=/usr/lib/uml/modules/$(busybox uname -r)/kernel\n\
+            for m in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do\n\
+                busybox insmod $M/$m.ko\ndone\n";
+        let script = format!("{load}{}", pinging("10.77.1.3"));
+        let uml = Machine::uml(started(host, "conet-u", "512"), &script);
+        let qemu = Machine::qemu(started(host, "conet-q", "768"), &[], &[], &pinging("10.77.1.4"));
+        let mut machines = [("uml", uml), ("qemu", qemu)];
+        for (what, machine) in &mut machines {
+            machine.wait_for("bytes from 10.77.2.2");
+            println!("{mode}: {what} reaches the other host");
+        }
+        for address in ["10.77.1.3", "10.77.1.4"] {
+            let ping = ["exec", "conet-h2-g1", "--", "ping", "-c", "3", "-W", "5", address];
+            ok(&guest("conet-h2", &ping));
+        }
+        Lab::kill_daemon(host);
+        Lab::restart(host);
+        let begin = std::time::Instant::now();
+        for (what, machine) in &mut machines {
+            while machine.has_said() {}
+            machine.wait_for("bytes from 10.77.2.2");
+            println!("{mode}: {what} again {:?} after the start", begin.elapsed());
+        }
+        drop(machines);
+        ok(&conet(&["lab", "down"]));
+        nothing_remains();
+        drop(lab);
+    }
+}

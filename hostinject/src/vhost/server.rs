@@ -1,0 +1,291 @@
+//! A machine's port as a process of its own: started, found again, asked, ended.
+//!
+//! ```text
+//! daemon                                   server (this very program, told to be one)
+//!   makes the device, binds the socket ──► standard input: socket, output: device
+//!   connects to NAME.control ────────────► "status" → lines; "end" → it ends
+//! ```
+//!
+//! The server outlives the daemon: a machine's network goes on while the daemon is
+//! restarted, and a hostile machine that brings its port down (memory that shrinks under
+//! it is SIGBUS) has brought down no other. Whether a server runs is told by its control
+//! socket alone, which ends with it: no file has its number.
+//!
+//! It holds no capability, is nobody and gains nothing by execve; beside the two
+//! descriptors there is what anybody may do.
+//!
+//! Sources: `unix(7)` (`SO_PEERCRED`), `capabilities(7)`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use conet_dataplane::{DropCounts, DropReason};
+use conet_netsys::MacAddr;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+use super::{Counted, ServeError, VhostSpec, serve_counted};
+
+/// How long a server may take to start, and to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to answer.
+const ANSWER: Duration = Duration::from_secs(1);
+/// `nobody` and `nogroup`, as everywhere.
+const NOBODY: u32 = 65_534;
+
+/// Where a server is, and what starts one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerSpec {
+    /// Where its sockets are, named after the guest. Whoever may enter it may be the
+    /// guest.
+    pub directory: PathBuf,
+    /// What starts a server: a program and its first arguments; those of
+    /// [`ServerArguments`] follow.
+    pub command: Vec<OsString>,
+}
+
+impl ServerSpec {
+    /// The socket for the VMM.
+    #[must_use]
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.vhost"))
+    }
+
+    fn control(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.control"))
+    }
+}
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerStatus {
+    /// The VMM that is connected.
+    pub vmm: Option<u32>,
+    /// What was dropped, by reason.
+    pub drops: DropCounts,
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub(crate) struct Server {
+    control: PathBuf,
+    socket: PathBuf,
+}
+
+impl Server {
+    /// The one that runs for a guest.
+    pub(crate) fn find(at: &ServerSpec, name: &str) -> Option<Self> {
+        let server = Self { control: at.control(name), socket: at.socket(name) };
+        server.status().ok().map(|_| server)
+    }
+
+    /// Starts one with the device; it is there when this returns.
+    pub(crate) fn start(
+        at: &ServerSpec,
+        name: &str,
+        device: OwnedFd,
+        spec: &VhostSpec,
+    ) -> io::Result<Self> {
+        let server = Self { control: at.control(name), socket: at.socket(name) };
+        fs::create_dir_all(&at.directory)?;
+        server.unlink();
+        let listener = UnixListener::bind(&server.socket)?;
+        let none = || io::Error::from(io::ErrorKind::InvalidInput);
+        let (program, first) = at.command.split_first().ok_or_else(none)?;
+        let mut command = Command::new(program);
+        command.args(first).arg("--mac").arg(spec.mac.to_string());
+        command.arg("--mtu").arg(spec.mtu.to_string()).arg("--control").arg(&server.control);
+        for address in &spec.addresses {
+            command.arg("--address").arg(address.to_string());
+        }
+        // A signal for the daemon's group is not for it.
+        command.process_group(0).current_dir("/");
+        command.stdin(OwnedFd::from(listener)).stdout(device).stderr(Stdio::inherit());
+        let mut child = command.spawn()?;
+        let begin = Instant::now();
+        while server.status().is_err() {
+            if let Some(status) = child.try_wait()? {
+                server.unlink();
+                return Err(io::Error::other(format!("the guest's server ended: {status}")));
+            }
+            if begin.elapsed() > PATIENCE {
+                child.kill().ok();
+                child.wait().ok();
+                server.unlink();
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        // It is waited for by whoever is its parent when it ends.
+        thread::Builder::new().name("conet-vhost-wait".to_owned()).spawn(move || child.wait())?;
+        Ok(server)
+    }
+
+    /// What it says of itself.
+    pub(crate) fn status(&self) -> io::Result<ServerStatus> {
+        let mut stream = self.connect()?;
+        stream.write_all(b"status\n")?;
+        parse(BufReader::new(stream))
+    }
+
+    fn connect(&self) -> io::Result<UnixStream> {
+        let stream = UnixStream::connect(&self.control)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        Ok(stream)
+    }
+
+    /// Ends it, and with it the device; the sockets go too.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        if let Ok(mut stream) = self.connect() {
+            let pid = socket_peercred(&stream)?.pid;
+            stream.write_all(b"end\n").ok();
+            // It closes this when it ends.
+            stream.set_read_timeout(Some(PATIENCE))?;
+            if !matches!(io::Read::read(&mut stream, &mut [0]), Ok(0)) {
+                kill_process(pid, Signal::KILL).ok();
+            }
+        }
+        self.unlink();
+        Ok(())
+    }
+
+    fn unlink(&self) {
+        fs::remove_file(&self.control).ok();
+        fs::remove_file(&self.socket).ok();
+    }
+}
+
+/// Reads a status.
+fn parse(reader: impl BufRead) -> io::Result<ServerStatus> {
+    let bad = || io::Error::from(io::ErrorKind::InvalidData);
+    let mut status = ServerStatus::default();
+    for line in reader.lines() {
+        let line = line?;
+        let mut words = line.split(' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("vmm"), Some(pid), None) => status.vmm = Some(pid.parse().map_err(|_| bad())?),
+            (Some("drop"), Some(reason), Some(count)) => {
+                let reason = DropReason::ALL.iter().find(|known| known.as_str() == reason);
+                // Of a later version: counted as nothing here.
+                let Some(reason) = reason else { continue };
+                status.drops[*reason] = count.parse().map_err(|_| bad())?;
+            }
+            (Some("end"), None, None) => return Ok(status),
+            _ => {}
+        }
+    }
+    Err(bad())
+}
+
+/// What a server is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerArguments {
+    /// The guest's Ethernet address.
+    pub mac: MacAddr,
+    /// Longest packet in bytes that is not split on the way.
+    pub mtu: u16,
+    /// The addresses that the guest may use.
+    pub addresses: Vec<IpAddr>,
+    /// Where to be asked.
+    pub control: PathBuf,
+}
+
+/// Is a guest's server, with the VMM's socket as standard input and the device as
+/// standard output; ends when it is told to.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible, ServeError> {
+    let ServerArguments { mac, mtu, addresses, control } = arguments;
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let device = io::stdout().as_fd().try_clone_to_owned()?;
+    let control = bind(&control)?;
+    confine()?;
+    let counted = Arc::new(Mutex::new(Counted::default()));
+    let told = Arc::clone(&counted);
+    thread::Builder::new().name("conet-vhost-ask".to_owned()).spawn(move || {
+        for stream in control.incoming().flatten() {
+            // Whoever asks is the daemon; one that says nothing keeps nobody waiting.
+            stream.set_read_timeout(Some(ANSWER)).ok();
+            stream.set_write_timeout(Some(ANSWER)).ok();
+            answer(stream, &told).ok();
+        }
+    })?;
+    serve_counted(listener, device, &VhostSpec { mac, addresses, mtu }, &counted)
+}
+
+/// For the owner alone, from the beginning.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(before);
+    bound
+}
+
+fn answer(mut stream: UnixStream, counted: &Mutex<Counted>) -> io::Result<()> {
+    let mut line = String::new();
+    BufReader::new(io::Read::take(&stream, 16)).read_line(&mut line)?;
+    match line.trim_end() {
+        "status" => {
+            let Counted { vmm, drops } = *counted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut text = vmm.map_or_else(String::new, |pid| format!("vmm {pid}\n"));
+            for (reason, count) in drops.nonzero() {
+                text += &format!("drop {} {count}\n", reason.as_str());
+            }
+            stream.write_all((text + "end\n").as_bytes())
+        }
+        "end" => std::process::exit(0),
+        _ => Ok(()),
+    }
+}
+
+/// Gives up whatever this process may do beyond its descriptors, before it has threads.
+fn confine() -> io::Result<()> {
+    set_no_new_privs(true)?;
+    if rustix::process::geteuid().is_root() {
+        let (uid, gid) =
+            (rustix::process::Uid::from_raw(NOBODY), rustix::process::Gid::from_raw(NOBODY));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+    }
+    let none = CapabilitySet::empty();
+    set_capabilities(
+        None::<Pid>,
+        CapabilitySets { effective: none, permitted: none, inheritable: none },
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_back_and_half_of_one_is_none() {
+        let whole = "vmm 77\ndrop malformed 3\ndrop of_a_later_version 9\nend\n";
+        let status = parse(whole.as_bytes()).unwrap();
+        assert_eq!((status.vmm, status.drops[DropReason::Malformed]), (Some(77), 3));
+        assert_eq!(status.drops.total(), 3);
+        for cut in 0..whole.len() - 1 {
+            assert!(parse(&whole.as_bytes()[..cut]).is_err(), "{cut}");
+        }
+        assert!(parse("vmm x\nend\n".as_bytes()).is_err());
+        assert_eq!(parse("end\n".as_bytes()).unwrap(), ServerStatus::default());
+    }
+}
