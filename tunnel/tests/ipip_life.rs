@@ -223,3 +223,47 @@ fn switched_off_it_is_not_used_and_says_so() {
     assert!(matches!(tunnel.snapshot().unwrap().ipip, IpipPath::SwitchedOff));
     assert_eq!(hooks(&one, "conet0", TcAttachType::Egress), 0);
 }
+
+/// Batches that an application makes (UDP_SEGMENT) travel as one, and arrive as what they
+/// are, each counted.
+#[test]
+fn batches_of_udp_arrive_as_datagrams() {
+    privileged!(Need::Tun);
+    if !common::kernel_carries() {
+        return;
+    }
+    let ends = wire();
+    let tunnels = [1, 2].map(|n| ends[usize::from(n) - 1].start(both_families(n)).unwrap());
+    let [one, two] = &ends;
+    common::carried(&[one, two], &tunnels);
+    for (from, to) in
+        [(inner(1), inner(2)), ("fd00:1::1".parse().unwrap(), "fd00:2::1".parse().unwrap())]
+    {
+        let receiver = two.run(|| UdpSocket::bind((to, 0)).unwrap());
+        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+        let sender = one.run(|| UdpSocket::bind((from, 0)).unwrap());
+        let state = quinn_udp::UdpSocketState::new((&sender).into()).unwrap();
+        let before = tunnels[0].snapshot().unwrap().peers[0].clone();
+        let contents: Vec<u8> = (0..30 * 1300 - 7).map(|i: usize| i.to_le_bytes()[1]).collect();
+        let destination = receiver.local_addr().unwrap();
+        let segment_size = Some(1300);
+        let batch = quinn_udp::Transmit {
+            destination,
+            ecn: None,
+            contents: &contents,
+            segment_size,
+            src_ip: None,
+        };
+        state.try_send((&sender).into(), &batch).unwrap();
+        for datagram in contents.chunks(1300) {
+            let mut buffer = [0; 2000];
+            let len = receiver.recv(&mut buffer).unwrap();
+            assert!(buffer[..len] == *datagram);
+        }
+        let after = tunnels[0].snapshot().unwrap().peers[0].clone();
+        let header = if from.is_ipv4() { 28 } else { 48 };
+        assert_eq!(after.tx_packets - before.tx_packets, 30);
+        assert_eq!(after.tx_bytes - before.tx_bytes, 30 * (1300 + header) - 7);
+        assert_eq!(after.drops, before.drops);
+    }
+}
