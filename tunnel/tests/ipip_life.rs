@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use common::{Scratch, config, ifname, inner, key, net, transfer, wire};
+use conet_netsys::{Route, Veth};
 use conet_testkit::{Need, privileged};
 use conet_tunnel::{Config, IpipPath, Mode, Offloads, Tunnel};
 use rustix::process::{Pid, Signal, kill_process};
@@ -266,4 +267,51 @@ fn batches_of_udp_arrive_as_datagrams() {
         assert_eq!(after.tx_bytes - before.tx_bytes, 30 * (1300 + header) - 7);
         assert_eq!(after.drops, before.drops);
     }
+}
+
+/// The kernel's routes are followed: packets go another way, programs hang elsewhere, and
+/// nothing of them stays at the first link.
+#[test]
+fn a_changed_route_is_followed() {
+    privileged!(Need::Tun);
+    if !common::kernel_carries() {
+        return;
+    }
+    let ends = wire();
+    let tunnels = [1, 2].map(|n| ends[usize::from(n) - 1].start(both_families(n)).unwrap());
+    let [one, two] = &ends;
+    common::carried(&[one, two], &tunnels);
+    let second = Veth {
+        name: ifname("eth1"),
+        peer: ifname("eth1"),
+        peer_netns: Some(two.netns()),
+        mtu: None,
+        mac: None,
+        peer_mac: None,
+    };
+    one.netlink().add_veth(&second).unwrap();
+    for (end, n) in [(one, 1), (two, 2)] {
+        let mut netlink = end.netlink();
+        netlink.add_address(ifname("eth1"), net(&format!("198.51.100.{n}/24"))).unwrap();
+        netlink.set_up(ifname("eth1")).unwrap();
+    }
+    for (end, n) in [(one, 1), (two, 2)] {
+        let other = 3 - n;
+        let gateway = format!("198.51.100.{other}").parse().unwrap();
+        let way = Route::via(net(&format!("192.0.2.{other}/32")), gateway);
+        let source = format!("192.0.2.{n}").parse().ok();
+        end.netlink().add_route(&Route { source, ..way }).unwrap();
+    }
+    let moved = || {
+        let began = Instant::now();
+        let at = |link| hooks(one, link, TcAttachType::Ingress);
+        while (at("eth0"), at("eth1")) != (0, 1) {
+            assert!(began.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    exchange(&ends, moved);
+    common::carried(&[one, two], &tunnels);
+    transfer(one, two, inner(2), 16);
+    transfer(two, one, inner(1), 16);
 }

@@ -39,6 +39,10 @@ impl Scratch {
         Netlink::open_in(&self.netns).unwrap()
     }
 
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.netns.run(work).unwrap()
     }
