@@ -490,7 +490,7 @@ mod tests {
             &["conet", "run"],
             &["conet", "lab"],
             &["conet", "lab", "up", "--mode", "fou"],
-            &["conet", "guest", "add", "x", "--kind", "qemu"],
+            &["conet", "guest", "add", "x", "--kind", "xen"],
             &["conet", "guest", "add", "x", "--address", "10.77.1.0/24"],
             &["conet", "guest", "exec", "x"],
             &["conet", "forward", "add"],

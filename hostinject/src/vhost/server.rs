@@ -31,8 +31,9 @@ use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropCounts, DropReason};
 use conet_netsys::MacAddr;
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Gid, Pid, Signal, Uid, kill_process};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
@@ -257,12 +258,10 @@ fn answer(mut stream: UnixStream, counted: &Mutex<Counted>) -> io::Result<()> {
 /// Gives up whatever this process may do beyond its descriptors, before it has threads.
 fn confine() -> io::Result<()> {
     set_no_new_privs(true)?;
-    if rustix::process::geteuid().is_root() {
-        let (uid, gid) =
-            (rustix::process::Uid::from_raw(NOBODY), rustix::process::Gid::from_raw(NOBODY));
-        set_thread_groups(&[])?;
-        set_thread_res_gid(gid, gid, gid)?;
-        set_thread_res_uid(uid, uid, uid)?;
+    match be_nobody() {
+        // A user namespace that has no such users: all that is here is one user's own.
+        Err(Errno::PERM | Errno::INVAL) => {}
+        other => other?,
     }
     let none = CapabilitySet::empty();
     set_capabilities(
@@ -270,6 +269,17 @@ fn confine() -> io::Result<()> {
         CapabilitySets { effective: none, permitted: none, inheritable: none },
     )?;
     Ok(())
+}
+
+fn be_nobody() -> rustix::io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    set_thread_groups(&[])?;
+    let gid = Gid::from_raw(NOBODY);
+    set_thread_res_gid(gid, gid, gid)?;
+    let uid = Uid::from_raw(NOBODY);
+    set_thread_res_uid(uid, uid, uid)
 }
 
 #[cfg(test)]

@@ -48,7 +48,12 @@ fn what_cannot_be_added_is_refused_with_the_remedy() {
     for (name, kind, addresses, said) in [
         ("web", "netns", &[][..], "web is already the name of a guest; give another name"),
         ("me", "netns", &[], "me is already the name of this node; give another name"),
-        ("x", "qemu", &[], "\"qemu\" is not a kind of guest; write netns or tap; see conet"),
+        (
+            "x",
+            "xen",
+            &[],
+            "\"xen\" is not a kind of guest; write netns, tap, qemu or uml; see conet",
+        ),
         ("x", "tap", &[[10, 77, 2, 2]], "10.77.2.2 is not a guest's address in overlay"),
         ("x", "tap", &[[10, 77, 1, 1]], "10.77.1.1 is not a guest's address in overlay"),
         ("x", "tap", &[[10, 77, 1, 7]], "10.77.1.7 is not a guest's address in overlay"),
