@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `bare` | no tunnel: the wire itself |
 //! | `wireguard`, `ip-udp`, `ipip` | ours, in each mode |
+//! | `ipip-sockets` | ours, in mode `ipip` by raw sockets; `ipip` itself is in the kernel where that takes it |
 //! | `wireguard-plain`, … | ours, with every offload switched off |
 //! | `wireguard-go`, `boringtun-cli`, `gotatun` | where they are installed (PATH, or `CONET_BENCH_PEERS`, a list of directories) |
 //! | `aead` | a bound: 1 GB in packets of 1,420 bytes sealed and opened by ring's ChaCha20-Poly1305, nothing else |
