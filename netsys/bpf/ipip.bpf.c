@@ -19,6 +19,9 @@
 //     clang -O2 -g -fdebug-compilation-dir=. -target bpf -mcpu=v3 -c ipip.bpf.c -o ipip.bpf.o
 //     llvm-strip -g ipip.bpf.o
 //
+// For little-endian machines, which all are that conet runs on; elsewhere the object is
+// refused, and raw sockets carry everything.
+//
 // Sources: bpf-helpers(7); RFC 2003, RFC 4213, RFC 6040; Linux net/core/filter.c
 // (bpf_skb_adjust_room, bpf_redirect_neigh). Least kernel: 6.6 (tcx).
 
