@@ -112,6 +112,60 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     drop(lab);
 }
 
+/// A machine whose memory file shrinks under its port brings down that port alone; one that
+/// has another address in the next configuration has a port for that.
+#[test]
+fn a_port_is_its_machines_alone() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("python3"), Need::Program("pgrep"));
+    // As a VMM does to the point of giving its memory and one queue, which is then gone.
+    const SHRINKS: &str = "
+import array, os, socket, struct, sys, time
+vmm = socket.socket(socket.AF_UNIX); vmm.connect(sys.argv[1])
+def say(request, body=b'', fds=[]):
+    head = struct.pack('III', request, 1, len(body))
+    vmm.sendmsg([head + body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', fds))] if fds else [])
+memory = os.memfd_create('guest'); os.ftruncate(memory, 1 << 20)
+kick = os.eventfd(0)
+say(3)
+say(2, struct.pack('Q', 1 << 32 | 1 << 30))
+say(5, struct.pack('IIQQQQ', 1, 0, 0, 1 << 20, 0, 0), [memory])
+say(8, struct.pack('II', 1, 64))
+say(9, struct.pack('IIQQQQ', 1, 0, 0x1000, 0x3000, 0x2000, 0))
+say(12, struct.pack('Q', 1), [kick])
+say(18, struct.pack('II', 1, 1))
+time.sleep(0.5)
+os.ftruncate(memory, 0)
+os.eventfd_write(kick, 1)
+time.sleep(1000)";
+    let host = "conet-h1";
+    let lab = Lab::up("wireguard");
+    for name in ["conet-bad", "conet-good"] {
+        ok(&guest(host, &["add", name, "--kind", "qemu"]));
+    }
+    let socket = |name| row(host, name).unwrap()["machine"]["socket"].as_str().unwrap().to_owned();
+    let mut command = Command::new(CONET);
+    command.args(["lab", "exec", host, "--", "python3", "-c", SHRINKS, &socket("conet-bad")]);
+    let vmm = Vmm(command.stdin(Stdio::null()).spawn().unwrap());
+    wait_until("its port's end", SOON, || row(host, "conet-bad").unwrap()["state"] == "down");
+    assert_eq!((row(host, "conet-good").unwrap()["state"].clone(), servers()), ("up".into(), 1));
+    drop(vmm);
+    for name in ["conet-bad", "conet-good"] {
+        ok(&guest(host, &["remove", name]));
+    }
+
+    let table = "\\n[[guest]]\\nname = \"conet-vm\"\\nkind = \"uml\"\\naddress = \"10.77.1.20\"";
+    common::reconfigure(host, &format!("$s/$/{table}/"));
+    let mac = || row(host, "conet-vm").unwrap()["machine"]["mac"].clone();
+    assert_eq!((mac(), servers()), ("02:00:0a:4d:01:14".into(), 1));
+    common::reconfigure(host, "s/10.77.1.20/10.77.1.21/");
+    assert_eq!((mac(), servers()), ("02:00:0a:4d:01:15".into(), 1));
+    let serving = Command::new("pgrep").args(["-fc", "address 10.77.1.21$"]).output().unwrap();
+    assert_eq!(String::from_utf8(serving.stdout).unwrap().trim(), "1");
+    ok(&conet(&["lab", "down"]));
+    nothing_remains();
+    drop(lab);
+}
+
 /// Starts a machine with the flags that are printed for it, on the lab host.
 #[cfg(feature = "peers")]
 fn started(host: &str, name: &str, memory: &str) -> Command {

@@ -7,19 +7,11 @@ mod common;
 use common::*;
 use conet_deputy_link::mover::{How, MoveError};
 use conet_testkit::random::Random;
+use conet_testkit::random::seed;
 use std::io::Write;
 use std::process::Output;
 use std::thread;
 use std::time::Duration;
-
-/// What the tests draw from; printed, and settable by `CONET_SEED`.
-fn seed() -> u64 {
-    let given = std::env::var("CONET_SEED").ok().and_then(|text| text.parse().ok());
-    let drawn = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_micros().into();
-    let seed = given.unwrap_or_else(drawn);
-    println!("CONET_SEED={seed}");
-    seed
-}
 
 /// How a program travelled.
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use conet_deputy_link::mover::{self, How, Method, MoveError, StopReason};
+use conet_testkit::random::seed;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
@@ -14,15 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
-
-/// What the tests draw from; printed, and settable by `CONET_SEED`.
-fn seed() -> u64 {
-    let given = std::env::var("CONET_SEED").ok().and_then(|text| text.parse().ok());
-    let drawn = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_micros().into();
-    let seed = given.unwrap_or_else(drawn);
-    println!("CONET_SEED={seed}");
-    seed
-}
 
 /// A file of 64 pages, each filled with its number + 1.
 fn pages_file() -> tempfile::NamedTempFile {

@@ -249,15 +249,29 @@ impl GuestPort {
         let at = spec.server.as_ref().ok_or_else(none)?;
         let mut host = Netlink::open().map_err(fail)?;
         let link = host.link(spec.host_link).map_err(fail)?;
-        let found = Server::find(at, spec.name.as_str());
-        let adopted = found.is_some() && link.is_some();
-        let server = match found {
-            Some(server) if adopted => server,
-            _ if link.is_some() => {
+        let served = VhostSpec {
+            mac: spec.mac.unwrap_or_else(|| machine_mac(&spec.addresses)),
+            addresses: spec.addresses.clone(),
+            mtu: spec.mtu,
+        };
+        let found = Server::find(at, spec.name.as_str(), &served);
+        let mut adopted = false;
+        let server = match (found, link.is_some()) {
+            (Some((server, true)), true) => {
+                adopted = true;
+                server
+            }
+            (None, true) => {
                 return Err(AttachError::LinkTaken { name: spec.name, link: spec.host_link });
             }
-            // It has lost its device, and ends.
-            _ => serve(&spec, at)?,
+            // It has lost its device, or the guest's addresses are others now.
+            (found, _) => {
+                found
+                    .map_or(Ok(()), |(server, _)| server.end())
+                    .map_err(|source| AttachError::Server { name: spec.name.clone(), source })?;
+                host.delete_link(spec.host_link).map_err(fail)?;
+                serve(&spec, at, &served)?
+            }
         };
         if let Err(source) = set_host(&spec, &mut host) {
             if !adopted {
@@ -369,19 +383,14 @@ impl GuestPort {
 }
 
 /// Starts a server with a device that is made here.
-fn serve(spec: &GuestSpec, at: &ServerSpec) -> Result<Server, AttachError> {
+fn serve(spec: &GuestSpec, at: &ServerSpec, served: &VhostSpec) -> Result<Server, AttachError> {
     let (name, link) = (spec.name.clone(), spec.host_link);
     let device = vhost::open_device(link).map_err(|source| AttachError::Device {
         name: name.clone(),
         link,
         source,
     })?;
-    let served = VhostSpec {
-        mac: spec.mac.unwrap_or_else(|| machine_mac(&spec.addresses)),
-        addresses: spec.addresses.clone(),
-        mtu: spec.mtu,
-    };
-    Server::start(at, spec.name.as_str(), device, &served)
+    Server::start(at, spec.name.as_str(), device, served)
         .map_err(|source| AttachError::Server { name, source })
 }
 

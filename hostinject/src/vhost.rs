@@ -27,6 +27,7 @@ mod ring;
 mod server;
 mod sys;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Shutdown};
@@ -83,6 +84,14 @@ pub struct VhostSpec {
     pub addresses: Vec<IpAddr>,
     /// Longest packet in bytes that is not split on the way.
     pub mtu: u16,
+}
+
+/// `MAC MTU ADDRESS[,ADDRESS…]`.
+impl fmt::Display for VhostSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<_> = self.addresses.iter().map(IpAddr::to_string).collect();
+        write!(f, "{} {} {}", self.mac, self.mtu, addresses.join(","))
+    }
 }
 
 /// Why a port is no longer served.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use ::vhost::VhostBackend;
 use conet_hostinject::vhost::{self, VhostSpec};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns, NetnsName};
-use conet_testkit::random::Random;
+use conet_testkit::random::{Random, seed};
 use conet_testkit::{Need, privileged};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -196,14 +196,6 @@ impl Drop for Port {
     fn drop(&mut self) {
         Netns::delete(&self.name).unwrap();
     }
-}
-
-fn seed() -> u64 {
-    let given = std::env::var("CONET_SEED").ok().and_then(|text| text.parse().ok());
-    let drawn = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_micros().into();
-    let seed = given.unwrap_or_else(drawn);
-    println!("CONET_SEED={seed}");
-    seed
 }
 
 #[test]

@@ -32,7 +32,8 @@
 
 mod message;
 
-use message::{Batch, Reply};
+use conet_netsys::nft::frame::Reply;
+use message::Batch;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use std::fmt;
 use std::io;
@@ -165,19 +166,18 @@ impl NftLock {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(source) => return Err(LockError::Netlink { call: "recv", source }),
             }
-            for reply in Reply::parse_all(&buf) {
-                match reply {
-                    Some(Reply { error: 0, sequence: found }) if found == sequence => {
+            for Reply { sequence: found, error } in Reply::parse_all(&buf) {
+                match error {
+                    0 if found == sequence => {
                         refused.get_or_insert(0);
                     }
                     // Of the commit; or stale, of an earlier batch.
-                    Some(Reply { error: 0, .. }) => {}
-                    Some(Reply { error, .. }) => {
+                    0 => {}
+                    error => {
                         if refused.is_none_or(|refused| refused == 0) {
                             refused = Some(error);
                         }
                     }
-                    None => return Err(LockError::Answer),
                 }
             }
         }

@@ -18,6 +18,7 @@
 //! Least kernel: 5.2, for address translation in the family `inet`.
 
 mod expression;
+pub mod frame;
 mod message;
 
 use std::fmt;
@@ -29,7 +30,8 @@ pub use expression::{Expression, IcmpReject, Verdict, match_address, match_local
 pub use message::{Batch, Chain, ChainKind, Hook, SetKind};
 
 use crate::{NetError, Netns, Object, Op};
-use message::{Reply, TableFlags, get_table};
+use frame::Reply;
+use message::{TableFlags, get_table};
 
 /// The kernel sends one reply for each message at most.
 const RECV_BYTES: usize = 64 * 1024;

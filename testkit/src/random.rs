@@ -47,6 +47,40 @@ impl Random {
     }
 }
 
+/// What a test draws from: `CONET_SEED`, or another each time; printed, so that a failure
+/// can be had again.
+#[must_use]
+pub fn seed() -> u64 {
+    let given = std::env::var("CONET_SEED").ok().and_then(|text| text.parse().ok());
+    let drawn = || {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        u64::try_from(now.as_micros()).unwrap_or(0)
+    };
+    let seed = given.unwrap_or_else(drawn);
+    println!("CONET_SEED={seed}");
+    seed
+}
+
+/// One of `seeds` with up to five of its first bytes changed, and now and then cut or
+/// stretched.
+///
+/// # Panics
+/// Without seeds, or with an empty one.
+pub fn changed(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut below = |bound: usize| usize::try_from(random.below(bound as u64)).unwrap_or(0);
+    let mut input = seeds[below(seeds.len())].clone();
+    for _ in 0..below(6) {
+        let at = below(input.len().min(100));
+        input[at] = u8::try_from(below(256)).unwrap_or(0);
+    }
+    match below(8) {
+        0 => input.truncate(below(input.len()) + 1),
+        1 => input.resize(input.len() + below(3000), 0xa5),
+        _ => {}
+    }
+    input
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{env, fs};
 
+use conet_testkit::random::{self, Random};
 use conet_tunnel::fuzz_support::tunnel_errors;
 
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/tunnel_errors");
@@ -97,26 +98,10 @@ fn the_seeds_tell_senders_what_they_should() {
 
 #[test]
 fn changed_seeds_harm_nothing() {
-    let seed = env::var("CONET_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-        u64::try_from(now.unwrap().as_micros()).unwrap()
-    });
-    println!("CONET_SEED={seed}");
     let rounds = env::var("CONET_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20_000);
-    let mut random = conet_testkit::random::Random::new(seed);
-    let mut below = |bound: usize| usize::try_from(random.below(bound as u64)).unwrap();
+    let mut random = Random::new(random::seed());
     let seeds: Vec<_> = seeds().into_values().collect();
     for _ in 0..rounds {
-        let mut input = seeds[below(seeds.len())].clone();
-        for _ in 0..below(6) {
-            let at = below(input.len().min(100));
-            input[at] = u8::try_from(below(256)).unwrap();
-        }
-        match below(8) {
-            0 => input.truncate(below(input.len()) + 1),
-            1 => input.resize(input.len() + below(3000), 0xa5),
-            _ => {}
-        }
-        tunnel_errors(&input);
+        tunnel_errors(&random::changed(&mut random, &seeds));
     }
 }

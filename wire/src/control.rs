@@ -28,6 +28,10 @@ use core::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod guests;
+
+pub use guests::{Forward, Guest, Machine};
+
 /// Longest request line in bytes, without its newline. The longest names and
 /// numbers that a request can hold fit many times.
 pub const MAX_REQUEST: usize = 4096;
@@ -257,69 +261,6 @@ pub struct Status {
     pub ipip: Option<String>,
     /// The node's guests.
     pub guests: Vec<Guest>,
-}
-
-/// A guest of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guest {
-    /// Its name.
-    pub name: String,
-    /// How it is plumbed: `netns` (by veth), `tap`, or by vhost-user `qemu` or `uml`.
-    pub kind: String,
-    /// Its first overlay address.
-    pub address: String,
-    /// All of them.
-    #[serde(default)]
-    pub addresses: Vec<Ipv4Addr>,
-    /// Who asked for it: `config` or `added`.
-    #[serde(default)]
-    pub origin: String,
-    /// `up`, `down`, `adding`, `removing` or `unusable`.
-    #[serde(default)]
-    pub state: String,
-    /// Why it is down or unusable, for people.
-    #[serde(default)]
-    pub problem: Option<String>,
-    /// Packets that its port has dropped; the kernel counts a veth's.
-    #[serde(default)]
-    pub drops: u64,
-    /// What a machine needs to be started with; none where it is a namespace.
-    #[serde(default)]
-    pub machine: Option<Machine>,
-}
-
-/// The card of a guest that is a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
-    /// The vhost-user socket.
-    pub socket: String,
-    /// Its Ethernet address, as `02:00:0a:4d:01:02`.
-    pub mac: String,
-    /// Longest packet in bytes.
-    pub mtu: u16,
-    /// Its gateway, the host.
-    pub gateway: Ipv4Addr,
-    /// The VMM that is connected.
-    pub vmm: Option<u32>,
-}
-
-/// Ports of the host that lead to a guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forward {
-    /// Its text, which names it: `tcp:2222:web:22`.
-    pub forward: String,
-    /// The guest's name.
-    pub guest: String,
-    /// Who asked for it: `config` or `added`.
-    pub origin: String,
-    /// `up`, `waiting` (for its guest) or `unusable`.
-    pub state: String,
-    /// Why it is unusable, or what of it is, for people.
-    #[serde(default)]
-    pub problem: Option<String>,
-    /// Ports that lead to the guest now, as in `tcp 2222` and `udp 5000-5010`.
-    #[serde(default)]
-    pub ports: Vec<String>,
 }
 
 /// A peer, as the daemon sees it.

@@ -21,6 +21,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,8 @@ pub struct ServerStatus {
     pub vmm: Option<u32>,
     /// What was dropped, by reason.
     pub drops: DropCounts,
+    /// For whom it runs, as [`VhostSpec`]'s `Display` has it.
+    pub serves: String,
 }
 
 /// A server that runs.
@@ -88,10 +91,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The one that runs for a guest.
-    pub(crate) fn find(at: &ServerSpec, name: &str) -> Option<Self> {
+    /// The one that runs for a guest, and whether it serves what is wanted now.
+    pub(crate) fn find(at: &ServerSpec, name: &str, spec: &VhostSpec) -> Option<(Self, bool)> {
         let server = Self { control: at.control(name), socket: at.socket(name) };
-        server.status().ok().map(|_| server)
+        let status = server.status().ok()?;
+        Some((server, status.serves == spec.to_string()))
     }
 
     /// Starts one with the device; it is there when this returns.
@@ -102,7 +106,8 @@ impl Server {
         spec: &VhostSpec,
     ) -> io::Result<Self> {
         let server = Self { control: at.control(name), socket: at.socket(name) };
-        fs::create_dir_all(&at.directory)?;
+        // Whoever may enter may be the guest, whatever the sockets' own modes.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&at.directory)?;
         server.unlink();
         let listener = UnixListener::bind(&server.socket)?;
         let none = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -186,6 +191,9 @@ fn parse(reader: impl BufRead) -> io::Result<ServerStatus> {
                 let Some(reason) = reason else { continue };
                 status.drops[*reason] = count.parse().map_err(|_| bad())?;
             }
+            (Some("serves"), Some(_), _) => {
+                status.serves = line.trim_start_matches("serves ").to_owned();
+            }
             (Some("end"), None, None) => return Ok(status),
             _ => {}
         }
@@ -217,17 +225,18 @@ pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible
     let device = io::stdout().as_fd().try_clone_to_owned()?;
     let control = bind(&control)?;
     confine()?;
+    let spec = VhostSpec { mac, addresses, mtu };
     let counted = Arc::new(Mutex::new(Counted::default()));
-    let told = Arc::clone(&counted);
+    let (told, serves) = (Arc::clone(&counted), spec.to_string());
     thread::Builder::new().name("conet-vhost-ask".to_owned()).spawn(move || {
         for stream in control.incoming().flatten() {
             // Whoever asks is the daemon; one that says nothing keeps nobody waiting.
             stream.set_read_timeout(Some(ANSWER)).ok();
             stream.set_write_timeout(Some(ANSWER)).ok();
-            answer(stream, &told).ok();
+            answer(stream, &told, &serves).ok();
         }
     })?;
-    serve_counted(listener, device, &VhostSpec { mac, addresses, mtu }, &counted)
+    serve_counted(listener, device, &spec, &counted)
 }
 
 /// For the owner alone, from the beginning.
@@ -238,13 +247,14 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-fn answer(mut stream: UnixStream, counted: &Mutex<Counted>) -> io::Result<()> {
+fn answer(mut stream: UnixStream, counted: &Mutex<Counted>, serves: &str) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(io::Read::take(&stream, 16)).read_line(&mut line)?;
     match line.trim_end() {
         "status" => {
             let Counted { vmm, drops } = *counted.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut text = vmm.map_or_else(String::new, |pid| format!("vmm {pid}\n"));
+            let mut text = format!("serves {serves}\n");
+            text += &vmm.map_or_else(String::new, |pid| format!("vmm {pid}\n"));
             for (reason, count) in drops.nonzero() {
                 text += &format!("drop {} {count}\n", reason.as_str());
             }
@@ -288,10 +298,10 @@ mod tests {
 
     #[test]
     fn a_status_is_read_back_and_half_of_one_is_none() {
-        let whole = "vmm 77\ndrop malformed 3\ndrop of_a_later_version 9\nend\n";
+        let whole = "serves a b c,d\nvmm 77\ndrop malformed 3\ndrop of_a_later_version 9\nend\n";
         let status = parse(whole.as_bytes()).unwrap();
         assert_eq!((status.vmm, status.drops[DropReason::Malformed]), (Some(77), 3));
-        assert_eq!(status.drops.total(), 3);
+        assert_eq!((status.drops.total(), status.serves.as_str()), (3, "a b c,d"));
         for cut in 0..whole.len() - 1 {
             assert!(parse(&whole.as_bytes()[..cut]).is_err(), "{cut}");
         }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::message::Attributes;
+use super::frame::Attributes;
 
 /// `NFT_REG32_00`: what is compared and looked up.
 const KEY: u32 = 8;

@@ -1,28 +1,9 @@
-//! The bytes of nftables' netlink messages.
+//! A table, its chains, rules and sets, in nftables' netlink messages.
 //!
-//! ```text
-//! batch    BATCH_BEGIN │ message … │ BATCH_END      one transaction
-//! message  nlmsghdr 16 │ nfgenmsg 4 │ attributes (u16 length, u16 type, data, padding)
-//! ```
-//!
-//! netlink headers are in native byte order, everything of netfilter is big-endian,
-//! but for the contents of registers, which are as the kernel's code stores them.
-//! Sources: `linux/netlink.h`, `linux/netfilter/{nfnetlink,nf_tables}.h`.
+//! Sources: `linux/netfilter/nf_tables.h`.
 
 use super::Expression;
-
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_CREATE: u16 = 0x400;
-/// A rule goes behind those that there are.
-const NLM_F_APPEND: u16 = 0x800;
-const NLMSG_ERROR: u16 = 2;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-/// `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM: u16 = 10;
-const NESTED: u16 = 0x8000;
+use super::frame::{Act, Attributes, Transaction, question};
 
 const NEWTABLE: u16 = 0;
 const GETTABLE: u16 = 1;
@@ -32,7 +13,6 @@ const NEWRULE: u16 = 6;
 const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
 
-const FAMILY_INET: u8 = 1;
 /// `NFT_SET_MAP`.
 const SET_MAP: u32 = 8;
 /// Elements in one message: an attribute's length is 16 bits, and an element with an
@@ -104,10 +84,7 @@ impl SetKind {
 /// One transaction about one table.
 #[derive(Debug)]
 pub struct Batch {
-    bytes: Vec<u8>,
-    sequence: u32,
-    /// Where the last message begins.
-    last: usize,
+    messages: Transaction,
     table: String,
     flags: TableFlags,
     sets: u32,
@@ -115,21 +92,11 @@ pub struct Batch {
 
 impl Batch {
     pub(super) fn new(table: &str, flags: TableFlags) -> Self {
-        let mut batch = Self {
-            bytes: Vec::new(),
-            sequence: 0,
-            last: 0,
-            table: table.to_owned(),
-            flags,
-            sets: 0,
-        };
-        batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, |_, _| {});
-        batch
+        Self { messages: Transaction::default(), table: table.to_owned(), flags, sets: 0 }
     }
 
     pub(super) fn delete_table(&mut self) {
-        let kind = DELTABLE | SUBSYSTEM << 8;
-        self.message(kind, 0, FAMILY_INET, 0, |m, table| m.string(1, table));
+        self.message(DELTABLE, Act::Other, |m, table| m.string(1, table));
     }
 
     pub(super) fn add_table(&mut self) {
@@ -138,7 +105,7 @@ impl Batch {
             // NFT_TABLE_F_OWNER 2, NFT_TABLE_F_PERSIST 4.
             TableFlags::OwnedAndPersistent => 6,
         };
-        self.make(NEWTABLE, |m, table| {
+        self.message(NEWTABLE, Act::Make, |m, table| {
             m.string(1, table);
             m.be32(2, flags);
         });
@@ -146,7 +113,7 @@ impl Batch {
 
     /// Adds a chain.
     pub fn add_chain(&mut self, chain: Chain) {
-        self.make(NEWCHAIN, |m, table| {
+        self.message(NEWCHAIN, Act::Make, |m, table| {
             m.string(1, table);
             m.string(3, chain.name);
             m.nest(4, |m| {
@@ -159,9 +126,7 @@ impl Batch {
 
     /// Adds a rule behind the chain's others.
     pub fn add_rule(&mut self, chain: &'static str, expressions: &[Expression<'_>]) {
-        let kind = NEWRULE | SUBSYSTEM << 8;
-        let flags = NLM_F_CREATE | NLM_F_APPEND;
-        self.message(kind, flags, FAMILY_INET, 0, |m, table| {
+        self.message(NEWRULE, Act::Append, |m, table| {
             m.string(1, table);
             m.string(2, chain);
             m.nest(4, |m| {
@@ -182,7 +147,7 @@ impl Batch {
         self.sets += 1;
         let id = self.sets;
         let (key_type, key_bytes, data) = kind.layout();
-        self.make(NEWSET, |m, table| {
+        self.message(NEWSET, Act::Make, |m, table| {
             m.string(1, table);
             m.string(2, name);
             m.be32(3, if data.is_some() { SET_MAP } else { 0 });
@@ -196,7 +161,7 @@ impl Batch {
         });
         let elements: Vec<_> = elements.into_iter().collect();
         for some in elements.chunks(ELEMENTS_PER_MESSAGE) {
-            self.make(NEWSETELEM, |m, table| {
+            self.message(NEWSETELEM, Act::Make, |m, table| {
                 m.string(1, table);
                 m.string(2, name);
                 m.nest(3, |m| {
@@ -213,142 +178,20 @@ impl Batch {
         }
     }
 
-    fn make(&mut self, kind: u16, attributes: impl FnOnce(&mut Attributes<'_>, &str)) {
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.message(kind | SUBSYSTEM << 8, flags, FAMILY_INET, 0, attributes);
-    }
-
-    fn message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        resource: u16,
-        attributes: impl FnOnce(&mut Attributes<'_>, &str),
-    ) {
-        self.sequence += 1;
-        self.last = self.bytes.len();
+    fn message(&mut self, kind: u16, act: Act, says: impl FnOnce(&mut Attributes<'_>, &str)) {
         let table = &self.table;
-        write_message(&mut self.bytes, kind, flags, self.sequence, family, resource, |m| {
-            attributes(m, table);
-        });
+        self.messages.message(kind, act, |m| says(m, table));
     }
 
-    /// The bytes to send, and the sequence number of the acknowledgement: that of the
-    /// last message alone, since those of all would not fit the socket's buffer. Errors
-    /// come unasked.
-    pub(super) fn finish(mut self) -> (Vec<u8>, u32) {
-        let last = self.sequence;
-        if let Some(field) = self.bytes.get_mut(self.last + 6..self.last + 8) {
-            let flags = u16::from_ne_bytes([field[0], field[1]]) | NLM_F_ACK;
-            field.copy_from_slice(&flags.to_ne_bytes());
-        }
-        self.message(BATCH_END, 0, 0, SUBSYSTEM, |_, _| {});
-        (self.bytes, last)
+    /// As [`Transaction::finish`].
+    pub(super) fn finish(self) -> (Vec<u8>, u32) {
+        self.messages.finish()
     }
 }
 
 /// The question whether there is a table. It is no part of a batch.
 pub(super) fn get_table(name: &str) -> (Vec<u8>, u32) {
-    let mut bytes = Vec::new();
-    let kind = GETTABLE | SUBSYSTEM << 8;
-    write_message(&mut bytes, kind, NLM_F_ACK, 1, FAMILY_INET, 0, |m| m.string(1, name));
-    (bytes, 1)
-}
-
-fn write_message(
-    bytes: &mut Vec<u8>,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    family: u8,
-    resource: u16,
-    attributes: impl FnOnce(&mut Attributes<'_>),
-) {
-    let start = bytes.len();
-    bytes.extend([0; 4]);
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend([family, 0]);
-    bytes.extend(resource.to_be_bytes());
-    attributes(&mut Attributes { bytes });
-    let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
-    if let Some(field) = bytes.get_mut(start..start + 4) {
-        field.copy_from_slice(&length.to_ne_bytes());
-    }
-}
-
-/// Writes attributes behind each other.
-pub(super) struct Attributes<'b> {
-    bytes: &'b mut Vec<u8>,
-}
-
-impl Attributes<'_> {
-    pub(super) fn put(&mut self, kind: u16, data: &[u8]) {
-        self.with(kind, |m| m.bytes.extend_from_slice(data));
-    }
-
-    pub(super) fn string(&mut self, kind: u16, text: &str) {
-        self.with(kind, |m| {
-            m.bytes.extend_from_slice(text.as_bytes());
-            m.bytes.push(0);
-        });
-    }
-
-    pub(super) fn be32(&mut self, kind: u16, number: u32) {
-        self.put(kind, &number.to_be_bytes());
-    }
-
-    pub(super) fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Attributes<'_>)) {
-        self.with(kind | NESTED, inner);
-    }
-
-    fn with(&mut self, kind: u16, inner: impl FnOnce(&mut Attributes<'_>)) {
-        let start = self.bytes.len();
-        self.bytes.extend([0; 2]);
-        self.bytes.extend(kind.to_ne_bytes());
-        inner(&mut Attributes { bytes: self.bytes });
-        let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
-        if let Some(field) = self.bytes.get_mut(start..start + 2) {
-            field.copy_from_slice(&length.to_ne_bytes());
-        }
-        while !self.bytes.len().is_multiple_of(4) {
-            self.bytes.push(0);
-        }
-    }
-}
-
-/// The kernel's word on one message.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Reply {
-    /// Which message.
-    pub(super) sequence: u32,
-    /// `errno`, positive; zero for an acknowledgement.
-    pub(super) error: i32,
-}
-
-impl Reply {
-    /// Every error and acknowledgement in `bytes`, to the first that is cut short.
-    pub(super) fn parse_all(mut bytes: &[u8]) -> impl Iterator<Item = Self> {
-        std::iter::from_fn(move || {
-            loop {
-                let (&[l0, l1, l2, l3, t0, t1, _, _, s0, s1, s2, s3, ..], _) =
-                    bytes.split_first_chunk::<16>()?;
-                let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
-                let message = bytes.get(..length).filter(|message| message.len() >= 16)?;
-                bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-                // What is no error is the answer to a question, before its end.
-                if u16::from_ne_bytes([t0, t1]) == NLMSG_ERROR {
-                    let error = message.get(16..).and_then(<[u8]>::first_chunk)?;
-                    let error = i32::from_ne_bytes(*error).saturating_neg();
-                    let sequence = u32::from_ne_bytes([s0, s1, s2, s3]);
-                    return Some(Self { sequence, error });
-                }
-            }
-        })
-    }
+    question(GETTABLE, |m| m.string(1, name))
 }
 
 #[cfg(test)]
@@ -381,21 +224,8 @@ mod tests {
             let count = 2 * ELEMENTS_PER_MESSAGE + 1;
             batch.add_set("m", kind, std::iter::repeat_n((&key[..], value), count));
             // BEGIN, the set, three messages.
-            assert_eq!(batch.sequence, 5);
-            assert!(batch.bytes.len() / count <= 40 && 32 * ELEMENTS_PER_MESSAGE < 1 << 16);
-        }
-    }
-
-    #[test]
-    fn any_reply_ends_without_panic() {
-        for length in 0..64u32 {
-            for claimed in [0, 1, 15, 16, 17, 20, 36, 64, u32::MAX] {
-                let mut bytes = vec![2; length as usize];
-                if let Some(field) = bytes.get_mut(..4) {
-                    field.copy_from_slice(&claimed.to_ne_bytes());
-                }
-                assert!(Reply::parse_all(&bytes).count() <= 4);
-            }
+            assert_eq!(batch.messages.count(), 5);
+            assert!(batch.finish().0.len() / count <= 40 && 32 * ELEMENTS_PER_MESSAGE < 1 << 16);
         }
     }
 }

@@ -22,7 +22,6 @@
 //! reply to a call of an earlier incarnation goes nowhere.
 
 use super::client::{FIRST_SLOTS, fits_one_packet};
-use super::flow::Tracked;
 use super::grants::Grants;
 use super::limits::Limits;
 use super::packet::Packet;
@@ -506,13 +505,7 @@ impl Server {
             }
             CallVerdict::RepeatReply => {
                 // Pieces of a newer call may already be there; they stay.
-                if matches!(slot.state, State::Done(_)) {
-                    let old = core::mem::replace(&mut slot.state, State::Delivered);
-                    if let State::Done(kept) = old {
-                        self.large.retain(|&large| large != number);
-                        self.pool.put(kept.body.into_bytes());
-                    }
-                }
+                self.delivered(number);
                 self.say(number, Say::Ended);
             }
             CallVerdict::Stale | CallVerdict::Overrun => {}
@@ -552,44 +545,6 @@ impl Server {
         self.unpark(told_to_wait);
         self.on_ended(id.slot);
         Ok(())
-    }
-
-    /// The client has memory for more of a reply.
-    pub(crate) fn on_grant(&mut self, number: u16, sequence: u64, upto: usize) {
-        if let Some(slot) = self.slots.get_mut(usize::from(number))
-            && slot.slot.sequence() == sequence
-            && let State::Done(Kept { body: Body::Pieces(body), .. }) = &mut slot.state
-        {
-            body.on_grant(upto);
-        }
-    }
-
-    /// A tracked packet of ours arrived at the client, or was lost.
-    pub(crate) fn on_fate(&mut self, what: &Tracked, arrived: bool) {
-        let (Tracked::Piece { slot: number, sequence, .. }
-        | Tracked::Reply { slot: number, sequence }) = what;
-        let Some(slot) = self.slots.get_mut(usize::from(*number)) else { return };
-        if slot.slot.sequence() != *sequence {
-            return;
-        }
-        let State::Done(kept) = &mut slot.state else { return };
-        match (what, &mut kept.body) {
-            (Tracked::Piece { range, .. }, Body::Pieces(body)) if arrived => {
-                body.on_acked(range.clone());
-                if body.is_acked() {
-                    let old = core::mem::replace(&mut slot.state, State::Delivered);
-                    self.large.retain(|large| large != number);
-                    if let State::Done(kept) = old {
-                        self.pool.put(kept.body.into_bytes());
-                    }
-                }
-            }
-            (Tracked::Piece { range, .. }, Body::Pieces(body)) => body.on_lost(range.clone()),
-            (Tracked::Reply { .. }, _) if !arrived => {
-                self.say(*number, Say::Reply { tracked: true });
-            }
-            _ => {}
-        }
     }
 }
 

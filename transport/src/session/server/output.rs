@@ -1,4 +1,4 @@
-//! What answers put into packets.
+//! What answers put into packets, and what becomes of it.
 
 use super::{Body, Direction, Frame, Kept, Lane, Packet, Say, Server, SlotHead, State, Status};
 use crate::session::client::{Piece, choose, granted, push_piece};
@@ -95,5 +95,50 @@ impl Server {
 
     pub(crate) fn has_piece(&self) -> bool {
         self.best_piece(false).is_some()
+    }
+
+    /// The client has memory for more of a reply.
+    pub(crate) fn on_grant(&mut self, number: u16, sequence: u64, upto: usize) {
+        if let Some(slot) = self.slots.get_mut(usize::from(number))
+            && slot.slot.sequence() == sequence
+            && let State::Done(Kept { body: Body::Pieces(body), .. }) = &mut slot.state
+        {
+            body.on_grant(upto);
+        }
+    }
+
+    /// A tracked packet of ours arrived at the client, or was lost.
+    pub(crate) fn on_fate(&mut self, what: &Tracked, arrived: bool) {
+        let (Tracked::Piece { slot: number, sequence, .. }
+        | Tracked::Reply { slot: number, sequence }) = what;
+        let Some(slot) = self.slots.get_mut(usize::from(*number)) else { return };
+        if slot.slot.sequence() != *sequence {
+            return;
+        }
+        let State::Done(kept) = &mut slot.state else { return };
+        match (what, &mut kept.body) {
+            (Tracked::Piece { range, .. }, Body::Pieces(body)) if arrived => {
+                body.on_acked(range.clone());
+                if body.is_acked() {
+                    self.delivered(*number);
+                }
+            }
+            (Tracked::Piece { range, .. }, Body::Pieces(body)) => body.on_lost(range.clone()),
+            (Tracked::Reply { .. }, _) if !arrived => {
+                self.say(*number, Say::Reply { tracked: true });
+            }
+            _ => {}
+        }
+    }
+
+    /// The client has a slot's reply, if there is one.
+    pub(super) fn delivered(&mut self, number: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        if matches!(slot.state, State::Done(_))
+            && let State::Done(kept) = core::mem::replace(&mut slot.state, State::Delivered)
+        {
+            self.large.retain(|large| *large != number);
+            self.pool.put(kept.body.into_bytes());
+        }
     }
 }
