@@ -12,6 +12,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,7 +50,7 @@ impl Machine {
     }
 
     /// Debian's kernel in QEMU, emulated, with `modules` and what they depend on, and
-    /// `programs`; `command` starts `qemu-system-x86_64` with a card and 768 MiB.
+    /// `programs` (names, or paths); `command` starts `qemu-system-x86_64` with a card and 768 MiB.
     #[must_use]
     pub fn qemu(mut command: Command, modules: &[&str], programs: &[&str], script: &str) -> Self {
         let kernel = std::env::var_os(KERNEL).map(PathBuf::from);
@@ -67,7 +68,8 @@ impl Machine {
         }
         for program in [&["busybox"], programs].concat() {
             let path = on_path(program);
-            archive.add(&format!("bin/{program}"), 0o100_755, &fs::read(&path).unwrap());
+            let name = path.file_name().unwrap().to_str().unwrap();
+            archive.add(&format!("bin/{name}"), 0o100_755, &fs::read(&path).unwrap());
             for library in libraries(&path) {
                 let bytes = fs::read(&library).unwrap();
                 let name = library.file_name().unwrap().to_str().unwrap();
@@ -112,17 +114,35 @@ impl Machine {
     /// When it says nothing of it for three minutes.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str) -> String {
+        match self.says(what) {
+            Ok(line) => line,
+            Err(said) => panic!("the machine did not say {what:?}, but\n{said}"),
+        }
+    }
+
+    /// The next line that contains `what`, or all that it has said instead in three
+    /// minutes, or until its end.
+    ///
+    /// # Errors
+    /// What it has said.
+    pub fn says(&mut self, what: &str) -> Result<String, String> {
         let mut said = Vec::new();
         let began = Instant::now();
         loop {
             match self.console.recv_timeout(SILENCE.saturating_sub(began.elapsed())) {
-                Ok(line) if line.contains(what) => return line,
+                Ok(line) if line.contains(what) => return Ok(line),
                 Ok(line) => said.push(line),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    panic!("the machine did not say {what:?}, but\n{}", said.join("\n"))
+                    return Err(said.join("\n"));
                 }
             }
         }
+    }
+
+    /// The number of its process, whose children are its own too.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Passes over a line that it has said already; whether there was one.
@@ -165,7 +185,9 @@ impl Drop for Machine {
 
 /// A directory that a machine with the host's files sees: not `/tmp`, where it mounts.
 fn directory(what: &str) -> PathBuf {
-    let path = PathBuf::from(format!("/var/tmp/conet-t{}-{what}", std::process::id()));
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = PathBuf::from(format!("/var/tmp/conet-t{}-{what}{count}", std::process::id()));
     fs::create_dir_all(&path).unwrap();
     path
 }

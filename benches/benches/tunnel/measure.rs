@@ -104,7 +104,7 @@ fn unit(metric: &str) -> &'static str {
 }
 
 /// Processor time of this thread or process, in seconds.
-pub(crate) fn own_time(clock: ClockId) -> f64 {
+fn own_time(clock: ClockId) -> f64 {
     let time = clock_gettime(clock);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

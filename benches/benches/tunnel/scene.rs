@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use conet_benches::process;
 use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Route, Veth};
 use conet_tunnel::{
     Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PrivateKey, Tunnel,
@@ -156,7 +157,8 @@ impl Lane {
     /// Processor time of both tunnels so far.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let pids = self.ends.iter().flat_map(|end| &end.process).map(Child::id);
-        pids.map(cpu_of).sum()
+        let spent = pids.map(|pid| process::cpu_of(pid).context("a tunnel has ended"));
+        spent.sum()
     }
 
     fn end(&self, n: u8) -> &End {
@@ -277,17 +279,6 @@ fn private_text(n: u8) -> &'static str {
         1 => "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
         _ => "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
     }
-}
-
-/// User and system time of a process, its ended threads included.
-fn cpu_of(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("a tunnel has ended")?;
-    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    let field = |n: usize| after.split_whitespace().nth(n).and_then(|f| f.parse::<u64>().ok());
-    // Fields 14 and 15 of proc_pid_stat(5); the first after the name is 3.
-    let ticks = field(11).zip(field(12)).map(|(user, system)| user + system);
-    let ticks = ticks.context("/proc/PID/stat is not as it is documented")?;
-    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
 /// A tunnel of ours, until standard input ends.

@@ -9,12 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use blake2::digest::{KeyInit, Mac, consts::U16};
 use blake2::{Blake2s256, Blake2sMac, Digest};
+use conet_benches::process;
 use conet_tunnel::DEFAULT_PORT;
-use conet_wire::ip::checksum;
-use rustix::time::ClockId;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::measure::own_time;
 use crate::scene::{Lane, key, outer};
 
 /// What arrived, in how long, and what the tunnels spent on it.
@@ -54,7 +52,7 @@ pub(crate) fn tcp(lane: &Lane, flows: usize, duration: Duration) -> Result<Flow>
         let sender = lane.run(1, || TcpStream::connect_timeout(&to, Duration::from_secs(5)))??;
         pairs.push((sender, listener.accept()?.0));
     }
-    let (began, before, own) = (Instant::now(), lane.cpu()?, own_time(ClockId::ProcessCPUTime));
+    let (began, before, own) = (Instant::now(), lane.cpu()?, process::own_cpu());
     let bytes = thread::scope(|scope| {
         let mut receivers = Vec::new();
         for (mut sender, mut receiver) in pairs {
@@ -78,7 +76,7 @@ pub(crate) fn tcp(lane: &Lane, flows: usize, duration: Duration) -> Result<Flow>
     })?;
     let elapsed = began.elapsed().as_secs_f64();
     let cpu = (lane.cpu()? - before).as_secs_f64();
-    let ends = own_time(ClockId::ProcessCPUTime) - own;
+    let ends = (process::own_cpu() - own).as_secs_f64();
     Ok(Flow { bytes: bytes as f64, packets: 0.0, sent: bytes as f64, elapsed, cpu, ends })
 }
 
@@ -131,7 +129,7 @@ pub(crate) fn udp(
     let sender = lane.run(1, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     sender.connect(to)?;
     receiver.set_read_timeout(Some(PATIENCE))?;
-    let (began, before, own) = (Instant::now(), lane.cpu()?, own_time(ClockId::ProcessCPUTime));
+    let (began, before, own) = (Instant::now(), lane.cpu()?, process::own_cpu());
     let (sent, received) = thread::scope(|scope| {
         let sending = scope.spawn(move || send(&sender, payload, rate, began, duration));
         let receiving = scope.spawn(move || {
@@ -144,7 +142,7 @@ pub(crate) fn udp(
         Ok::<_, anyhow::Error>((joined(sending.join())?, joined(receiving.join())?))
     })?;
     let cpu = (lane.cpu()? - before).as_secs_f64();
-    let ends = own_time(ClockId::ProcessCPUTime) - own;
+    let ends = (process::own_cpu() - own).as_secs_f64();
     // What is received is what was sent within the time.
     let (packets, elapsed) = (received as f64, duration.as_secs_f64());
     let bytes = packets * payload as f64;
@@ -181,38 +179,5 @@ pub(crate) fn ping(lane: &Lane, count: u16, patience: Duration) -> Result<Vec<f6
     let open = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4));
     let socket = lane.run(1, open)??;
     socket.connect(&SocketAddr::from((lane.far(), 0)).into())?;
-    socket.set_read_timeout(Some(patience))?;
-    let identifier = u16::try_from(std::process::id() & 0xffff)?.to_be_bytes();
-    let mut times = Vec::new();
-    for number in 0..count {
-        // Echo request, 64 bytes with the IP header.
-        let mut request = [0; 44];
-        request[0] = 8;
-        request[4..6].copy_from_slice(&identifier);
-        request[6..8].copy_from_slice(&number.to_be_bytes());
-        let sum = checksum(&request, 0);
-        request[2..4].copy_from_slice(&sum.to_be_bytes());
-        let began = Instant::now();
-        if socket.send(&request).is_err() {
-            continue;
-        }
-        let mut reply = [0; 256];
-        while let Ok(len) = (&socket).read(&mut reply) {
-            if len < 28 {
-                continue;
-            }
-            // Behind the IP header: an echo reply, ours, this one.
-            let is_it = reply[20] == 0
-                && reply[24..26] == identifier
-                && reply[26..28] == number.to_be_bytes();
-            if is_it {
-                times.push(began.elapsed().as_secs_f64() * 1e6);
-                break;
-            }
-            if began.elapsed() > patience {
-                break;
-            }
-        }
-    }
-    Ok(times)
+    Ok(conet_benches::ping::ping(&socket, count, patience)?)
 }
