@@ -292,7 +292,7 @@ impl Net {
                 let mut state = vring.get_mut();
                 let queue = state.get_queue_mut();
                 let turn = self.card.receive(queue, &memory)?;
-                // The guest kicks when it has buffers again, which it may not have had.
+                // Where it had no buffers, it was asked to kick when it has.
                 to_do[0] = turn.more;
                 if turn.call {
                     state.signal_used_queue().ok();

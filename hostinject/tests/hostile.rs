@@ -336,3 +336,50 @@ fn messages_of_anything_end_a_connection_at_most() {
         }
     }
 }
+
+/// A guest that ran out of buffers while the device filled up kicks only when it is asked
+/// to, as a driver with event indices does, and is served on.
+#[test]
+fn a_queue_that_ran_dry_under_a_flood_goes_on() {
+    privileged!(Need::Tun);
+    let port = Port::new("dry");
+    let netns = Netns::open(&port.name).unwrap();
+    let mut guest = Guest::connect(&port.path(), u64::MAX);
+    let socket = netns.run(|| {
+        let link = IfName::new("vm").unwrap();
+        Netlink::open().unwrap().add_address(link, "10.77.1.1/24".parse().unwrap()).unwrap();
+        std::net::UdpSocket::bind("10.77.1.1:0").unwrap()
+    });
+    let socket = socket.unwrap();
+    for slot in 0..SIZE {
+        let place = BUFFERS + u64::from(slot) * 2048;
+        guest.descriptor(0, slot, place, 2048, WRITE, 0);
+    }
+    guest.offer(0, 0);
+    guest.kick(0);
+    // More than the device holds (500), and then silence.
+    for _ in 0..3000 {
+        socket.send_to(b"flood", "10.77.1.10:9").unwrap();
+    }
+    let (mut kicks, begin) = (0, Instant::now());
+    for slot in 1..SIZE {
+        while guest.used(0) < slot {
+            assert!(begin.elapsed() < Duration::from_secs(20), "stuck at {slot}, {kicks} kicks");
+            thread::sleep(Duration::from_micros(100));
+        }
+        let old = guest.available[0];
+        guest.offer(0, slot);
+        let mut event = [0; 2];
+        let place = rings(0)[2] + 4 + 8 * u64::from(SIZE);
+        guest.memory.read_exact_at(&mut event, place).unwrap();
+        // `vring_need_event` of virtio 1.3 §2.7.10.1.
+        if u16::from_le_bytes(event) == old {
+            kicks += 1;
+            guest.kick(0);
+        }
+    }
+    while guest.used(0) < SIZE {
+        assert!(begin.elapsed() < Duration::from_secs(20), "stuck at the end, {kicks} kicks");
+        thread::sleep(Duration::from_micros(100));
+    }
+}

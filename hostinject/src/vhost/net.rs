@@ -27,7 +27,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use super::Counted;
-use super::ring::Returns;
+use super::ring::{Returns, call_for_more};
 use crate::segment::{ANSWER_MAX, ETHERNET, Segment, Verdict};
 
 type Memory = GuestMemoryLoadGuard<GuestMemoryMmap>;
@@ -224,7 +224,7 @@ impl Card {
             if let Some((mut frame, len)) = self.answer.take() {
                 if !self.give(&mut frame[..len], queue, memory, &mut returns)? {
                     self.answer = Some((frame, len));
-                    turn.more = false;
+                    turn.more = call_for_more(queue, memory)?;
                     break;
                 }
             } else {
@@ -237,7 +237,7 @@ impl Card {
                 self.to_guest = frame;
                 if !given? {
                     self.waiting = Some(len);
-                    turn.more = false;
+                    turn.more = call_for_more(queue, memory)?;
                     break;
                 }
             }

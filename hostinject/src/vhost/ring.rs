@@ -73,6 +73,23 @@ impl Returns {
     }
 }
 
+/// Asks the guest for a call when it has put anything more into the queue than is there
+/// now, which is too little; whether it has meanwhile.
+///
+/// With event indices a guest says nothing on its own, and where its queue ran dry, so
+/// would the device once it is full: nobody would come here again.
+pub(super) fn call_for_more(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+) -> Result<bool, virtio_queue::Error> {
+    let next = queue.next_avail();
+    let seen = queue.avail_idx(memory, Ordering::Acquire)?;
+    queue.set_next_avail(seen.0);
+    let more = queue.enable_notification(memory);
+    queue.set_next_avail(next);
+    more
+}
+
 /// Whether an index that went from `old` to `new` has gone beyond `event`.
 fn passes(event: Wrapping<u16>, old: Wrapping<u16>, new: Wrapping<u16>) -> bool {
     new - event - Wrapping(1) < new - old
