@@ -32,6 +32,13 @@ pub fn own_cpu() -> Duration {
     Duration::new(seconds.unwrap_or(0), nanoseconds.unwrap_or(0))
 }
 
+/// The threads of a process; none where it has ended.
+#[must_use]
+pub fn threads(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Every process and its parent.
 #[must_use]
 pub fn all() -> Vec<(u32, u32)> {
@@ -53,6 +60,7 @@ mod tests {
         let own = std::process::id();
         assert!(all().iter().any(|(pid, parent)| *pid == own && *parent != own));
         assert!(own_cpu() > Duration::ZERO && cpu_of(own).is_ok());
+        assert!(threads(own).contains(&own) && threads(u32::MAX).is_empty());
         assert!(cpu_of(u32::MAX).is_err());
     }
 }

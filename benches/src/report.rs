@@ -117,7 +117,7 @@ impl Row {
             Some(name) => self.peer(name)?,
             None => rule.plus,
         };
-        Some(self.ours / base)
+        (base != 0.0).then(|| self.ours / base)
     }
 
     /// The bound's name and time, and ours in terms of it; none where it was not

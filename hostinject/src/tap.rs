@@ -121,6 +121,7 @@ impl Pump {
                     "the guest's port has stopped"
                 );
             }
+            carrier.end();
         };
         let thread = thread::Builder::new().name("conet-tap".to_owned()).spawn(pump)?;
         Ok(Self { stop, waker, thread: Some(thread), drops })
@@ -159,6 +160,15 @@ struct Carrier {
 }
 
 impl Carrier {
+    /// Ends both devices at once: for each the kernel waits until nobody can be using it.
+    fn end(self) {
+        let Self { tap, host, .. } = self;
+        thread::scope(|scope| {
+            scope.spawn(|| drop(tap));
+            drop(host);
+        });
+    }
+
     /// Carries packets both ways until told to stop.
     fn carry(&mut self) -> Result<(), PortError> {
         let mut pool = Pool::new(self.tap.room, 2 * BATCH);

@@ -3,6 +3,7 @@
 //! ```text
 //! TCP 7001   'S' data…        ─► how many bytes came (8)      a sink
 //!            'R'              ─► bytes until the peer is gone  a source
+//!            'L' ms (4)       ─► bytes (8) to itself in nanoseconds (8)
 //!            'C'              ─► datagrams counted so far (8)
 //! UDP 7001   'E' …            ─► the same again                an echo
 //!            'F' …               counted, no answer
@@ -13,7 +14,7 @@
 //! host can reach (passt, slirp4netns) gets its port forwarded.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -62,6 +63,23 @@ fn serve(mut stream: TcpStream, counted: &AtomicU64) -> Result<()> {
             stream.write_all(&total.to_be_bytes())?;
         }
         b'R' => while stream.write_all(&chunk).is_ok() {},
+        b'L' => {
+            let mut milliseconds = [0; 4];
+            stream.read_exact(&mut milliseconds)?;
+            let duration = Duration::from_millis(u32::from_be_bytes(milliseconds).into());
+            let mut own = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
+            own.write_all(b"S")?;
+            let began = Instant::now();
+            while began.elapsed() < duration {
+                own.write_all(&chunk)?;
+            }
+            own.shutdown(Shutdown::Write)?;
+            let mut bytes = [0; 8];
+            own.read_exact(&mut bytes)?;
+            let elapsed = u64::try_from(began.elapsed().as_nanos())?;
+            stream.write_all(&bytes)?;
+            stream.write_all(&elapsed.to_be_bytes())?;
+        }
         b'C' => stream.write_all(&counted.load(Ordering::Relaxed).to_be_bytes())?,
         _ => {}
     }

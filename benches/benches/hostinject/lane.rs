@@ -17,10 +17,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use conet_benches::process;
 use conet_hostinject::vhost::ServerSpec;
 use conet_hostinject::{GuestPort, GuestSpec, PortKind};
 use conet_netsys::{IfName, Netlink, Netns, NetnsName, Route, Veth};
 use conet_testkit::machine::Machine;
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 
 use crate::agent::PORT;
 use crate::kind::Kind;
@@ -76,8 +78,8 @@ impl Drop for Space {
     }
 }
 
-/// A process that is killed with its lane.
-struct Process(Child);
+/// A process that is killed with its lane, and whether it is the guest's agent.
+struct Process(Child, bool);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -172,7 +174,7 @@ impl Lane {
     }
 
     /// What serves machines' ports: this very program.
-    fn server(&self) -> Result<ServerSpec> {
+    pub(crate) fn server(&self) -> Result<ServerSpec> {
         let program = std::env::current_exe()?;
         let command = vec![program.into(), "--role".into(), "server".into()];
         Ok(ServerSpec { directory: self.directory.path().to_owned(), command })
@@ -262,7 +264,11 @@ impl Lane {
     fn agent(&mut self) -> Result<()> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--role", "agent"]);
-        self.spawn(command, true)
+        self.spawn(command, true)?;
+        if let Some(agent) = self.processes.last_mut() {
+            agent.1 = true;
+        }
+        Ok(())
     }
 
     /// Starts a process of the lane, in the namespace of host or guest.
@@ -272,7 +278,7 @@ impl Lane {
         let space = space.context("a guest that is no namespace")?;
         let name = command.get_program().to_owned();
         let child = space.netns.run(move || command.spawn())?;
-        self.processes.push(Process(child.with_context(|| name.display().to_string())?));
+        self.processes.push(Process(child.with_context(|| name.display().to_string())?, false));
         Ok(())
     }
 
@@ -317,11 +323,74 @@ impl Lane {
         with_descendants(roots)
     }
 
+    /// The threads between host and guest; none where that is the kernel alone.
+    pub(crate) fn between(&self) -> Vec<u32> {
+        let own = std::process::id();
+        let is_pump = |tid: &u32| {
+            let name = fs::read_to_string(format!("/proc/{own}/task/{tid}/comm"));
+            name.is_ok_and(|name| name.trim() == "conet-tap")
+        };
+        if self.kind == Kind::Tap {
+            // The only guest by TAP of this process.
+            return process::threads(own).into_iter().filter(is_pump).collect();
+        }
+        let others = self.processes.iter().filter(|process| !process.1);
+        let mut roots: Vec<_> = others.map(|process| process.0.id()).collect();
+        roots.extend(serving(self.directory.path()));
+        with_descendants(roots).into_iter().flat_map(process::threads).collect()
+    }
+
+    /// The threads of the machine, where the guest is one.
+    pub(crate) fn machine_threads(&self) -> Vec<u32> {
+        let root = self.machine.as_ref().map(Machine::id);
+        with_descendants(root.into_iter().collect())
+            .into_iter()
+            .flat_map(process::threads)
+            .collect()
+    }
+
+    /// Of the names that this lane may give.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Keeps everybody of the lane, and this process, on one processor until the guard is
+    /// dropped: a round trip is then that of the path, and not of waking another processor.
+    pub(crate) fn on_one_processor(&self) -> Pinned {
+        let mut threads: Vec<_> = self.processes().into_iter().flat_map(process::threads).collect();
+        threads.extend(process::threads(std::process::id()));
+        let mut one = CpuSet::new();
+        one.set(0);
+        let before = sched_getaffinity(None).unwrap_or(one);
+        set_affinity(&threads, &one);
+        Pinned { threads, before }
+    }
+
     /// Processor time of all of them so far.
     pub(crate) fn cpu(&self) -> Duration {
         // One that has ended meanwhile has spent nothing since.
-        let spent = self.processes().into_iter().map(conet_benches::process::cpu_of);
+        let spent = self.processes().into_iter().map(process::cpu_of);
         spent.map(|time| time.unwrap_or_default()).sum()
+    }
+}
+
+/// See [`Lane::on_one_processor`].
+pub(crate) struct Pinned {
+    threads: Vec<u32>,
+    before: CpuSet,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        set_affinity(&self.threads, &self.before);
+    }
+}
+
+/// A thread that has ended meanwhile is nowhere.
+fn set_affinity(threads: &[u32], cpus: &CpuSet) {
+    for tid in threads {
+        let pid = i32::try_from(*tid).ok().and_then(Pid::from_raw);
+        sched_setaffinity(pid, cpus).ok();
     }
 }
 
@@ -355,11 +424,11 @@ fn serving(directory: &Path) -> Vec<u32> {
         let line = String::from_utf8_lossy(&line).into_owned();
         line.contains("\0server\0") && line.contains(&directory)
     };
-    conet_benches::process::all().into_iter().map(|(pid, _)| pid).filter(is_one).collect()
+    process::all().into_iter().map(|(pid, _)| pid).filter(is_one).collect()
 }
 
 fn with_descendants(roots: Vec<u32>) -> Vec<u32> {
-    let all = conet_benches::process::all();
+    let all = process::all();
     let mut found = roots;
     let mut at = 0;
     while at < found.len() {

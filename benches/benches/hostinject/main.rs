@@ -19,6 +19,12 @@
 //! CPU is that of everybody together: this process, the guest, what is between. What the
 //! kernel does in threads of its own is in no lane's.
 //!
+//! Round trips are measured with all of a lane on one processor: what it takes to wake
+//! another one is the machine's, and larger than most of them. Streams are not pinned.
+//!
+//! Then there are counts of system calls, wake-ups and copies (`counts`), and 64 guests that
+//! come and go (`crowd`).
+//!
 //! Peers run with their own MTU (65,520), everything else with 1,500. A lane whose
 //! programs or kernels are not there is named and left out; QEMU's kernel is found by
 //! `CONET_PEERS_KERNEL`, which `cargo xtask peers` unpacks.
@@ -26,6 +32,8 @@
 //! `--json`, `--case TEXT`, `--lane NAME` (repeatable), `--rounds N`, `--seconds N`.
 
 mod agent;
+mod counts;
+mod crowd;
 mod kind;
 mod lane;
 mod machines;

@@ -9,7 +9,8 @@ use conet_benches::stats::{median, spread};
 use crate::Options;
 use crate::kind::Kind;
 use crate::lane::Lane;
-use crate::traffic::{Flow, echo, flood, ping, tcp};
+use crate::traffic::{Flow, echo, flood, ping, tcp, within};
+use crate::{counts, crowd};
 
 const PING: &str = "ping";
 const ECHO: &str = "udp echo";
@@ -18,6 +19,13 @@ const FROM: &str = "tcp from the guest";
 const FLOOD_TO: &str = "udp, 64 B packets, to the guest";
 const FLOOD_FROM: &str = "udp, 64 B packets, from the guest";
 const CASES: [&str; 6] = [PING, ECHO, TO, FROM, FLOOD_TO, FLOOD_FROM];
+
+/// How round trips are pinned.
+pub(crate) const ONE: &str = "all of a lane on processor 0";
+
+/// A stream of the guest's to itself: what its kernel does without a card, both ends of it
+/// on its one processor.
+const BOUND: &str = "uml-loop";
 
 /// Round trips of one round.
 const TRIPS: u16 = 500;
@@ -36,6 +44,11 @@ fn unit(metric: &str) -> &'static str {
         "CPU" => "s/GB",
         _ => "ns",
     }
+}
+
+/// Whether it measures round trips, which is done on one processor.
+fn is_trips(case: &str) -> bool {
+    matches!(case, PING | ECHO)
 }
 
 fn trips(mut times: Vec<f64>) -> Vec<(&'static str, f64)> {
@@ -57,6 +70,7 @@ fn packets(flow: &Flow) -> Vec<(&'static str, f64)> {
 
 fn once(case: &str, lane: &Lane, options: &Options) -> Result<Vec<(&'static str, f64)>> {
     let duration = options.duration;
+    let _pinned = is_trips(case).then(|| lane.on_one_processor());
     let count = if options.is_smoke { 20 } else { TRIPS };
     Ok(match case {
         PING => {
@@ -91,7 +105,13 @@ fn rules(case: &str, metric: &str, kind: Kind) -> Vec<Rule> {
 fn case(report: &mut Report, options: &Options, case: &str, lanes: &[Lane]) -> Result<()> {
     report.progress(case);
     let mut values: Vec<Values> = lanes.iter().map(|_| Vec::new()).collect();
+    let mut bound = Vec::new();
+    let looped = lanes.iter().find(|lane| lane.kind == Kind::UmlVhost);
     for round in 0..options.rounds {
+        if let (TO | FROM, Some(lane)) = (case, looped) {
+            let flow = within(lane, options.duration)?;
+            bound.push(flow.bytes * 8e-6 / flow.elapsed);
+        }
         for i in 0..lanes.len() {
             let i = (i + round) % lanes.len();
             let kind = lanes[i].kind;
@@ -121,7 +141,7 @@ fn case(report: &mut Report, options: &Options, case: &str, lanes: &[Lane]) -> R
     for metric in metrics {
         if !seen.contains(&metric) {
             seen.push(metric);
-            rows(report, case, metric, lanes, &values)?;
+            rows(report, case, metric, lanes, &values, &bound)?;
         }
     }
     Ok(())
@@ -133,14 +153,19 @@ fn rows(
     metric: &'static str,
     lanes: &[Lane],
     values: &[Values],
+    bound: &[f64],
 ) -> Result<()> {
     let of = |i: usize| values[i].iter().find(|(known, _)| *known == metric).map(|(_, all)| all);
     for (i, lane) in lanes.iter().enumerate() {
         let Some(own) = of(i).filter(|_| lane.kind.is_ours()) else { continue };
         let others = (0..lanes.len()).filter(|other| *other != i);
-        let peers: Vec<_> = others
+        let mut peers: Vec<_> = others
             .filter_map(|other| Some((lanes[other].kind.name().to_owned(), median(of(other)?))))
             .collect();
+        let is_bound = lane.kind == Kind::UmlVhost && metric == "throughput" && !bound.is_empty();
+        if is_bound {
+            peers.push((BOUND.to_owned(), median(bound)));
+        }
         let rules = rules(case, metric, lane.kind);
         let rules =
             if rules.is_empty() { vec![None] } else { rules.into_iter().map(Some).collect() };
@@ -152,8 +177,8 @@ fn rows(
                 ours: median(own),
                 peers: peers.clone(),
                 rule,
-                bound: None,
-                pin: "not pinned".to_owned(),
+                bound: is_bound.then(|| BOUND.to_owned()),
+                pin: if is_trips(case) { ONE } else { "not pinned" }.to_owned(),
                 runs: own.len(),
                 spread: spread(own),
             })?;
@@ -165,10 +190,15 @@ fn rows(
 /// Everything that is wanted.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut report = Report::new("hostinject", options.format);
+    report.version(BOUND, "a stream within the guest of uml-vhost, by its loopback device");
     let mut lanes = Vec::new();
     for (index, kind) in Kind::ALL.into_iter().enumerate() {
         let name = kind.name();
         if !options.has(kind) {
+            continue;
+        }
+        if options.is_smoke && options.lanes.is_empty() && (kind.is_uml() || kind.is_qemu()) {
+            report.note(&format!("not tried: {name}: a machine; name it to have it tried"));
             continue;
         }
         if let Some(reason) = kind.missing() {
@@ -185,10 +215,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             report.version(name, &version);
         }
     }
+    let is_wanted =
+        |name: &str| options.case.as_ref().is_none_or(|wanted| name.contains(wanted.as_str()));
     for name in CASES {
-        if options.case.as_ref().is_none_or(|wanted| name.contains(wanted.as_str())) {
+        if is_wanted(name) {
             case(&mut report, options, name, &lanes)?;
         }
+    }
+    if is_wanted(counts::CASE) {
+        counts::run(&mut report, options, &lanes)?;
+    }
+    if is_wanted(crowd::CASE) {
+        crowd::run(&mut report, options, &lanes)?;
     }
     report.finish()?;
     Ok(())

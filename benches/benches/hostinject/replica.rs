@@ -19,7 +19,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -57,7 +57,9 @@ fn connect(socket: &str) -> Result<UnixStream> {
     }
 }
 
-fn pump(mut device: &File, mut stream: UnixStream) -> Result<()> {
+fn pump(mut device: &File, stream: UnixStream) -> Result<()> {
+    // `read` and `write`, as they did, where the library would `recv` and `send`.
+    let mut stream = File::from(OwnedFd::from(stream));
     let mut message = [0; HEAD + FRAME];
     loop {
         let [from_device, from_stream] = wait(device.as_fd(), stream.as_fd())?;

@@ -12,7 +12,7 @@ use crate::agent::CHUNK;
 use crate::lane::{GUEST, Lane};
 
 /// Bytes of a datagram whose packet has 64.
-const SMALL: usize = 36;
+pub(crate) const SMALL: usize = 36;
 /// How long anything may say nothing.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long a receiver waits for the last datagrams.
@@ -73,6 +73,15 @@ pub(crate) fn tcp(lane: &Lane, to_guest: bool, duration: Duration) -> Result<Flo
         Ok((total, began.elapsed().as_secs_f64()))
     })?;
     Ok(Flow { bytes: bytes as f64, packets: 0.0, elapsed, cpu })
+}
+
+/// A stream of the guest's to itself, for `duration`.
+pub(crate) fn within(lane: &Lane, duration: Duration) -> Result<Flow> {
+    let mut stream = connect(lane, b'L')?;
+    stream.write_all(&u32::try_from(duration.as_millis())?.to_be_bytes())?;
+    stream.set_read_timeout(Some(duration + SILENCE))?;
+    let (bytes, nanoseconds) = (number(&stream)? as f64, number(&stream)? as f64);
+    Ok(Flow { bytes, packets: 0.0, elapsed: nanoseconds / 1e9, cpu: 0.0 })
 }
 
 fn datagrams(lane: &Lane) -> Result<UdpSocket> {
