@@ -21,6 +21,7 @@
 //!
 //! Sources: QEMU `docs/interop/vhost-user.rst`; virtio 1.3 §5.1.
 
+mod frames;
 mod front;
 mod net;
 mod ring;
@@ -37,6 +38,8 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use conet_dataplane::DropCounts;
 use conet_netsys::{IfName, MacAddr};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Backend, Error as MessageError};
@@ -57,7 +60,8 @@ use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 
-use self::net::Card;
+use self::frames::FramesError;
+use self::net::{Card, NetError};
 use crate::segment::Segment;
 
 /// Queues: to the guest, from the guest.
@@ -72,6 +76,7 @@ const QUEUE_SIZE: usize = 1024;
 /// Turns before others are heard: the socket, the end.
 const TURNS: usize = 16;
 
+pub use frames::Transport;
 pub(crate) use server::Server;
 pub use server::{ServerArguments, ServerSpec, ServerStatus, run_server};
 
@@ -145,11 +150,23 @@ pub fn serve(
     device: OwnedFd,
     spec: &VhostSpec,
 ) -> Result<std::convert::Infallible, ServeError> {
-    serve_counted(listener, device, spec, &Arc::default())
+    serve_counted(&[(Transport::Vhost, listener)], device, spec, &Arc::default())
+}
+
+/// As [`serve`], for VMMs that come by any of several transports, one at a time.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_transports(
+    listeners: &[(Transport, UnixListener)],
+    device: OwnedFd,
+    spec: &VhostSpec,
+) -> Result<std::convert::Infallible, ServeError> {
+    serve_counted(listeners, device, spec, &Arc::default())
 }
 
 fn serve_counted(
-    listener: UnixListener,
+    listeners: &[(Transport, UnixListener)],
     device: OwnedFd,
     spec: &VhostSpec,
     counted: &Arc<Mutex<Counted>>,
@@ -157,6 +174,7 @@ fn serve_counted(
     let device = Arc::new(File::from(device));
     let is = |vmm| counted.lock().unwrap_or_else(PoisonError::into_inner).vmm = vmm;
     loop {
+        let (transport, listener) = whoever(listeners)?;
         let vmm = match listener.accept() {
             Ok((vmm, _)) => vmm,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
@@ -164,9 +182,55 @@ fn serve_counted(
         };
         let pid = socket_peercred(&vmm).ok();
         is(pid.and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok()));
-        connection(vmm, &device, spec, counted)?;
+        match transport {
+            Transport::Vhost => connection(vmm, &device, spec, counted)?,
+            _ => frames_of(&vmm.into(), *transport, &device, spec, counted)?,
+        }
         is(None);
     }
+}
+
+/// Waits for a VMM.
+fn whoever(
+    listeners: &[(Transport, UnixListener)],
+) -> Result<&(Transport, UnixListener), ServeError> {
+    let waited = |(_, listener)| PollFd::new(listener, PollFlags::IN);
+    loop {
+        let mut fds: Vec<_> = listeners.iter().map(|(t, l)| (t, l)).map(waited).collect();
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            other => other.map_err(io::Error::from)?,
+        };
+        if let Some(at) = fds.iter().position(|fd| !fd.revents().is_empty()) {
+            return Ok(&listeners[at]);
+        }
+    }
+}
+
+/// Serves one VMM that gives frames and takes them.
+fn frames_of(
+    vmm: &OwnedFd,
+    transport: Transport,
+    device: &Arc<File>,
+    spec: &VhostSpec,
+    counted: &Arc<Mutex<Counted>>,
+) -> Result<(), ServeError> {
+    // Whoever was here before may have taken more.
+    sys::set_offload(&**device, 0)?;
+    let mut card = card_of(device, spec, counted);
+    match frames::serve(vmm, transport, &mut card, device) {
+        Ok(()) => Ok(()),
+        Err(FramesError::Card(NetError::Device(error))) => Err(ServeError::Device(error)),
+        Err(error) => {
+            tracing::warn!(%error, "the guest's VMM was let go");
+            Ok(())
+        }
+    }
+}
+
+fn card_of(device: &Arc<File>, spec: &VhostSpec, counted: &Arc<Mutex<Counted>>) -> Card {
+    let segment = Segment::new(crate::segment::OURS, spec.mac, spec.addresses.clone());
+    Card::new(Arc::clone(device), segment, usize::from(spec.mtu), Arc::clone(counted))
 }
 
 /// The library's errors can be shown, and no more.
@@ -186,10 +250,9 @@ fn connection(
     let again_fd = again.0.as_raw_fd();
     let end = new_event_consumer_and_notifier(EventFlag::CLOEXEC)?;
     let to_end = end.1.try_clone()?;
-    let segment = Segment::new(crate::segment::OURS, spec.mac, spec.addresses.clone());
     let (gone, is_gone) = mpsc::channel();
     let backend = Arc::new(Mutex::new(Net {
-        card: Card::new(Arc::clone(device), segment, usize::from(spec.mtu), Arc::clone(counted)),
+        card: card_of(device, spec, counted),
         device: Arc::clone(device),
         spec: spec.clone(),
         memory: memory.clone(),
@@ -268,7 +331,7 @@ fn offload_of(features: u64) -> u32 {
 }
 
 impl Net {
-    fn serve_queues(&mut self, vrings: &[VringMutex], events: u16) -> Result<(), net::NetError> {
+    fn serve_queues(&mut self, vrings: &[VringMutex], events: u16) -> Result<(), NetError> {
         let memory = self.memory.memory();
         let mut to_do = [events == RECEIVE || events == DEVICE, events == TRANSMIT];
         if events == AGAIN {
@@ -302,7 +365,7 @@ impl Net {
                 return Ok(());
             }
         }
-        self.again.1.notify().map_err(net::NetError::Device)
+        self.again.1.notify().map_err(NetError::Device)
     }
 }
 
@@ -408,7 +471,7 @@ impl VhostUserBackendMut for Net {
         }
         match self.serve_queues(vrings, event) {
             Ok(()) => Ok(()),
-            Err(net::NetError::Device(error)) => {
+            Err(NetError::Device(error)) => {
                 self.gone.send(error).ok();
                 self.vmm.shutdown(Shutdown::Both)
             }

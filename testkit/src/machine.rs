@@ -57,7 +57,7 @@ impl Machine {
         let kernel = &kernel.expect("cargo xtask peers gets the kernel and says where it is");
         let directory = directory("qemu");
         let mut archive = Archive::default();
-        for directory in ["bin", "dev", "proc", "sys", "tmp", "m", "lib64"] {
+        for directory in ["bin", "dev", "proc", "sys", "tmp", "m", "lib", "lib64"] {
             archive.add(directory, 0o040_755, &[]);
         }
         let mut load = String::new();
@@ -73,13 +73,15 @@ impl Machine {
             for library in libraries(&path) {
                 let bytes = fs::read(&library).unwrap();
                 let name = library.file_name().unwrap().to_str().unwrap();
-                archive.add(&format!("lib64/{name}"), 0o100_755, &bytes);
+                // The loader is where programs name it, the rest where it looks by itself.
+                let place = if name.starts_with("ld-") { "lib64" } else { "lib" };
+                archive.add(&format!("{place}/{name}"), 0o100_755, &bytes);
             }
         }
         let init = format!(
             "#!/bin/busybox sh\n/bin/busybox --install -s /bin\n\
              mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs d /dev\n\
-             mount -t tmpfs tmpfs /tmp\nexport LD_LIBRARY_PATH=/lib64\n{load}{script}poweroff -f\n"
+             mount -t tmpfs tmpfs /tmp\n{load}{script}poweroff -f\n"
         );
         archive.add("init", 0o100_755, init.as_bytes());
         let initrd = directory.join("initrd");

@@ -43,6 +43,8 @@ const PACKET: usize = HEADER + ETHERNET;
 const DEVICE: usize = PACKET - DEVICE_HEADER;
 /// Longest packet.
 const LONGEST: usize = 65_535;
+/// Longest frame.
+pub(super) const LONGEST_FRAME: usize = ETHERNET + LONGEST;
 /// Frames of one direction before the other has its turn.
 const BUDGET: usize = 256;
 
@@ -317,6 +319,42 @@ impl Card {
             returns.put(queue, memory, head, written)?;
         }
         Ok(true)
+    }
+}
+
+/// Frames without a header, as transports have them that know of no offloads.
+impl Card {
+    /// Does with a frame of the guest's what is to be done.
+    pub(super) fn take_frame(&mut self, frame: &[u8]) -> Result<(), NetError> {
+        let Some(room) = self.from_guest.get_mut(HEADER..HEADER + frame.len()) else {
+            self.count(DropReason::TooBig);
+            return Ok(());
+        };
+        if frame.len() < ETHERNET {
+            self.count(DropReason::Malformed);
+            return Ok(());
+        }
+        room.copy_from_slice(frame);
+        self.from_guest[..HEADER].fill(0);
+        self.frame(HEADER + frame.len())
+    }
+
+    /// The next frame for the guest; none where there is none now.
+    pub(super) fn next_frame(&mut self) -> Result<Option<&[u8]>, NetError> {
+        if let Some((frame, len)) = self.answer.take() {
+            self.to_guest[..len].copy_from_slice(&frame[..len]);
+            return Ok(Some(&self.to_guest[HEADER..len]));
+        }
+        while let Some(len) = self.next()? {
+            let header = header_of(&self.to_guest);
+            // Of the time of another guest, which took what this one does not.
+            if header.is_none_or(|header| header.flags & NEEDS_CSUM != 0 || header.gso_type != 0) {
+                self.count(DropReason::Device);
+                continue;
+            }
+            return Ok(self.to_guest.get(HEADER..len));
+        }
+        Ok(None)
     }
 }
 

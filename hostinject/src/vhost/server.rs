@@ -40,7 +40,7 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::{Counted, ServeError, VhostSpec, serve_counted};
+use super::{Counted, ServeError, Transport, VhostSpec, serve_counted};
 
 /// How long a server may take to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -172,7 +172,9 @@ impl Server {
 
     fn unlink(&self) {
         fs::remove_file(&self.control).ok();
-        fs::remove_file(&self.socket).ok();
+        for transport in Transport::ALL {
+            fs::remove_file(transport.socket(&self.socket)).ok();
+        }
     }
 }
 
@@ -223,6 +225,11 @@ pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible
     let ServerArguments { mac, mtu, addresses, control } = arguments;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let device = io::stdout().as_fd().try_clone_to_owned()?;
+    let mut listeners = vec![(Transport::Vhost, listener)];
+    for transport in [Transport::Stream, Transport::Bess] {
+        listeners.push((transport, transport.bind(&transport.socket(&control))?));
+    }
+    // Last: who can ask finds all of it there.
     let control = bind(&control)?;
     confine()?;
     let spec = VhostSpec { mac, addresses, mtu };
@@ -236,7 +243,7 @@ pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible
             answer(stream, &told, &serves).ok();
         }
     })?;
-    serve_counted(listener, device, &spec, &counted)
+    serve_counted(&listeners, device, &spec, &counted)
 }
 
 /// For the owner alone, from the beginning.
