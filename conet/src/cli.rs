@@ -233,6 +233,9 @@ pub(crate) enum GuestCommand {
         #[arg(long, value_name = "MIB", default_value_t = 512,
               value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
         memory: u32,
+        /// How it reaches its port.
+        #[arg(long, value_enum, default_value_t = PortName::Vhost)]
+        port: PortName,
         #[command(flatten)]
         output: Output,
     },
@@ -408,6 +411,17 @@ pub(crate) enum KindName {
     Qemu,
     /// A User-Mode Linux that you start, by vhost-user; see conet guest args.
     Uml,
+}
+
+/// How a machine reaches its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PortName {
+    /// vhost-user: queues in the machine's memory, with offloads.
+    Vhost,
+    /// Frames in a stream, for QEMU where it cannot share its memory.
+    Stream,
+    /// Frames as messages, for a User-Mode Linux without virtio.
+    Bess,
 }
 
 impl KindName {

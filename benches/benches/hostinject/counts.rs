@@ -95,8 +95,8 @@ fn once(lane: &Lane, options: &Options, is_echo: bool, event: Option<u64>) -> Re
     let traffic = || {
         if is_echo {
             let _pinned = lane.on_one_processor();
-            let count = if options.is_smoke { 20 } else { 1000 };
-            let packets = 2.0 * echo(lane, count, Duration::from_secs(1))?.len() as f64;
+            let count = if options.is_smoke { 20 } else { 300 };
+            let packets = 2.0 * echo(lane, count, Duration::from_millis(200))?.len() as f64;
             return Ok((packets.max(1.0), packets.max(1.0) * (SMALL + 28) as f64));
         }
         let bytes = tcp(lane, true, options.duration)?.bytes;

@@ -10,7 +10,9 @@ pub(crate) enum Kind {
     NetnsPair,
     Tap,
     UmlVhost,
+    UmlBess,
     QemuVhost,
+    QemuStream,
     Replica,
     Bridge,
     BridgePair,
@@ -23,17 +25,17 @@ pub(crate) enum Kind {
 }
 
 use Kind::{
-    Bridge, BridgePair, Netns, NetnsPair, Passt, PasstUml, Pasta, QemuVhost, Replica, Slirp, Tap,
-    UmlRaw, UmlTap, UmlVhost,
+    Bridge, BridgePair, Netns, NetnsPair, Passt, PasstUml, Pasta, QemuStream, QemuVhost, Replica,
+    Slirp, Tap, UmlBess, UmlRaw, UmlTap, UmlVhost,
 };
 
 const UML: &str = "linux.uml";
 const QEMU: &str = "qemu-system-x86_64";
 
 impl Kind {
-    pub(crate) const ALL: [Self; 14] = [
-        Netns, NetnsPair, Tap, UmlVhost, QemuVhost, Replica, Bridge, BridgePair, UmlTap, UmlRaw,
-        Passt, PasstUml, Pasta, Slirp,
+    pub(crate) const ALL: [Self; 16] = [
+        Netns, NetnsPair, Tap, UmlVhost, UmlBess, QemuVhost, QemuStream, Replica, Bridge,
+        BridgePair, UmlTap, UmlRaw, Passt, PasstUml, Pasta, Slirp,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -42,7 +44,9 @@ impl Kind {
             NetnsPair => "netns-pair",
             Tap => "tap",
             UmlVhost => "uml-vhost",
+            UmlBess => "uml-bess",
             QemuVhost => "qemu-vhost",
+            QemuStream => "qemu-stream",
             Replica => "replica",
             Bridge => "bridge",
             BridgePair => "bridge-pair",
@@ -56,7 +60,7 @@ impl Kind {
     }
 
     pub(crate) const fn is_ours(self) -> bool {
-        matches!(self, Netns | NetnsPair | Tap | UmlVhost | QemuVhost)
+        matches!(self, Netns | NetnsPair | Tap | UmlVhost | UmlBess | QemuVhost | QemuStream)
     }
 
     /// Whether its guest has an address that the host reaches.
@@ -65,11 +69,11 @@ impl Kind {
     }
 
     pub(crate) const fn is_uml(self) -> bool {
-        matches!(self, UmlVhost | UmlTap | UmlRaw | PasstUml)
+        matches!(self, UmlVhost | UmlBess | UmlTap | UmlRaw | PasstUml)
     }
 
     pub(crate) const fn is_qemu(self) -> bool {
-        matches!(self, QemuVhost | Passt)
+        matches!(self, QemuVhost | QemuStream | Passt)
     }
 
     /// Programs that it cannot do without.

@@ -128,7 +128,7 @@ impl Lane {
             Kind::Netns => self.ours(PortKind::Veth, false)?,
             Kind::NetnsPair => self.ours(PortKind::Veth, true)?,
             Kind::Tap => self.ours(PortKind::Tap, false)?,
-            Kind::UmlVhost | Kind::QemuVhost => {
+            Kind::UmlVhost | Kind::UmlBess | Kind::QemuVhost | Kind::QemuStream => {
                 self.ours(PortKind::Vhost, false)?;
                 machines::start(self)?;
             }

@@ -1,9 +1,12 @@
 //! Machines of the lanes: User-Mode Linux with the host's files, QEMU with a few of them.
 
+use std::net::IpAddr;
 use std::process::Command;
 
 use anyhow::Result;
-use conet_netsys::Veth;
+use conet_hostinject::machine_mac;
+use conet_hostinject::vhost::Transport;
+use conet_netsys::{MacAddr, Veth};
 use conet_testkit::machine::Machine;
 
 use crate::kind::Kind;
@@ -15,6 +18,24 @@ pub(crate) fn start(lane: &mut Lane) -> Result<()> {
         Kind::UmlVhost => {
             let card = format!("virtio_uml.device={}:1", lane.vhost_socket()?.display());
             uml(lane, card, "eth0", MTU)
+        }
+        Kind::UmlBess => {
+            let socket = Transport::Bess.socket(&lane.vhost_socket()?);
+            let own = lane.socket("own");
+            let (socket, own, mac) = (socket.display(), own.display(), mac());
+            uml(
+                lane,
+                format!("vec0:transport=bess,dst={socket},src={own},depth=128,mac={mac}"),
+                "vec0",
+                MTU,
+            )
+        }
+        Kind::QemuStream => {
+            let socket = Transport::Stream.socket(&lane.vhost_socket()?);
+            let card =
+                format!("stream,id=n,server=off,addr.type=unix,addr.path={}", socket.display());
+            let device = format!("virtio-net-pci,netdev=n,romfile=,mac={}", mac());
+            qemu(lane, &["-netdev", &card, "-device", &device], MTU)
         }
         Kind::UmlTap => {
             uml(lane, "vec0:transport=tap,ifname=guest,depth=128,gro=1".to_owned(), "vec0", MTU)?;
@@ -57,6 +78,11 @@ pub(crate) fn start(lane: &mut Lane) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The card's address as its port expects it, where the transport does not tell.
+fn mac() -> MacAddr {
+    machine_mac(&[IpAddr::V4(GUEST)])
 }
 
 /// Sets up the guest's card and starts its agent.

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `netns`, `tap` | ours: a namespace guest by veth, and by TAP |
 //! | `uml-vhost`, `qemu-vhost` | ours: User-Mode Linux and QEMU (TCG) by vhost-user |
+//! | `uml-bess`, `qemu-stream` | ours: the same by frames on a unix socket |
 //! | `replica` | coLinux's way: TAP → process → unix socket → process → guest (`replica`) |
 //! | `bridge` | a Linux bridge, the guest by a veth pair on it |
 //! | `netns-pair`, `bridge-pair` | the client is not the host but a second guest beside |

@@ -17,14 +17,14 @@
 //! Sources: virtio 1.3 §5.1.6; Linux `Documentation/networking/tuntap.rst`.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use conet_dataplane::DropReason;
 use rustix::io::Errno;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use super::Counted;
 use super::ring::{Returns, call_for_more};
@@ -47,6 +47,8 @@ const LONGEST: usize = 65_535;
 pub(super) const LONGEST_FRAME: usize = ETHERNET + LONGEST;
 /// Frames of one direction before the other has its turn.
 const BUDGET: usize = 256;
+/// Frames for the guest before it is called: it takes them while the next are copied.
+const GIVEN: usize = 16;
 
 /// [`ETHERNET`], as headers count.
 const ETH: u16 = 14;
@@ -98,8 +100,10 @@ pub(super) struct Card {
     /// Whether a frame may lie in several chains.
     pub(super) merges: bool,
     counted: Arc<Mutex<Counted>>,
-    /// Chains of one frame.
-    chains: Vec<(Chain, usize)>,
+    /// Chains of one frame to the guest: where each begins, and its end among the parts.
+    chains: Vec<(u16, usize)>,
+    /// Buffers of the guest's for that frame; as many bytes as it has, none empty.
+    parts: Vec<(GuestAddress, usize)>,
 }
 
 impl Card {
@@ -121,6 +125,7 @@ impl Card {
             merges: false,
             counted,
             chains: Vec::new(),
+            parts: Vec::new(),
         }
     }
 
@@ -222,7 +227,7 @@ impl Card {
         let mut returns = Returns::begin(queue);
         let mut call = false;
         let mut turn = Turn { call: false, more: true };
-        for _ in 0..BUDGET {
+        for _ in 0..GIVEN {
             if let Some((mut frame, len)) = self.answer.take() {
                 if !self.give(&mut frame[..len], queue, memory, &mut returns)? {
                     self.answer = Some((frame, len));
@@ -288,34 +293,52 @@ impl Card {
         let most = if self.merges { usize::from(queue.size()) } else { 1 };
         let mut room = 0;
         self.chains.clear();
+        self.parts.clear();
         while room < frame.len() && self.chains.len() < most {
-            let Some(chain) = queue.iter(memory.clone())?.next() else {
+            let Some(chain) = queue.iter(&**memory)?.next() else {
                 // Later, with those that were taken.
                 queue.set_next_avail(before);
                 return Ok(false);
             };
-            let capacity = chain.clone().writer(&**memory).map_or(0, |w| w.available_bytes());
-            room += capacity;
-            self.chains.push((chain, capacity));
+            let head = chain.head_index();
+            // Each descriptor is read once: what the guest changes after is not believed.
+            for descriptor in chain.writable() {
+                let len = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
+                let len = len.min(frame.len() - room);
+                if len > 0 {
+                    self.parts.push((descriptor.addr(), len));
+                    room += len;
+                }
+                if room == frame.len() {
+                    break;
+                }
+            }
+            self.chains.push((head, self.parts.len()));
         }
         if room < frame.len() {
             // Whatever it waits for: buffers of a guest that cannot hold the frame.
             self.count(DropReason::TooBig);
-            for (chain, _) in self.chains.drain(..) {
-                returns.put(queue, memory, chain.head_index(), 0)?;
+            for (head, _) in self.chains.drain(..) {
+                returns.put(queue, memory, head, 0)?;
             }
             return Ok(true);
         }
         let count = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
         frame[DEVICE_HEADER..HEADER].copy_from_slice(&count.to_le_bytes());
-        let mut rest = &*frame;
-        for (chain, capacity) in self.chains.drain(..) {
-            let head = chain.head_index();
-            let (part, after) = rest.split_at(capacity.min(rest.len()));
-            rest = after;
-            let written = chain.writer(&**memory).ok().and_then(|mut w| w.write_all(part).ok());
-            // The guest changed the chain under us: it has what it wrote.
-            let written = written.map_or(0, |()| u32::try_from(part.len()).unwrap_or(0));
+        let (mut rest, mut parts) = (&*frame, self.parts.as_slice());
+        let mut at = 0;
+        for (head, end) in self.chains.drain(..) {
+            let (of_chain, after) = parts.split_at(end - at);
+            (parts, at) = (after, end);
+            let mut written = Some(0);
+            for &(address, len) in of_chain {
+                let (part, after) = rest.split_at(len);
+                rest = after;
+                // A buffer that is not in its memory: it has what it offered.
+                let is_written = memory.write_slice(part, address).is_ok();
+                written = written.filter(|_| is_written).map(|sum| sum + len);
+            }
+            let written = written.and_then(|sum| u32::try_from(sum).ok()).unwrap_or(0);
             returns.put(queue, memory, head, written)?;
         }
         Ok(true)
