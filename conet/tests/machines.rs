@@ -77,6 +77,13 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     assert!(args.contains(&format!("path={socket},")) && args.contains("size=64M"), "{args}");
     let shown = json(&ok(&guest(host, &["args", "conet-vm", "--json"])));
     assert_eq!(shown["program"], "qemu-system-x86_64");
+    // By frames: another socket of the same port, and other flags.
+    let stream = socket.replace(".vhost", ".stream");
+    let args = ok(&guest(host, &["args", "conet-vm", "--port", "stream"]));
+    assert!(args.contains(&format!("addr.path={stream}")) && args.contains("mac=02:00"), "{args}");
+    assert!(
+        failed(&guest(host, &["args", "conet-vm", "--port", "bess"])).contains("--port stream")
+    );
     // A namespace has no flags, a machine no namespace.
     assert!(failed(&guest(host, &["args", "conet-h1-g1"])).contains("conet guest exec"));
     assert!(failed(&guest(host, &["args", "nobody"])).contains("no guest"));
@@ -99,8 +106,24 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     assert_eq!((row(host, "conet-vm"), servers()), (None, 0));
     assert_eq!(links(host).lines().count(), before);
 
+    // Who comes by frames is its machine as well.
+    ok(&guest(host, &["add", "conet-vm", "--kind", "qemu"]));
+    let vmm = Vmm::connect(host, &stream);
+    wait_until("the VMM by frames", SOON, is_there);
+    failed(&guest(host, &["remove", "conet-vm"]));
+    drop(vmm);
+    wait_until("its end", SOON, || !is_there());
+    ok(&guest(host, &["remove", "conet-vm"]));
+    let left = ok(&Lab::exec(host, &["sh", "-c", "ls $(dirname $0)", socket]));
+    assert!(!left.contains("conet-vm"), "{left}");
+
     // A server that is killed is told, and mended by removing its guest.
     ok(&guest(host, &["add", "conet-vm", "--kind", "uml"]));
+    let args = ok(&guest(host, &["args", "conet-vm", "--port", "bess"]));
+    assert!(args.contains("vec0:transport=bess,dst=") && args.contains("mtu=1420"), "{args}");
+    assert!(
+        failed(&guest(host, &["args", "conet-vm", "--port", "stream"])).contains("--port bess")
+    );
     ok(&Command::new("pkill").args(["-KILL", "-f", "guest-server --mac"]).output().unwrap());
     wait_until("the server's end", SOON, || row(host, "conet-vm").unwrap()["state"] == "down");
     ok(&guest(host, &["remove", "conet-vm"]));
@@ -168,8 +191,9 @@ time.sleep(1000)";
 
 /// Starts a machine with the flags that are printed for it, on the lab host.
 #[cfg(feature = "peers")]
-fn started(host: &str, name: &str, memory: &str) -> Command {
-    let shown = json(&ok(&guest(host, &["args", name, "--memory", memory, "--json"])));
+fn started(host: &str, name: &str, memory: &str, port: &str) -> Command {
+    let flags = ["args", name, "--memory", memory, "--port", port, "--json"];
+    let shown = json(&ok(&guest(host, &flags)));
     let mut command = Command::new(CONET);
     command.args(["lab", "exec", host, "--", shown["program"].as_str().unwrap()]);
     let flags = shown["arguments"].as_array().unwrap().iter();
@@ -179,10 +203,10 @@ fn started(host: &str, name: &str, memory: &str) -> Command {
 
 /// Sets up the card by hand, and then pings the other host's guest for as long as it lives.
 #[cfg(feature = "peers")]
-fn pinging(address: &str) -> String {
+fn pinging(card: &str, address: &str) -> String {
     format!(
-        "busybox ip link set eth0 mtu 1420; busybox ip link set eth0 up\n\
-         busybox ip addr add {address}/32 dev eth0; busybox ip route add 10.77.1.1 dev eth0\n\
+        "busybox ip link set {card} mtu 1420; busybox ip link set {card} up\n\
+         busybox ip addr add {address}/32 dev {card}; busybox ip route add 10.77.1.1 dev {card}\n\
          busybox ip route add default via 10.77.1.1\n\
          busybox ping 10.77.2.2\n"
     )
@@ -202,20 +226,31 @@ fn machines_reach_the_other_host_in_every_mode() {
     for mode in ["wireguard", "ip-udp", "ipip"] {
         let lab = Lab::up(mode);
         let host = "conet-h1";
-        ok(&guest(host, &["add", "conet-u", "--kind", "uml"]));
-        ok(&guest(host, &["add", "conet-q", "--kind", "qemu"]));
+        for (name, kind) in
+            [("conet-u", "uml"), ("conet-q", "qemu"), ("conet-b", "uml"), ("conet-s", "qemu")]
+        {
+            ok(&guest(host, &["add", name, "--kind", kind]));
+        }
         let load = "M=/usr/lib/uml/modules/$(busybox uname -r)/kernel\n\
             for m in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do\n\
                 busybox insmod $M/$m.ko\ndone\n";
-        let script = format!("{load}{}", pinging("10.77.1.3"));
-        let uml = Machine::uml(started(host, "conet-u", "512"), &script);
-        let qemu = Machine::qemu(started(host, "conet-q", "768"), &[], &[], &pinging("10.77.1.4"));
-        let mut machines = [("uml", uml), ("qemu", qemu)];
+        let script = format!("{load}{}", pinging("eth0", "10.77.1.3"));
+        let uml = |name, port, script: &str| Machine::uml(started(host, name, "512", port), script);
+        let qemu = |name, port, address| {
+            let script = pinging("eth0", address);
+            Machine::qemu(started(host, name, "768", port), &[], &[], &script)
+        };
+        let mut machines = [
+            ("uml", uml("conet-u", "vhost", &script)),
+            ("qemu", qemu("conet-q", "vhost", "10.77.1.4")),
+            ("uml by bess", uml("conet-b", "bess", &pinging("vec0", "10.77.1.5"))),
+            ("qemu by stream", qemu("conet-s", "stream", "10.77.1.6")),
+        ];
         for (what, machine) in &mut machines {
             machine.wait_for("bytes from 10.77.2.2");
             println!("{mode}: {what} reaches the other host");
         }
-        for address in ["10.77.1.3", "10.77.1.4"] {
+        for address in ["10.77.1.3", "10.77.1.4", "10.77.1.5", "10.77.1.6"] {
             let ping = ["exec", "conet-h2-g1", "--", "ping", "-c", "3", "-W", "5", address];
             ok(&guest("conet-h2", &ping));
         }
