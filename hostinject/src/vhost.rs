@@ -16,6 +16,9 @@
 //! hostile guest brings down (a memory file that shrinks under our feet ends a process
 //! with SIGBUS) is its own port. So it also outlives the daemon that started it.
 //!
+//! VMMs that share no memory bring frames instead, on other sockets of the same port
+//! ([`Transport`]); whoever comes first is served.
+//!
 //! Not here: who may connect (the socket's directory decides), the host's end of the
 //! device (as of every guest), several pairs of queues.
 //!

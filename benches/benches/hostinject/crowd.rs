@@ -49,19 +49,26 @@ fn spec(lane: &Lane, kind: PortKind, number: u8) -> Result<GuestSpec> {
 
 /// Guests come and go; gives milliseconds of each, in the order of the guests.
 fn come_and_go(specs: Vec<GuestSpec>) -> Result<[Vec<f64>; 2]> {
-    let (mut attach, mut detach, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     let milliseconds = |began: Instant| began.elapsed().as_secs_f64() * 1e3;
-    for spec in specs {
-        let began = Instant::now();
-        ports.push(GuestPort::attach(spec)?);
-        attach.push(milliseconds(began));
-    }
-    for port in ports {
-        let began = Instant::now();
-        port.detach()?;
-        detach.push(milliseconds(began));
-    }
-    Ok([attach, detach])
+    let mut ports = Vec::new();
+    let attach: Result<Vec<f64>> = specs
+        .into_iter()
+        .map(|spec| {
+            let began = Instant::now();
+            ports.push(GuestPort::attach(spec)?);
+            Ok(milliseconds(began))
+        })
+        .collect();
+    // Those that were attached, also where one was not.
+    let detach: Result<Vec<f64>> = ports
+        .into_iter()
+        .map(|port| {
+            let began = Instant::now();
+            port.detach()?;
+            Ok(milliseconds(began))
+        })
+        .collect();
+    Ok([attach?, detach?])
 }
 
 fn once(lane: &Lane, kind: PortKind, count: u8) -> Result<Round> {

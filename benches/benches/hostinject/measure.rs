@@ -53,8 +53,8 @@ fn is_trips(case: &str) -> bool {
 
 fn trips(mut times: Vec<f64>) -> Vec<(&'static str, f64)> {
     times.sort_by(f64::total_cmp);
-    let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied();
-    [("p50", at(0.5)), ("p99", at(0.99))]
+    let at = |percent: usize| times.get(times.len() * percent / 100).copied();
+    [("p50", at(50)), ("p99", at(99))]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
         .collect()

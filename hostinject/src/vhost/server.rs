@@ -3,6 +3,7 @@
 //! ```text
 //! daemon                                   server (this very program, told to be one)
 //!   makes the device, binds the socket ──► standard input: socket, output: device
+//!                                          binds NAME.stream, NAME.bess by itself
 //!   connects to NAME.control ────────────► "status" → lines; "end" → it ends
 //! ```
 //!
