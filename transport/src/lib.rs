@@ -103,6 +103,8 @@ extern crate std;
 #[cfg(feature = "std")]
 pub mod carrier;
 #[cfg(feature = "std")]
+mod clock;
+#[cfg(feature = "std")]
 pub mod direct;
 #[cfg(feature = "std")]
 pub mod endpoint;

@@ -12,7 +12,7 @@ use crate::measure::{Case, Contender, Place, Ruled, Turn, interleave, named};
 use crate::ours::{Ours, Over, Sealed, start};
 use crate::quic::Configs;
 use crate::stream::{Carried, Work};
-use crate::{loss, quic, raw, rpc, stream};
+use crate::{alone, loss, quic, raw, rpc, stream};
 
 /// Ours over UDP, over TCP and in shared memory.
 const OURS: [&str; 9] = [
@@ -70,6 +70,24 @@ impl Bench<'_> {
 
     fn is_one(&self) -> bool {
         self.apart.client == self.apart.server
+    }
+
+    /// Both ends' work for a call, without what carries it.
+    fn alone(&mut self) -> Result<()> {
+        if !self.begins("call 64 B, session alone") {
+            return Ok(());
+        }
+        let (at, calls) = (self.apart.client, self.calls(20_000, 160));
+        let each = Sealed::ALL.into_iter().zip(OURS).filter(|(sealed, _)| sealed.is_there());
+        let mut all: Vec<_> = each
+            .map(|(sealed, name)| named(name, move || alone::calls(at, sealed, 64, calls)))
+            .collect();
+        let times = interleave(self.options.rounds, &mut all)?;
+        drop(all);
+        let place = Place { client: at, server: at };
+        let case =
+            Case { name: "call 64 B", how: "session alone", place, ours: &OURS[..3], bound: None };
+        case.report(&mut self.report, &times, &[])
     }
 
     /// Both sides ask again and again, over two processors.
@@ -330,6 +348,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (apart, together) =
         (Place { client: one, server: two }, Place { client: one, server: one });
     let mut bench = Bench { options, report, quic, apart, together };
+    bench.alone()?;
     bench.spinning()?;
     let (two, one) = (bench.apart, bench.together);
     let (few, many) = (bench.calls(500, 20), bench.calls(1500, 20));

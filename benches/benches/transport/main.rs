@@ -21,6 +21,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
+mod alone;
 mod cases;
 mod loss;
 mod measure;

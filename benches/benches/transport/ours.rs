@@ -37,7 +37,7 @@ impl Sealed {
         self != Self::Aes || local_features() & FEATURE_AES != 0
     }
 
-    const fn features(self) -> u32 {
+    pub(crate) const fn features(self) -> u32 {
         FEATURES
             | match self {
                 Self::Plain => FEATURE_PLAIN,
