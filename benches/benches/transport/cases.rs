@@ -82,7 +82,7 @@ impl Bench<'_> {
         let mut all: Vec<_> = each
             .map(|(sealed, name)| named(name, move || alone::calls(at, sealed, 64, calls)))
             .collect();
-        let times = interleave(self.options.rounds, &mut all)?;
+        let times = interleave(self.options, &mut all)?;
         drop(all);
         let place = Place { client: at, server: at };
         let case =
@@ -100,7 +100,7 @@ impl Bench<'_> {
         all.push(named("udp_spin", || raw::udp(place, 64, calls, true)));
         all.push(named("quinn_proto", || quic::proto(&self.quic, place, 64, calls)));
         all.push(named("tcp_nodelay", || raw::tcp(place, 64, calls)));
-        let times = interleave(self.options.rounds, &mut all)?;
+        let times = interleave(self.options, &mut all)?;
         drop(all);
         let rules = [
             ("plain", "p50", Rule::above("udp_spin", 500.0)),
@@ -132,7 +132,7 @@ impl Bench<'_> {
         all.push(named("unix_datagram", || raw::unix_datagram(place, 64, calls)));
         all.push(named("quinn_tokio", || quic::tokio(&self.quic, place, 64, calls)));
         all.push(named("tarpc", || rpc::tarpc(place, 64, calls)));
-        let times = interleave(self.options.rounds, &mut all)?;
+        let times = interleave(self.options, &mut all)?;
         drop(all);
         let mut rules: Vec<Ruled> = Vec::new();
         for ours in &OURS[..3] {
@@ -161,7 +161,7 @@ impl Bench<'_> {
             all.push(named("quinn_proto", || quic::proto(&self.quic, place, size, calls)));
             all.push(named("quinn_tokio", || quic::tokio(&self.quic, place, size, calls)));
             all.push(named("tarpc", || rpc::tarpc(place, size, calls)));
-            let times = interleave(self.options.rounds, &mut all)?;
+            let times = interleave(self.options, &mut all)?;
             drop(all);
             let case = Case { name, how: "adaptive", place, ours: &OURS, bound: None };
             case.report(&mut self.report, &times, &[])?;
@@ -196,7 +196,7 @@ impl Bench<'_> {
                 turn
             }),
         ];
-        let times = interleave(self.options.rounds, &mut all)?;
+        let times = interleave(self.options, &mut all)?;
         drop(all);
         let how = if wait == Wait::Spin { "spinning" } else { "adaptive" };
         let case = Case { name, how, place, ours: &["plain"], bound: None };
@@ -214,7 +214,7 @@ impl Bench<'_> {
             named("without_loss", || loss::calls(place, calls, 0)),
             named("udp_spin", || raw::udp(place, 64, calls, true)),
         ];
-        let mut times = interleave(self.options.rounds, &mut all)?;
+        let mut times = interleave(self.options, &mut all)?;
         drop(all);
         let round_trip = times.iter().find(|times| times.name == "without_loss");
         let round_trip = round_trip.map_or(0.0, |times| times.at(0.5));

@@ -17,7 +17,8 @@
 //! | `tcp`, `udp_1400`, `udp_65000` | bulk: what the kernel carries without a protocol, GSO and GRO |
 //! | `udp_1400_aes`, `udp_65000_aes` | the same, sealed and opened: the least that sealed bulk takes |
 //!
-//! `--case TEXT` measures only cases with that in their name, `--rounds N` so many rounds.
+//! `--case TEXT` measures only cases with that in their name, `--only NAME` only contenders of
+//! that name (a rule over one that is not there is `null`), `--rounds N` so many rounds.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
@@ -41,11 +42,12 @@ struct Options {
     format: Format,
     is_test: bool,
     case: Option<String>,
+    only: Option<String>,
     rounds: usize,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { format: Format::Table, is_test: false, case: None, rounds: 11 };
+    let mut options = Options { format: Format::Table, is_test: false, case: None, only: None, rounds: 11 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
@@ -55,6 +57,7 @@ fn options() -> Result<Options> {
             "--test" => (options.is_test, options.rounds) = (true, 1),
             "--json" => options.format = Format::Json,
             "--case" => options.case = Some(value()?),
+            "--only" => options.only = Some(value()?),
             "--rounds" => options.rounds = value()?.parse().context("--rounds wants a number")?,
             other => bail!("unknown option {other}; see the top of benches/transport/main.rs"),
         }

@@ -6,6 +6,8 @@ use conet_benches::stats::{median, spread};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::time::Instant;
 
+use crate::Options;
+
 /// Which processor calls and which answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
@@ -79,7 +81,14 @@ impl Times {
 pub(crate) type Contender<'a> = (String, Box<dyn FnMut() -> Result<Turn> + 'a>);
 
 /// Gives every contender a turn in every round, each round beginning with another.
-pub(crate) fn interleave(rounds: usize, contenders: &mut [Contender<'_>]) -> Result<Vec<Times>> {
+pub(crate) fn interleave(
+    options: &Options,
+    contenders: &mut Vec<Contender<'_>>,
+) -> Result<Vec<Times>> {
+    if let Some(only) = &options.only {
+        contenders.retain(|(name, _)| name == only);
+    }
+    let rounds = options.rounds;
     let name = |(name, _): &Contender<'_>| Times { name: name.clone(), ..Times::default() };
     let mut times: Vec<Times> = contenders.iter().map(name).collect();
     for round in 0..rounds {

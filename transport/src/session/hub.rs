@@ -160,6 +160,8 @@ pub struct Hub {
     gate: Gate,
     peers: Vec<Option<Peer>>,
     keys: BTreeMap<PublicKey, usize>,
+    /// Who was named last, and most often is again.
+    last: usize,
     indices: Table,
     tombs: Vec<Tomb>,
     /// Cookies and MOVED packets.
@@ -207,6 +209,7 @@ impl Hub {
             entropy,
             peers: Vec::new(),
             keys: BTreeMap::new(),
+            last: 0,
             indices: Table::default(),
             tombs: Vec::new(),
             asides: VecDeque::new(),
@@ -447,8 +450,15 @@ impl Hub {
         }
     }
 
+    #[inline]
     fn peer(&mut self, key: &PublicKey) -> Result<(usize, &mut Peer), UnknownPeer> {
-        let at = *self.keys.get(key).ok_or(UnknownPeer)?;
+        let is_same = |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.has_key(key));
+        let at = if self.peers.get(self.last).is_some_and(is_same) {
+            self.last
+        } else {
+            *self.keys.get(key).ok_or(UnknownPeer)?
+        };
+        self.last = at;
         let peer = self.peers.get_mut(at).and_then(Option::as_mut).ok_or(UnknownPeer)?;
         Ok((at, peer))
     }

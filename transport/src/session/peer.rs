@@ -264,6 +264,11 @@ impl Peer {
         self.key
     }
 
+    #[inline]
+    pub(crate) fn has_key(&self, key: &PublicKey) -> bool {
+        self.key == *key
+    }
+
     pub(crate) fn set_address(&mut self, now: Instant, address: SocketAddr) {
         self.place(address);
         if self.current.is_none() && !self.superseded {
@@ -445,7 +450,7 @@ impl Peer {
             }
             Frame::Seen(seen) if which == Which::Current => {
                 let mut fates = core::mem::take(&mut self.fates);
-                let arrived = self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
+                let arrived = self.flow.on_ack(now, &seen.to_seen(), &mut self.rtt, &mut fates);
                 self.bulk.on_arrived(now, arrived);
                 self.on_fates(now, fates);
             }

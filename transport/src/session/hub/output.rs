@@ -49,7 +49,7 @@ impl Hub {
             buf.get_mut(..length)?.copy_from_slice(&packet);
             return Some(Transmit::one(to, length));
         }
-        if batch != Some(0) {
+        if batch != Some(0) && !self.held.is_empty() {
             self.ready.append(&mut self.held);
         }
         while let Some(&at) = self.ready.front() {

@@ -81,7 +81,8 @@ impl Peer {
         let mut is_answered = false;
         if self.arrivals.is_due() {
             let seen = self.arrivals.take(now);
-            packet.push(&if lanes { Frame::Seen(seen) } else { Frame::Ack(seen.narrow()) });
+            let bitmap = seen.bitmap_bytes();
+            packet.push(&if lanes { seen.frame(&bitmap) } else { Frame::Ack(seen.narrow()) });
             if let Some(ours) = self.bulk.take_tell() {
                 packet.push(&Frame::Bulk { port: ours.port, buffer: ours.buffer });
             }
@@ -102,7 +103,8 @@ impl Peer {
             packet.push(&frame);
         }
         let before = packet.payload_len();
-        let is_all = Lane::ALL.iter().all(|&lane| {
+        let lanes = self.server.outbox.lanes().and(self.client.outbox.lanes());
+        let is_all = Lane::ALL.iter().filter(|lane| lanes.has(**lane)).all(|&lane| {
             let all = self.server.emit(lane, &mut packet);
             let before = packet.payload_len();
             let all = all && self.client.emit(now, lane, &mut packet);
@@ -112,7 +114,7 @@ impl Peer {
         if packet.payload_len() > before {
             self.small = now;
         }
-        if is_all && with_piece && packet.tracked.is_none() {
+        if is_all && with_piece && packet.tracked.is_none() && self.has_piece() {
             // A piece wants a packet nearly to itself, and one packet tracks one thing.
             let room = packet.room();
             if room >= self.limits.datagram * 4 / 5 {
