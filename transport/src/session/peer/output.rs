@@ -64,6 +64,16 @@ impl Peer {
         self.pieces(now, to, size, batch, buf)
     }
 
+    /// Whether there is certainly nothing more to send: seen at one look after a call, so
+    /// that it is not sought.
+    pub(crate) fn has_said_all(&self) -> bool {
+        self.handshake_out.is_empty()
+            && self.candidate.is_none()
+            && !self.bulk.has_way()
+            && !self.has_frame()
+            && !self.has_piece()
+    }
+
     /// A packet by the calls' way.
     fn packet(
         &mut self,
