@@ -339,11 +339,7 @@ impl<C: Carrier> Direct<C> {
 
 /// Gives datagrams to `hub`, and the time of the first to `now`. What the caller has to see
 /// seldom comes with others: it is answered before more are looked for.
-fn taker(
-    hub: &mut Hub,
-    clock: &Clock,
-    now: &mut Instant,
-) -> impl FnMut(Incoming<'_>) -> bool {
+fn taker(hub: &mut Hub, clock: &Clock, now: &mut Instant) -> impl FnMut(Incoming<'_>) -> bool {
     let mut first = true;
     move |incoming| {
         if first {

@@ -423,10 +423,14 @@ impl Client {
     }
 
     /// The RELEASE to say.
+    #[inline]
     pub(crate) fn take_release(&mut self) -> Option<Frame<'static>> {
+        if !self.release {
+            return None;
+        }
+        self.release = false;
         let count = u32::try_from(self.granted).unwrap_or(u32::MAX);
-        let frame = Frame::Release { version: self.version, count, floor: self.sequence };
-        core::mem::take(&mut self.release).then_some(frame)
+        Some(Frame::Release { version: self.version, count, floor: self.sequence })
     }
 
     fn give_up_assembly(&mut self, number: u16, sequence: u64, reply: Option<Box<Assembly>>) {

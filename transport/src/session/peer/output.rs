@@ -109,8 +109,11 @@ impl Peer {
         if let Some(token) = self.proof_due.take() {
             packet.push(&Frame::Proof { token });
         }
-        for frame in [self.server.take_slots(), self.client.take_release()].into_iter().flatten() {
-            packet.push(&frame);
+        if let Some(slots) = self.server.take_slots() {
+            packet.push(&slots);
+        }
+        if let Some(release) = self.client.take_release() {
+            packet.push(&release);
         }
         let before = packet.payload_len();
         let lanes = self.server.outbox.lanes().and(self.client.outbox.lanes());

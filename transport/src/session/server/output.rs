@@ -15,10 +15,14 @@ impl Server {
     }
 
     /// The SLOTS to say.
+    #[inline]
     pub(crate) fn take_slots(&mut self) -> Option<Frame<'static>> {
+        if !self.say_slots {
+            return None;
+        }
+        self.say_slots = false;
         let count = u32::try_from(self.granted).unwrap_or(u32::MAX);
-        let frame = Frame::Slots { version: self.version, count };
-        core::mem::take(&mut self.say_slots).then_some(frame)
+        Some(Frame::Slots { version: self.version, count })
     }
 
     /// Puts waiting answers of `lane` into `packet`; `false` if one did not fit.

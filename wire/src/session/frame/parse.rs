@@ -2,8 +2,8 @@
 
 use super::{
     ACK, Ack, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
-    MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SLOTS, SeenFrame, SlotHead,
-    Status, WORKING,
+    MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SLOTS, SeenFrame, SlotHead, Status,
+    WORKING,
 };
 
 /// Why a payload is not a row of frames; the peer's fault.
