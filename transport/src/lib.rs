@@ -114,4 +114,6 @@ pub mod fuzz_support;
 pub mod session;
 #[cfg(feature = "std")]
 pub mod stream;
+#[cfg(feature = "std")]
+mod system;
 pub mod time;

@@ -72,22 +72,6 @@ impl fmt::Debug for HubConfig {
     }
 }
 
-#[cfg(feature = "std")]
-impl HubConfig {
-    /// With the default limits, the system's clock and randomness.
-    #[must_use]
-    pub fn new(private_key: PrivateKey) -> Self {
-        let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self {
-            private_key,
-            limits: Limits::default(),
-            started: started.unwrap_or_default(),
-            features: super::handshake::local_features(),
-            entropy: Box::new(super::handshake::SystemEntropy::default()),
-        }
-    }
-}
-
 /// What happened.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Event {
@@ -466,7 +450,7 @@ impl Hub {
     /// Gathers what an input changed at one peer.
     fn touch(&mut self, at: usize) {
         let Some(Some(peer)) = self.peers.get_mut(at) else { return };
-        for index in peer.retired.drain(..) {
+        while let Some(index) = peer.retired.pop() {
             self.indices.remove(index);
         }
         let key = peer.key();

@@ -233,6 +233,6 @@ proptest! {
         let bytes = seen.bitmap_bytes();
         let Frame::Seen(frame) = seen.frame(&bytes) else { unreachable!() };
         prop_assert_eq!(frame.to_seen(), seen);
-        prop_assert_eq!(bytes[..8], bitmap[0].to_le_bytes());
+        prop_assert_eq!(&bytes[..8], &bitmap[0].to_le_bytes()[..]);
     }
 }
