@@ -190,20 +190,20 @@ impl Ring {
     }
 
     /// Record number `n` from 1 on; whether somebody would have to be woken.
-    fn write(&self, n: u64, packet: &[u8]) -> bool {
-        let at = n as usize * RECORD % LINES;
+    fn write(&self, n: usize, packet: &[u8]) -> bool {
+        let at = n * RECORD % LINES;
         let words = self.lines[at..at + RECORD].iter().flat_map(|line| &line.0);
         for (word, bytes) in words.skip(1).zip(packet.as_chunks::<8>().0) {
             word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
         }
-        self.lines[at].0[0].store(n, Ordering::Release);
+        self.lines[at].0[0].store(n as u64, Ordering::Release);
         fence(Ordering::SeqCst);
         self.sleeping.0[0].load(Ordering::Relaxed) != 0
     }
 
-    fn read(&self, n: u64, packet: &mut [u8]) {
-        let at = n as usize * RECORD % LINES;
-        while self.lines[at].0[0].load(Ordering::Acquire) != n {
+    fn read(&self, n: usize, packet: &mut [u8]) {
+        let at = n * RECORD % LINES;
+        while self.lines[at].0[0].load(Ordering::Acquire) != n as u64 {
             core::hint::spin_loop();
         }
         let words = self.lines[at..at + RECORD].iter().flat_map(|line| &line.0);
@@ -216,7 +216,7 @@ impl Ring {
 /// Calls in shared memory, both ends spinning.
 pub(crate) fn shared(place: Place, sealed: Sealed, calls: usize) -> Result<Turn> {
     let (forth, back) = (Ring::new(), Ring::new());
-    let (theirs, rounds) = ((forth.clone(), back.clone()), (calls + calls / 10) as u64);
+    let (theirs, rounds) = ((forth.clone(), back.clone()), calls + calls / 10);
     let thread = std::thread::spawn(move || -> std::io::Result<()> {
         pin(place.server);
         let (mut end, (forth, back)) = (End::new(sealed), theirs);

@@ -38,7 +38,8 @@ pub(crate) trait Memory {
 /// pairs.
 const APART: usize = 16;
 /// Words of a cache line, where each record begins.
-const LINE: u64 = 8;
+const LINE_WORDS: usize = 8;
+const LINE: u64 = LINE_WORDS as u64;
 
 /// Where a ring lies.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +100,7 @@ pub(crate) struct Writer {
     tail_seen: u64,
     /// The first record that is not shown yet: its position and first line. The reader looks
     /// at that line all the time, and would fetch it twice if it were written twice.
-    hidden: Option<(u64, [u64; LINE as usize])>,
+    hidden: Option<(u64, [u64; LINE_WORDS])>,
 }
 
 impl Writer {
@@ -128,8 +129,8 @@ impl Writer {
             }
         }
         let length = bytes.len() as u64;
-        let (line, rest) = bytes.split_at(bytes.len().min(8 * (LINE as usize - 1)));
-        let mut first = [length; LINE as usize];
+        let (line, rest) = bytes.split_at(bytes.len().min(8 * (LINE_WORDS - 1)));
+        let mut first = [length; LINE_WORDS];
         for (word, bytes) in first.iter_mut().skip(1).zip(line.chunks(8)) {
             *word = word_of(bytes);
         }
@@ -183,7 +184,7 @@ fn show(
     memory: &impl Memory,
     layout: Layout,
     at: u64,
-    line: &[u64; LINE as usize],
+    line: &[u64; LINE_WORDS],
     ordering: Ordering,
 ) {
     let [length, payload @ ..] = line;

@@ -41,7 +41,6 @@ pub(super) struct Active {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would be an allocation per call")]
 pub(super) enum State {
     Free,
     Active(Active),
