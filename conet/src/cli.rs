@@ -89,6 +89,12 @@ pub(crate) enum Command {
         #[arg(long)]
         control: PathBuf,
         #[arg(long)]
+        prefix: u8,
+        #[arg(long)]
+        gateway: Vec<IpAddr>,
+        #[arg(long)]
+        dns: Vec<IpAddr>,
+        #[arg(long)]
         address: Vec<IpAddr>,
     },
     /// Ports of this host's that lead to its guests: add, list, remove.

@@ -177,16 +177,21 @@ fn started(host: &str, name: &str, memory: &str) -> Command {
     command
 }
 
-/// Sets up the card by hand, and then pings the other host's guest for as long as it lives.
+/// Sets up the card as it is told by DHCP, and then pings the other host's guest for as long
+/// as it lives.
 #[cfg(feature = "peers")]
-fn pinging(address: &str) -> String {
-    format!(
-        "busybox ip link set eth0 mtu 1420; busybox ip link set eth0 up\n\
-         busybox ip addr add {address}/32 dev eth0; busybox ip route add 10.77.1.1 dev eth0\n\
-         busybox ip route add default via 10.77.1.1\n\
-         busybox ping 10.77.2.2\n"
-    )
-}
+const PINGS: &str = "busybox cat > /tmp/dhcp <<'END'
+#!/bin/sh
+[ $1 = bound ] || exit 0
+busybox ip link set $interface mtu $mtu
+busybox ip addr add $ip/$mask dev $interface
+busybox ip route add default via $router
+echo by DHCP $ip/$mask mtu $mtu
+END
+busybox chmod 755 /tmp/dhcp; busybox ip link set eth0 up
+busybox udhcpc -i eth0 -f -q -n -t 20 -s /tmp/dhcp
+busybox ping 10.77.2.2
+";
 
 /// Each machine, started as it is told, reaches the other host's guest in each mode, and
 /// again after its daemon was killed and is back.
@@ -207,11 +212,12 @@ fn machines_reach_the_other_host_in_every_mode() {
         let load = "M=/usr/lib/uml/modules/$(busybox uname -r)/kernel\n\
             for m in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do\n\
                 busybox insmod $M/$m.ko\ndone\n";
-        let script = format!("{load}{}", pinging("10.77.1.3"));
+        let script = format!("{load}{PINGS}");
         let uml = Machine::uml(started(host, "conet-u", "512"), &script);
-        let qemu = Machine::qemu(started(host, "conet-q", "768"), &[], &[], &pinging("10.77.1.4"));
+        let qemu = Machine::qemu(started(host, "conet-q", "768"), &[], &[], PINGS);
         let mut machines = [("uml", uml), ("qemu", qemu)];
-        for (what, machine) in &mut machines {
+        for ((what, machine), address) in machines.iter_mut().zip(["10.77.1.3", "10.77.1.4"]) {
+            machine.wait_for(&format!("by DHCP {address}/24 mtu 1420"));
             machine.wait_for("bytes from 10.77.2.2");
             println!("{mode}: {what} reaches the other host");
         }

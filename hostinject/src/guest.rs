@@ -27,6 +27,7 @@ use conet_netsys::{
     Sysctl,
 };
 
+use crate::services::Lease;
 use crate::tap::Pump;
 use crate::vhost::{Server, ServerSpec, ServerStatus, VhostSpec};
 use crate::{tap, veth, vhost};
@@ -57,6 +58,10 @@ pub struct GuestSpec {
     /// The host's addresses as the guest sees them: one of each family that the
     /// guest has.
     pub gateways: Vec<IpAddr>,
+    /// Bits of the netmask that a guest is told that asks by DHCP, 0 to 32.
+    pub prefix: u8,
+    /// Resolvers that a guest is told that asks.
+    pub dns: Vec<IpAddr>,
     /// Largest packet in bytes; that of the tunnel's device, so that the guest
     /// never sends what would not fit.
     pub mtu: u16,
@@ -86,11 +91,24 @@ impl GuestSpec {
             name,
             addresses: vec![address],
             gateways: vec![gateway],
+            prefix: 32,
+            dns: Vec::new(),
             mtu,
             mac: None,
             kind: PortKind::Veth,
             server: None,
         })
+    }
+
+    /// What the guest is told when it asks.
+    pub(crate) fn lease(&self) -> Lease {
+        Lease {
+            addresses: self.addresses.clone(),
+            gateways: self.gateways.clone(),
+            prefix: self.prefix,
+            dns: self.dns.clone(),
+            mtu: self.mtu,
+        }
     }
 
     fn has_v6(&self) -> bool {
@@ -251,8 +269,7 @@ impl GuestPort {
         let link = host.link(spec.host_link).map_err(fail)?;
         let served = VhostSpec {
             mac: spec.mac.unwrap_or_else(|| machine_mac(&spec.addresses)),
-            addresses: spec.addresses.clone(),
-            mtu: spec.mtu,
+            lease: spec.lease(),
         };
         let found = Server::find(at, spec.name.as_str(), &served);
         let mut adopted = false;

@@ -16,12 +16,11 @@
 //! Sources: Linux `Documentation/networking/tuntap.rst`.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropCounts, DropReason, HEAD_ROOM, Packet, Pool, Port, PortError, Progress};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns};
@@ -31,6 +30,7 @@ use rustix::io::Errno;
 use tun_tap::{Iface, Mode};
 
 use crate::segment::{ANSWER_MAX, ETHERNET, OURS, Segment, Verdict};
+use crate::services::ADVERT_INTERVAL;
 use crate::{AttachError, GuestSpec};
 
 /// Packets taken from one device before the other has its turn.
@@ -166,8 +166,15 @@ impl Carrier {
         let mut events = Events::with_capacity(8);
         // What is readable before the first poll counts as ready.
         let (mut from_guest, mut from_host) = (true, true);
+        let mut advert = Instant::now() + ADVERT_INTERVAL;
         loop {
-            let wait = (from_guest || from_host).then_some(Duration::ZERO);
+            let now = Instant::now();
+            if advert <= now {
+                advert = now + ADVERT_INTERVAL;
+                self.tap.advertise();
+            }
+            let is_ready = from_guest || from_host;
+            let wait = Some(if is_ready { Duration::ZERO } else { advert - now });
             match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => other.map_err(PortError::Kernel)?,
@@ -216,11 +223,10 @@ impl std::fmt::Debug for TapPort {
 
 impl TapPort {
     fn new(device: Iface, guest: MacAddr, spec: &GuestSpec) -> Self {
-        let addresses: Vec<IpAddr> = spec.addresses.clone();
         let mtu = usize::from(spec.mtu);
         Self {
             device,
-            segment: Segment::new(OURS, guest, addresses),
+            segment: Segment::new(OURS, guest, spec.addresses.clone()).with_services(spec.lease()),
             mtu,
             room: mtu + 1,
             drops: DropCounts::default(),
@@ -229,6 +235,15 @@ impl TapPort {
 
     fn refused_elsewhere(&mut self, packets: usize) {
         self.drops[DropReason::Device] += packets as u64;
+    }
+
+    /// Lets the router make itself known. A guest whose link is down hears of it when it
+    /// comes up and asks.
+    fn advertise(&self) {
+        let mut answer = [0; ANSWER_MAX];
+        if let Some(len) = self.segment.advert(&mut answer) {
+            self.device.send(&answer[..len]).ok();
+        }
     }
 
     /// Judges the frame of `len` bytes in a packet's buffer; whether it is a packet.

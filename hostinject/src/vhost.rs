@@ -22,6 +22,7 @@
 //! Sources: QEMU `docs/interop/vhost-user.rst`; virtio 1.3 §5.1.
 
 mod front;
+pub(crate) mod fuzz;
 mod net;
 mod ring;
 mod server;
@@ -38,6 +39,10 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use conet_dataplane::DropCounts;
 use conet_netsys::{IfName, MacAddr};
 use rustix::net::sockopt::socket_peercred;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Backend, Error as MessageError};
 use vhost_user_backend::{
@@ -59,6 +64,7 @@ use vmm_sys_util::event::{
 
 use self::net::Card;
 use crate::segment::Segment;
+use crate::services::{ADVERT_INTERVAL, Lease};
 
 /// Queues: to the guest, from the guest.
 const RECEIVE: u16 = 0;
@@ -67,6 +73,8 @@ const QUEUES: u16 = 2;
 /// Other events: the device, and our own of work left over. The library's own comes between.
 const DEVICE: u16 = QUEUES + 1;
 const AGAIN: u16 = QUEUES + 2;
+/// The router makes itself known.
+const ADVERT: u16 = QUEUES + 3;
 /// Most chains in a queue, as virtio has it.
 const QUEUE_SIZE: usize = 1024;
 /// Turns before others are heard: the socket, the end.
@@ -80,17 +88,17 @@ pub use server::{ServerArguments, ServerSpec, ServerStatus, run_server};
 pub struct VhostSpec {
     /// The guest's Ethernet address, as its card is to have it.
     pub mac: MacAddr,
-    /// The addresses that the guest may use.
-    pub addresses: Vec<IpAddr>,
-    /// Longest packet in bytes that is not split on the way.
-    pub mtu: u16,
+    /// The addresses that the guest may use, and what else it is told when it asks.
+    pub lease: Lease,
 }
 
-/// `MAC MTU ADDRESS[,ADDRESS…]`.
+/// `MAC MTU ADDRESSES GATEWAYS/PREFIX RESOLVERS`, each with commas between.
 impl fmt::Display for VhostSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses: Vec<_> = self.addresses.iter().map(IpAddr::to_string).collect();
-        write!(f, "{} {} {}", self.mac, self.mtu, addresses.join(","))
+        let Lease { addresses, gateways, prefix, dns, mtu } = &self.lease;
+        let [addresses, gateways, dns] = [addresses, gateways, dns]
+            .map(|list| list.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(","));
+        write!(f, "{} {mtu} {addresses} {gateways}/{prefix} {dns}", self.mac)
     }
 }
 
@@ -186,10 +194,18 @@ fn connection(
     let again_fd = again.0.as_raw_fd();
     let end = new_event_consumer_and_notifier(EventFlag::CLOEXEC)?;
     let to_end = end.1.try_clone()?;
-    let segment = Segment::new(crate::segment::OURS, spec.mac, spec.addresses.clone());
+    let addresses = spec.lease.addresses.clone();
+    let segment = Segment::new(crate::segment::OURS, spec.mac, addresses);
+    let segment = segment.with_services(spec.lease.clone());
+    let adverts = advert_timer()?;
     let (gone, is_gone) = mpsc::channel();
     let backend = Arc::new(Mutex::new(Net {
-        card: Card::new(Arc::clone(device), segment, usize::from(spec.mtu), Arc::clone(counted)),
+        card: Card::new(
+            Arc::clone(device),
+            segment,
+            usize::from(spec.lease.mtu),
+            Arc::clone(counted),
+        ),
         device: Arc::clone(device),
         spec: spec.clone(),
         memory: memory.clone(),
@@ -205,6 +221,7 @@ fn connection(
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         handler.register_listener(device.as_raw_fd(), edge, u64::from(DEVICE))?;
         handler.register_listener(again_fd, EventSet::IN, u64::from(AGAIN))?;
+        handler.register_listener(adverts.as_raw_fd(), edge, u64::from(ADVERT))?;
     }
     // The library connects by path; nobody else gets at this one.
     let private = tempfile::tempdir()?;
@@ -223,6 +240,15 @@ fn connection(
     // Its thread has the device, which the next guest's is to have alone.
     to_end.notify()?;
     is_gone.try_recv().map_or(Ok(()), |error| Err(ServeError::Device(error)))
+}
+
+/// Readable anew each time that the router is to make itself known.
+fn advert_timer() -> io::Result<OwnedFd> {
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+    let every = Timespec { tv_sec: ADVERT_INTERVAL.as_secs().cast_signed(), tv_nsec: 0 };
+    let times = Itimerspec { it_interval: every, it_value: every };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &times)?;
+    Ok(timer)
 }
 
 /// The device as the library sees it.
@@ -270,7 +296,7 @@ fn offload_of(features: u64) -> u32 {
 impl Net {
     fn serve_queues(&mut self, vrings: &[VringMutex], events: u16) -> Result<(), net::NetError> {
         let memory = self.memory.memory();
-        let mut to_do = [events == RECEIVE || events == DEVICE, events == TRANSMIT];
+        let mut to_do = [matches!(events, RECEIVE | DEVICE | ADVERT), events == TRANSMIT];
         if events == AGAIN {
             to_do = [true; 2];
         }
@@ -375,7 +401,7 @@ impl VhostUserBackendMut for Net {
         let mut config = self.spec.mac.0.to_vec();
         config.extend(1u16.to_le_bytes());
         config.extend(1u16.to_le_bytes());
-        config.extend(self.spec.mtu.to_le_bytes());
+        config.extend(self.spec.lease.mtu.to_le_bytes());
         let at = |place: u32| usize::try_from(place).unwrap_or(usize::MAX);
         // What is asked for beyond is zero: the guest's structure may be a later one.
         config.resize(config.len().max(at(offset.saturating_add(size)).min(256)), 0);
@@ -405,6 +431,9 @@ impl VhostUserBackendMut for Net {
     ) -> io::Result<()> {
         if event == AGAIN {
             self.again.0.consume().ok();
+        }
+        if event == ADVERT {
+            self.card.advertise();
         }
         match self.serve_queues(vrings, event) {
             Ok(()) => Ok(()),

@@ -93,6 +93,8 @@ impl Scene {
                 guest_link: eth0,
                 addresses: FAMILIES.map(|ipv4| guest(number, ipv4)).to_vec(),
                 gateways: vec![ip("10.77.1.1"), ip("fd00:1::1")],
+                prefix: 24,
+                dns: Vec::new(),
                 mtu: 1420,
                 mac: None,
                 kind,

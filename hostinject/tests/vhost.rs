@@ -45,8 +45,7 @@ fn port(host: &Host, directory: &Path) -> PathBuf {
     let device = device.unwrap();
     let spec = VhostSpec {
         mac: MacAddr([2, 0, 10, 77, 1, 10]),
-        addresses: vec![address],
-        mtu: DEFAULT_MTU,
+        lease: scene::lease(address, DEFAULT_MTU),
     };
     thread::spawn(move || vhost::serve(listener, device, &spec));
     socket

@@ -27,6 +27,8 @@
 //! # allow_root = false              whether processes of uid 0 may leave
 //! # guest_uid_base = 1879048192     first host uid for processes of others
 //! # link_timeout = 60               seconds that a process waits for a node out of reach
+//! # dns = ["192.0.2.53"]            resolvers that guests are told of; those of the host's
+//! #                                 own that are not on loopback where absent
 //! # clock_offset = "-90s"           a lab host's clock against the machine's
 //! # shared_address = false          guests use this host's address outside the overlay
 //! # host_ports = ["tcp:8000"]       ports of this host's own that its guests reach, none
@@ -152,6 +154,8 @@ pub struct NodeConfig {
     pub link_timeout: Duration,
     /// Added to the machine's clock to make this host's.
     pub clock_offset: ClockOffset,
+    /// Resolvers that guests are told of; the host's own where nothing is said.
+    pub dns: Option<Vec<IpAddr>>,
     /// Batches of the kernel's that the tunnel uses.
     pub offloads: Offloads,
     /// Whether guests use this host's address outside the overlay.

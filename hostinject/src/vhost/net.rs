@@ -139,6 +139,22 @@ impl Card {
         self.answer.is_some()
     }
 
+    /// Lets the router make itself known, unless the guest waits for an answer.
+    pub(super) fn advertise(&mut self) {
+        let mut advert = [0; ANSWER_MAX];
+        if self.answer.is_none()
+            && let Some(len) = self.segment.advert(&mut advert)
+        {
+            self.set_answer(&advert, len);
+        }
+    }
+
+    fn set_answer(&mut self, answer: &[u8; ANSWER_MAX], len: usize) {
+        let mut waiting = [0; HEADER + ANSWER_MAX];
+        waiting[HEADER..].copy_from_slice(answer);
+        self.answer = Some((waiting, HEADER + len));
+    }
+
     /// Takes what the guest sends.
     pub(super) fn transmit(
         &mut self,
@@ -185,9 +201,7 @@ impl Card {
                 Err(Err(error)) => return Err(error),
             },
             Verdict::Answer(len) => {
-                let mut waiting = [0; HEADER + ANSWER_MAX];
-                waiting[HEADER..].copy_from_slice(&answer);
-                self.answer = Some((waiting, HEADER + len));
+                self.set_answer(&answer, len);
                 return Ok(());
             }
             Verdict::Drop(reason) => reason,

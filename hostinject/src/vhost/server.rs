@@ -19,7 +19,6 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -31,7 +30,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropCounts, DropReason};
-use conet_netsys::MacAddr;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Gid, Pid, Signal, Uid, kill_process};
@@ -41,6 +39,7 @@ use rustix::thread::{
 };
 
 use super::{Counted, ServeError, VhostSpec, serve_counted};
+use crate::Lease;
 
 /// How long a server may take to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -114,9 +113,13 @@ impl Server {
         let (program, first) = at.command.split_first().ok_or_else(none)?;
         let mut command = Command::new(program);
         command.args(first).arg("--mac").arg(spec.mac.to_string());
-        command.arg("--mtu").arg(spec.mtu.to_string()).arg("--control").arg(&server.control);
-        for address in &spec.addresses {
-            command.arg("--address").arg(address.to_string());
+        let Lease { addresses, gateways, prefix, dns, mtu } = &spec.lease;
+        command.arg("--mtu").arg(mtu.to_string()).arg("--prefix").arg(prefix.to_string());
+        command.arg("--control").arg(&server.control);
+        for (flag, list) in [("--gateway", gateways), ("--dns", dns), ("--address", addresses)] {
+            for address in list {
+                command.arg(flag).arg(address.to_string());
+            }
         }
         // A signal for the daemon's group is not for it.
         command.process_group(0).current_dir("/");
@@ -202,14 +205,10 @@ fn parse(reader: impl BufRead) -> io::Result<ServerStatus> {
 }
 
 /// What a server is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServerArguments {
-    /// The guest's Ethernet address.
-    pub mac: MacAddr,
-    /// Longest packet in bytes that is not split on the way.
-    pub mtu: u16,
-    /// The addresses that the guest may use.
-    pub addresses: Vec<IpAddr>,
+    /// What is served.
+    pub spec: VhostSpec,
     /// Where to be asked.
     pub control: PathBuf,
 }
@@ -220,12 +219,11 @@ pub struct ServerArguments {
 /// # Errors
 /// [`ServeError`].
 pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible, ServeError> {
-    let ServerArguments { mac, mtu, addresses, control } = arguments;
+    let ServerArguments { spec, control } = arguments;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let device = io::stdout().as_fd().try_clone_to_owned()?;
     let control = bind(&control)?;
     confine()?;
-    let spec = VhostSpec { mac, addresses, mtu };
     let counted = Arc::new(Mutex::new(Counted::default()));
     let (told, serves) = (Arc::clone(&counted), spec.to_string());
     thread::Builder::new().name("conet-vhost-ask".to_owned()).spawn(move || {

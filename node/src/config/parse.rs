@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use conet_tunnel::{Offloads, PresharedKey};
+use conet_wire::ip;
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeValue;
@@ -48,6 +49,7 @@ const NODE_KEYS: &[&str] = &[
     "guest_uid_base",
     "link_timeout",
     "clock_offset",
+    "dns",
     "tun_offload",
     "udp_gso",
     "ipip_kernel",
@@ -166,6 +168,7 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
     let an_offset = "a signed number with ns, us, ms, s, m, h or d, as in \"-90s\"";
     let clock_offset = section.parsed::<ClockOffset>("clock_offset", an_offset)?;
     let link_timeout = link_timeout(section)?;
+    let dns = read_dns(section)?;
     let offloads = Offloads {
         device: section.boolean("tun_offload")?.unwrap_or(true),
         send: section.boolean("udp_gso")?.unwrap_or(true),
@@ -186,12 +189,30 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         allow_root: section.boolean("allow_root")?.unwrap_or(false),
         guest_uid_base: guest_uid_base.unwrap_or(DEFAULT_GUEST_UID_BASE),
         link_timeout,
+        dns,
         clock_offset: clock_offset.map(|offset| offset.value).unwrap_or_default(),
         offloads,
         shared_address: section.boolean("shared_address")?.unwrap_or(false),
         host_ports: sharing::host_ports(section)?,
     };
     Ok((node, mode))
+}
+
+/// None where nothing is said, which is not the same as an empty list.
+fn read_dns(section: &mut Section<'_>) -> Result<Option<Vec<IpAddr>>, ConfigError> {
+    let expected = "a list of addresses, as in [\"192.0.2.53\"]";
+    if !section.has("dns") {
+        return Ok(None);
+    }
+    let mut resolvers = Vec::new();
+    for Located { value, line } in section.list::<IpAddr>("dns", expected)? {
+        if !ip::is_unicast(value) {
+            let problem = Problem::Value { value: value.to_string(), expected };
+            return Err(section.wrong(line, "dns", problem));
+        }
+        resolvers.push(value);
+    }
+    Ok(Some(resolvers))
 }
 
 fn link_timeout(section: &mut Section<'_>) -> Result<Duration, ConfigError> {
