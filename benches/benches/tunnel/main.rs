@@ -13,6 +13,7 @@
 //! | `wireguard-plain`, … | ours, with every offload switched off |
 //! | `wireguard-go`, `boringtun-cli`, `gotatun` | where they are installed (PATH, or `CONET_BENCH_PEERS`, a list of directories) |
 //! | `aead` | a bound: 1 GB in packets of 1,420 bytes sealed and opened by ring's ChaCha20-Poly1305, nothing else |
+//! | `bound-sealed`, `bound-kernel` | bounds: the least that a sealed tunnel, and one in the kernel, can be (`bound`) |
 //!
 //! CPU is that of the tunnels' processes, both ends, by `/proc/PID/stat`; that of whoever
 //! sends and receives is not in it. The kernel's share of a daemon's calls is, and what
@@ -24,6 +25,7 @@
 //!
 //! `--json`, `--case TEXT`, `--lane NAME` (repeatable), `--rounds N`, `--seconds N`.
 
+mod bound;
 mod measure;
 mod scale;
 mod scene;

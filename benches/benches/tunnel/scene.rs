@@ -10,15 +10,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Route, Veth};
-use conet_tunnel::{
-    Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PrivateKey, Tunnel,
-};
+use conet_tunnel::{Config, Mode, Offloads, PeerConfig, PrivateKey, Tunnel};
+pub(crate) use conet_tunnel::{DEFAULT_MTU as MTU, DEFAULT_PORT as PORT};
+
+use crate::bound;
 
 /// What carries the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Bare,
     Ours(Mode, Offloads),
+    /// The least that is possible: in user space and sealed, or in the kernel.
+    Bound {
+        in_kernel: bool,
+    },
     WireGuardGo,
     BoringTun,
     GotaTun,
@@ -28,7 +33,7 @@ pub(crate) enum Kind {
 const SOCKETS: Offloads = Offloads { kernel: false, ..Offloads::ALL };
 
 impl Kind {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Bare,
         Self::Ours(Mode::WireGuard, Offloads::ALL),
         Self::Ours(Mode::IpUdp, Offloads::ALL),
@@ -37,6 +42,8 @@ impl Kind {
         Self::Ours(Mode::WireGuard, Offloads::NONE),
         Self::Ours(Mode::IpUdp, Offloads::NONE),
         Self::Ours(Mode::IpIp, Offloads::NONE),
+        Self::Bound { in_kernel: false },
+        Self::Bound { in_kernel: true },
         Self::WireGuardGo,
         Self::BoringTun,
         Self::GotaTun,
@@ -48,22 +55,29 @@ impl Kind {
             Self::Ours(mode, Offloads::ALL) => mode.to_string(),
             Self::Ours(mode, SOCKETS) => format!("{mode}-sockets"),
             Self::Ours(mode, _) => format!("{mode}-plain"),
+            Self::Bound { in_kernel: false } => "bound-sealed".into(),
+            Self::Bound { in_kernel: true } => "bound-kernel".into(),
             Self::WireGuardGo => "wireguard-go".into(),
             Self::BoringTun => "boringtun-cli".into(),
             Self::GotaTun => "gotatun".into(),
         }
     }
 
+    /// Whether it is somebody else's, which may be missing or fail.
+    pub(crate) fn is_foreign(self) -> bool {
+        matches!(self, Self::WireGuardGo | Self::BoringTun | Self::GotaTun)
+    }
+
     /// Whether its handshakes cost something.
     pub(crate) fn has_handshakes(self) -> bool {
-        !matches!(self, Self::Bare | Self::Ours(Mode::IpUdp | Mode::IpIp, _))
+        !matches!(self, Self::Bare | Self::Bound { .. } | Self::Ours(Mode::IpUdp | Mode::IpIp, _))
     }
 
     /// The program of somebody else's, where it is installed.
     pub(crate) fn program(self) -> Option<PathBuf> {
         let named = match self {
             Self::WireGuardGo | Self::BoringTun | Self::GotaTun => self.name(),
-            Self::Bare | Self::Ours(..) => return None,
+            Self::Bare | Self::Ours(..) | Self::Bound { .. } => return None,
         };
         let lists = ["CONET_BENCH_PEERS", "PATH"].map(std::env::var_os);
         let mut places = lists.iter().flatten().flat_map(std::env::split_paths);
@@ -103,11 +117,11 @@ pub(crate) struct Lane {
     ends: [End; 2],
 }
 
-fn ifname(name: &str) -> Result<IfName> {
+pub(crate) fn ifname(name: &str) -> Result<IfName> {
     IfName::new(name).with_context(|| format!("{name} is no name of a link"))
 }
 
-fn net(text: &str) -> Result<IpNet> {
+pub(crate) fn net(text: &str) -> Result<IpNet> {
     text.parse().with_context(|| format!("{text} is no prefix"))
 }
 
@@ -115,7 +129,7 @@ pub(crate) fn outer(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, n)
 }
 
-fn inner(n: u8) -> Ipv4Addr {
+pub(crate) fn inner(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, n, 1)
 }
 
@@ -196,6 +210,12 @@ impl Lane {
                 command.args(["--role", &n.to_string(), mode.as_str(), how]);
                 command
             }
+            Kind::Bound { in_kernel } => {
+                let mut command = Command::new(std::env::current_exe()?);
+                let which = if in_kernel { "kernel" } else { "sealed" };
+                command.args(["--role", &n.to_string(), "bound", which]);
+                command
+            }
             Kind::WireGuardGo | Kind::BoringTun | Kind::GotaTun => {
                 let mut command = Command::new(self.kind.program().context("not installed")?);
                 command.args(["-f", &device]).env("LOG_LEVEL", "error");
@@ -208,7 +228,7 @@ impl Lane {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = self.run(n, move || command.spawn())??;
         self.ends[usize::from(n != 1)].process = Some(process);
-        if !matches!(self.kind, Kind::Ours(..)) {
+        if self.kind.is_foreign() {
             self.configure(n, &device)?;
         }
         Ok(())
@@ -226,17 +246,17 @@ impl Lane {
         let mut keys = tempfile::NamedTempFile::new()?;
         writeln!(keys, "{}", private_text(n))?;
         let status = Command::new("wg")
-            .args(["set", device, "listen-port", &DEFAULT_PORT.to_string(), "private-key"])
+            .args(["set", device, "listen-port", &PORT.to_string(), "private-key"])
             .arg(keys.path())
             .args(["peer", &key(other).public().to_string(), "endpoint"])
-            .arg(SocketAddr::from((outer(other), DEFAULT_PORT)).to_string())
+            .arg(SocketAddr::from((outer(other), PORT)).to_string())
             .args(["allowed-ips", &format!("10.77.{other}.0/24")])
             .status()?;
         ensure!(status.success(), "wg has failed");
         let mut netlink = Netlink::open_in(&self.end(n).netns)?;
         let device = ifname(device)?;
         netlink.add_address(device, net(&format!("{}/32", inner(n)))?)?;
-        netlink.set_mtu(device, DEFAULT_MTU.into())?;
+        netlink.set_mtu(device, MTU.into())?;
         netlink.set_up(device)?;
         netlink.add_route(&Route::on_link(net(&format!("10.77.{other}.0/24"))?, device))?;
         Ok(())
@@ -260,7 +280,7 @@ impl Drop for Lane {
             // Killed daemons leave their control sockets.
             let own = format!("cb{}-", std::process::id() % 100_000);
             let sockets = fs::read_dir("/var/run/wireguard").into_iter().flatten().flatten();
-            let dead = end.process.is_some() && !matches!(self.kind, Kind::Ours(..));
+            let dead = end.process.is_some() && self.kind.is_foreign();
             for socket in sockets.filter(|_| dead) {
                 let suffix = end.name.as_str().rsplit('-').next().unwrap_or_default();
                 if socket.file_name().to_string_lossy() == format!("{own}{suffix}.sock") {
@@ -294,18 +314,21 @@ fn cpu_of(pid: u32) -> Result<Duration> {
 pub(crate) fn serve(role: &[String]) -> Result<()> {
     let [n, mode, how] = role else { bail!("--role wants number, mode, offloads") };
     let n: u8 = n.parse()?;
+    if mode == "bound" {
+        return bound::serve(n, how == "kernel");
+    }
     let modes = [Mode::WireGuard, Mode::IpUdp, Mode::IpIp];
     let mode = modes.into_iter().find(|known| known.as_str() == mode).context("no such mode")?;
     let other = 3 - n;
-    let endpoint = SocketAddr::from((outer(other), DEFAULT_PORT));
+    let endpoint = SocketAddr::from((outer(other), PORT));
     let allowed = vec![net(&format!("10.77.{other}.0/24"))?];
     let peer = PeerConfig { mode, ..PeerConfig::new(key(other).public(), Some(endpoint), allowed) };
     let _tunnel = Tunnel::start(Config {
         device: ifname("conet0")?,
         private_key: key(n),
-        listen: SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)),
+        listen: SocketAddr::from(([0, 0, 0, 0], PORT)),
         addresses: vec![IpNet::from(IpAddr::V4(inner(n)))],
-        mtu: DEFAULT_MTU,
+        mtu: MTU,
         offloads: match how.as_str() {
             "all" => Offloads::ALL,
             "sockets" => SOCKETS,

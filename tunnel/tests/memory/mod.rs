@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "the lint's exception for tests leaves out their helpers")]
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use conet_dataplane::MemoryPort;
 use conet_testkit::random::Random;
@@ -16,16 +16,9 @@ use conet_wire::ip::{Ecn, IPV4_HEADER, OuterV4};
 
 pub(crate) type Node = Engine<MemoryPort, MemoryNetwork>;
 
-/// Randomness from `CONET_SEED`, or from the clock; printed, so that a failure
-/// can be repeated.
+/// Randomness of a seed that is printed, so that a failure can be repeated.
 pub(crate) fn random() -> Random {
-    let seed = std::env::var("CONET_SEED").ok().and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        u64::try_from(now.as_micros()).unwrap()
-    });
-    println!("CONET_SEED={seed}");
-    Random::new(seed)
+    Random::new(conet_testkit::random::seed())
 }
 
 pub(crate) const MODES: [Mode; 3] = [Mode::WireGuard, Mode::IpUdp, Mode::IpIp];
