@@ -82,6 +82,15 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     assert!(failed(&guest(host, &["args", "nobody"])).contains("no guest"));
     failed(&guest(host, &["exec", "conet-vm", "--", "true"]));
 
+    // How fast it may be is told and changed, and refused where nobody sees to it.
+    let rates = || row(host, "conet-vm").unwrap()["rates"].to_string();
+    ok(&guest(host, &["rate", "conet-vm", "--rate", "100mbit", "--rate-to", "10kpps"]));
+    assert_eq!(rates(), r#"{"from":"100mbit","to":"10kpps"}"#);
+    let refusal = failed(&guest(host, &["rate", "conet-h1-g1", "--rate", "1mbit"]));
+    assert!(refusal.contains("kind tap"), "{refusal}");
+    failed(&guest(host, &["rate", "conet-vm", "--rate", "fast"]));
+    failed(&guest(host, &["rate", "nobody", "--rate", "1mbit"]));
+
     // Its user is told, also by the daemon after, and keeps it from being removed.
     let vmm = Vmm::connect(host, socket);
     let is_there = || row(host, "conet-vm").unwrap()["machine"]["vmm"].is_u64();
@@ -91,6 +100,7 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     Lab::restart(host);
     wait_until("the VMM by the next daemon", SOON, is_there);
     assert_eq!((row(host, "conet-vm").unwrap()["state"].clone(), servers()), ("up".into(), 1));
+    assert_eq!(rates(), r#"{"from":"100mbit","to":"10kpps"}"#);
     let refusal = failed(&guest(host, &["remove", "conet-vm"]));
     assert!(refusal.contains(&format!("{}", vmm.0.id())), "{refusal}");
     drop(vmm);

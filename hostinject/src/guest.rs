@@ -27,6 +27,7 @@ use conet_netsys::{
     Sysctl,
 };
 
+use crate::gate::Rates;
 use crate::services::Lease;
 use crate::tap::Pump;
 use crate::vhost::{Server, ServerSpec, ServerStatus, VhostSpec};
@@ -62,6 +63,8 @@ pub struct GuestSpec {
     pub prefix: u8,
     /// Resolvers that a guest is told that asks.
     pub dns: Vec<IpAddr>,
+    /// How fast it may send and receive; by [`PortKind::Veth`] there is nobody to see to it.
+    pub rates: Rates,
     /// Largest packet in bytes; that of the tunnel's device, so that the guest
     /// never sends what would not fit.
     pub mtu: u16,
@@ -93,6 +96,7 @@ impl GuestSpec {
             gateways: vec![gateway],
             prefix: 32,
             dns: Vec::new(),
+            rates: Rates::default(),
             mtu,
             mac: None,
             kind: PortKind::Veth,
@@ -189,6 +193,17 @@ pub enum AttachError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// Why a port cannot hold its guest's packets or limit them.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// No process sees a veth's packets.
+    #[error("a guest by veth has nobody to hold or limit its packets; attach it by TAP")]
+    Veth,
+    /// The port's process does not do it.
+    #[error("the guest's port does not answer")]
+    Server(#[from] io::Error),
 }
 
 /// A guest that is connected to its host.
@@ -290,6 +305,12 @@ impl GuestPort {
                 serve(&spec, at, &served)?
             }
         };
+        if let Err(source) = server.set_rates(spec.rates) {
+            if !adopted {
+                server.end().ok();
+            }
+            return Err(AttachError::Server { name: spec.name, source });
+        }
         if let Err(source) = set_host(&spec, &mut host) {
             if !adopted {
                 server.end().ok();
@@ -374,6 +395,75 @@ impl GuestPort {
                 server.end().ok();
                 self.host.delete_link(self.spec.host_link).map(|_| ())
             }
+        }
+    }
+
+    /// Keeps packets for the guest from now on, in order, up to [`crate::HOLD_PACKETS`] and
+    /// [`crate::HOLD_BYTES`]; what does not fit is counted.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn hold(&self) -> Result<(), GateError> {
+        match self.gate()? {
+            Ok(pump) => pump.hold(),
+            Err(server) => server.hold()?,
+        }
+        Ok(())
+    }
+
+    /// Lets packets for the guest pass again, those that were kept first.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn release(&self) -> Result<(), GateError> {
+        match self.gate()? {
+            Ok(pump) => pump.release(),
+            Err(server) => server.release()?,
+        }
+        Ok(())
+    }
+
+    /// Takes out what is kept, in order; the guest stays held. Each is an IP packet behind
+    /// a virtio header (virtio 1.3 §5.1.6, the first ten bytes).
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn drain(&self) -> Result<Vec<Vec<u8>>, GateError> {
+        match self.gate()? {
+            Ok(pump) => Ok(pump.drain()),
+            Err(server) => Ok(server.drain()?),
+        }
+    }
+
+    /// Keeps what another port of this guest's had kept, before its own. Says how many did
+    /// not fit: the newest of all.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn accept(&self, packets: Vec<Vec<u8>>) -> Result<usize, GateError> {
+        match self.gate()? {
+            Ok(pump) => Ok(pump.accept(packets)),
+            Err(server) => Ok(server.accept(&packets)?),
+        }
+    }
+
+    /// How fast the guest may be from now on.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn set_rates(&mut self, rates: Rates) -> Result<(), GateError> {
+        match self.gate()? {
+            Ok(pump) => pump.set_rates(rates),
+            Err(server) => server.set_rates(rates)?,
+        }
+        self.spec.rates = rates;
+        Ok(())
+    }
+
+    fn gate(&self) -> Result<Result<&Pump, &Server>, GateError> {
+        match &self.end {
+            GuestEnd::Namespace(_, pump) => Ok(Ok(pump.as_ref().ok_or(GateError::Veth)?)),
+            GuestEnd::Machine(server) => Ok(Err(server)),
         }
     }
 

@@ -36,6 +36,7 @@
 //! device is gone until the next port makes it anew.
 
 pub mod fuzz_support;
+mod gate;
 mod guest;
 mod rules;
 mod segment;
@@ -44,6 +45,7 @@ mod tap;
 mod veth;
 pub mod vhost;
 
-pub use guest::{AttachError, GuestPort, GuestSpec, PortKind, machine_mac};
+pub use gate::{HOLD_BYTES, HOLD_PACKETS, InvalidRate, Rate, Rates};
+pub use guest::{AttachError, GateError, GuestPort, GuestSpec, PortKind, machine_mac};
 pub use rules::{HostPorts, HostRules, MAX_CHANGED_PORTS, PortForward, Ports, RuleTable, TABLE};
 pub use services::Lease;

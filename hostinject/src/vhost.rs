@@ -23,6 +23,7 @@
 
 mod front;
 pub(crate) mod fuzz;
+mod gate;
 mod net;
 mod ring;
 mod server;
@@ -63,6 +64,7 @@ use vmm_sys_util::event::{
 };
 
 use self::net::Card;
+use crate::gate::{Hold, Rates};
 use crate::segment::Segment;
 use crate::services::{ADVERT_INTERVAL, Lease};
 
@@ -116,12 +118,26 @@ pub enum ServeError {
     Device(#[source] io::Error),
 }
 
-/// What a port has to tell.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a port has to tell, and is told while it serves.
+#[derive(Debug, Default)]
 struct Counted {
     /// The VMM that is connected.
     vmm: Option<u32>,
     drops: DropCounts,
+    rates: Rates,
+    hold: Hold,
+    /// The card has seen that it is held, and has nothing in hand.
+    is_settled: bool,
+    /// Tells the card that something has changed here.
+    waker: Option<EventNotifier>,
+}
+
+impl Counted {
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.notify().ok();
+        }
+    }
 }
 
 /// Makes the host's end of a port, down, in the namespace of the calling thread. It is
@@ -193,6 +209,7 @@ fn connection(
     let again = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
     let again_fd = again.0.as_raw_fd();
     let end = new_event_consumer_and_notifier(EventFlag::CLOEXEC)?;
+    gate::lock(counted).waker = Some(again.1.try_clone()?);
     let to_end = end.1.try_clone()?;
     let addresses = spec.lease.addresses.clone();
     let segment = Segment::new(crate::segment::OURS, spec.mac, addresses);
@@ -237,6 +254,7 @@ fn connection(
         Ok(()) | Err(DaemonError::HandleRequest(MessageError::Disconnected)) => {}
         Err(error) => tracing::warn!(%error, "the guest's VMM was let go"),
     }
+    gate::lock(counted).waker = None;
     // Its thread has the device, which the next guest's is to have alone.
     to_end.notify()?;
     is_gone.try_recv().map_or(Ok(()), |error| Err(ServeError::Device(error)))
@@ -431,6 +449,7 @@ impl VhostUserBackendMut for Net {
     ) -> io::Result<()> {
         if event == AGAIN {
             self.again.0.consume().ok();
+            self.card.attend();
         }
         if event == ADVERT {
             self.card.advertise();

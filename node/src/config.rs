@@ -52,6 +52,8 @@
 //! name = "web"
 //! kind = "netns"                    # or "tap", "qemu", "uml"
 //! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "10.77.1.3"]
+//! # rate = "100mbit,10kpps"         how fast it may send and receive; also rate_from and
+//! #                                 rate_to, for one way; not for netns
 //! ```
 //!
 //! A `[[peer]]` may tunnel and nothing else. To run processes is granted apart,
@@ -79,7 +81,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use conet_hostinject::HostPorts;
+use conet_hostinject::{HostPorts, Rates};
 use conet_tunnel::{Offloads, PresharedKey};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
@@ -398,6 +400,8 @@ pub struct GuestConfig {
     pub kind: GuestKind,
     /// Its addresses in the node's overlay, at least one.
     pub addresses: Vec<Ipv4Addr>,
+    /// How fast it may be; none for [`GuestKind::Netns`].
+    pub rates: Rates,
 }
 
 /// A host's clock against its machine's, in nanoseconds; positive is ahead.

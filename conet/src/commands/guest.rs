@@ -6,19 +6,27 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::Result;
+use conet_hostinject::Rate;
 use conet_node::client::{Client, ClientError};
 use conet_node::enter;
-use conet_wire::control::{Guest, Machine, Request, Response};
+use conet_wire::control::{Guest, GuestRates, Machine, Request, Response};
 use serde_json::json;
 
 use super::process::ExecError;
-use crate::cli::{GuestCommand, Output};
+use crate::cli::{GuestCommand, Output, RateOptions};
 use crate::table;
 
 pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
     match command {
-        GuestCommand::Add { name, address, kind, output } => {
-            add(client, name, address, kind.as_str(), output)
+        GuestCommand::Add { name, address, kind, rates, output } => {
+            add(client, name, address, (kind.as_str(), &rates), output)
+        }
+        GuestCommand::Rate { name, rates } => {
+            let rates = rate_texts(&rates);
+            match client.ask(&Request::GuestRate { name, rates })? {
+                Response::Done {} => Ok(()),
+                _ => Err(ClientError::Unexpected.into()),
+            }
         }
         GuestCommand::List { output } => list(client, output),
         GuestCommand::Args { name, memory, output } => args(client, &name, memory, output),
@@ -31,10 +39,11 @@ fn add(
     client: &mut Client,
     name: String,
     addresses: Vec<Ipv4Addr>,
-    kind: &str,
+    (kind, rates): (&str, &RateOptions),
     output: Output,
 ) -> Result<()> {
-    let request = Request::GuestAdd { name, kind: kind.to_owned(), addresses };
+    let rates = rate_texts(rates);
+    let request = Request::GuestAdd { name, kind: kind.to_owned(), addresses, rates };
     let Response::Guest(guest) = client.ask(&request)? else {
         return Err(ClientError::Unexpected.into());
     };
@@ -42,6 +51,11 @@ fn add(
         return Ok(table::json(&serde_json::to_value(&guest)?)?);
     }
     Ok(table::line(&format!("{} {} ({})", guest.name, addresses_of(&guest), guest.kind))?)
+}
+
+fn rate_texts(options: &RateOptions) -> GuestRates {
+    let text = |one: Option<Rate>| one.or(options.rate).map(|rate| rate.to_string());
+    GuestRates { from: text(options.rate_from), to: text(options.rate_to) }
 }
 
 fn list(client: &mut Client, output: Output) -> Result<()> {

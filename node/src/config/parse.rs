@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use conet_hostinject::{Rate, Rates};
 use conet_tunnel::{Offloads, PresharedKey};
 use conet_wire::ip;
 use ipnet::IpNet;
@@ -22,8 +23,8 @@ use super::reader::{Located, Section, Source};
 use super::sharing;
 use super::{
     ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_LINK_TIMEOUT, DEFAULT_PORT,
-    DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, Mode, NodeConfig, PeerConfig,
-    PeerKey, SOCKET_NAME,
+    DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, GuestKind, Mode, NodeConfig,
+    PeerConfig, PeerKey, SOCKET_NAME,
 };
 use crate::identity::{Identity, KeyError, X25519Public};
 
@@ -69,7 +70,8 @@ const PEER_KEYS: &[&str] = &[
     "persistent_keepalive",
     "preshared_key",
 ];
-const GUEST_KEYS: &[&str] = &["name", "kind", "address", "addresses"];
+const GUEST_KEYS: &[&str] =
+    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to"];
 
 const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
 const A_PORT: &str = "a port from 1 to 65535";
@@ -474,5 +476,23 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
         }
         addresses.push(address);
     }
-    Ok(GuestConfig { name, kind, addresses })
+    let rates = read_rates(section, kind)?;
+    Ok(GuestConfig { name, kind, addresses, rates })
+}
+
+/// How fast a guest may be: both ways, or each.
+fn read_rates(section: &mut Section<'_>, kind: GuestKind) -> Result<Rates, ConfigError> {
+    let expected = "a rate, as in \"100mbit\", \"10kpps\" or \"100mbit,10kpps\"";
+    let both = section.parsed::<Rate>("rate", expected)?;
+    let from = section.parsed::<Rate>("rate_from", expected)?;
+    let to = section.parsed::<Rate>("rate_to", expected)?;
+    let first = [("rate", &both), ("rate_from", &from), ("rate_to", &to)]
+        .into_iter()
+        .find_map(|(key, rate)| rate.as_ref().map(|rate| (key, rate.line)));
+    if let Some((key, line)) = first.filter(|_| kind == GuestKind::Netns) {
+        return Err(section.wrong(line, key, Problem::RateOfVeth));
+    }
+    let of = |one: Option<Located<Rate>>| one.map(|rate| rate.value);
+    let both = of(both).unwrap_or_default();
+    Ok(Rates { from_guest: of(from).unwrap_or(both), to_guest: of(to).unwrap_or(both) })
 }

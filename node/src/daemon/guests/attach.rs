@@ -69,6 +69,7 @@ fn spec(config: &Config, guest: &GuestConfig) -> Result<GuestSpec, GuestError> {
         gateways: vec![gateway],
         // Ours, so that the gateway is in it: there are clients that need that.
         prefix: config.node.overlay.prefix_len(),
+        rates: guest.rates,
         dns: config.node.dns.clone().unwrap_or_else(resolvers),
         mtu: DEFAULT_MTU,
         mac: None,
