@@ -255,6 +255,23 @@ pub(crate) enum GuestCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Write what a guest's card carries, both ways, as pcapng; Ctrl-C ends it (needs root).
+    ///
+    /// ARP and DHCP are in it, and what is refused. As in: conet guest capture web -w
+    /// web.pcapng, or conet guest capture web | tcpdump -r -
+    Capture {
+        /// The guest.
+        name: String,
+        /// Where to; standard output where absent.
+        #[arg(short, long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// Ends after so many seconds.
+        #[arg(long, value_name = "N")]
+        seconds: Option<u32>,
+        /// Ends after so many packets.
+        #[arg(long, value_name = "N")]
+        packets: Option<u64>,
+    },
     /// Remove a guest that was added, if no program runs in it and no machine is there.
     Remove {
         /// Its name.

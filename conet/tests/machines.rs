@@ -176,6 +176,59 @@ time.sleep(1000)";
     drop(lab);
 }
 
+/// A capture of a guest's card into a file, running.
+struct Capture(Child, String);
+
+impl Capture {
+    fn start(host: &str, name: &str, more: &[&str]) -> Self {
+        let file = format!("/var/tmp/conet-t{}-{name}.pcapng", std::process::id());
+        let mut command = Command::new(CONET);
+        command.args(["lab", "exec", host, "--", CONET, "guest", "capture", name, "-w", &file]);
+        let child = command.args(more).stderr(Stdio::piped()).spawn().unwrap();
+        let begun = || std::fs::metadata(&file).is_ok_and(|file| file.len() > 0);
+        wait_until("the capture", SOON, begun);
+        Self(child, file)
+    }
+
+    /// What it says at its end, and what tcpdump reads.
+    fn read(self) -> (String, String) {
+        let output = self.0.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let read = Command::new("tcpdump").args(["-nn", "-r", &self.1]).output().unwrap();
+        std::fs::remove_file(&self.1).unwrap();
+        (String::from_utf8(output.stderr).unwrap(), ok(&read))
+    }
+}
+
+#[test]
+fn a_guests_frames_are_captured() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("tcpdump"), Need::Program("ping"));
+    let host = "conet-h1";
+    let lab = Lab::up("wireguard");
+    ok(&guest(host, &["add", "conet-tap", "--kind", "tap"]));
+    for name in ["conet-h1-g1", "conet-tap"] {
+        let capture = Capture::start(host, name, &[]);
+        let ping = ["exec", name, "--", "ping", "-c", "3", "-i", "0.2", "-W", "20", "10.77.1.1"];
+        ok(&guest(host, &ping));
+        let pid = capture.0.id().to_string();
+        // As Ctrl-C does.
+        ok(&Command::new("kill").args(["-INT", &pid]).output().unwrap());
+        let (said, shown) = capture.read();
+        assert!(said.contains(" 0 missed"), "{said}");
+        assert_eq!(shown.matches("ICMP echo request").count(), 3, "{shown}");
+        assert_eq!(shown.matches("ICMP echo reply").count(), 3, "{shown}");
+    }
+    // It ends by itself, also where there is nothing to see.
+    ok(&guest(host, &["add", "conet-vm", "--kind", "qemu"]));
+    let (said, shown) = Capture::start(host, "conet-vm", &["--seconds", "1"]).read();
+    assert_eq!((said.contains("0 packets of conet-vm"), shown.as_str()), (true, ""), "{said}");
+    failed(&guest(host, &["capture", "nobody", "-w", "/dev/null"]));
+    failed(&guest(host, &["capture", "conet-tap", "-w", "/nowhere/x"]));
+    ok(&conet(&["lab", "down"]));
+    nothing_remains();
+    drop(lab);
+}
+
 /// Starts a machine with the flags that are printed for it, on the lab host.
 #[cfg(feature = "peers")]
 fn started(host: &str, name: &str, memory: &str) -> Command {
@@ -223,6 +276,8 @@ fn machines_reach_the_other_host_in_every_mode() {
             for m in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do\n\
                 busybox insmod $M/$m.ko\ndone\n";
         let script = format!("{load}{PINGS}");
+        let captures =
+            ["conet-u", "conet-q"].map(|name| Capture::start(host, name, &["--packets", "30"]));
         let uml = Machine::uml(started(host, "conet-u", "512"), &script);
         let qemu = Machine::qemu(started(host, "conet-q", "768"), &[], &[], PINGS);
         let mut machines = [("uml", uml), ("qemu", qemu)];
@@ -230,6 +285,13 @@ fn machines_reach_the_other_host_in_every_mode() {
             machine.wait_for(&format!("by DHCP {address}/24 mtu 1420"));
             machine.wait_for("bytes from 10.77.2.2");
             println!("{mode}: {what} reaches the other host");
+        }
+        for capture in captures {
+            let (said, shown) = capture.read();
+            assert!(said.contains("30 packets") && said.contains(" 0 missed"), "{said}");
+            for what in ["BOOTP/DHCP, Request", "BOOTP/DHCP, Reply", "ARP, Reply", "ICMP echo"] {
+                assert!(shown.contains(what), "{what}: {shown}");
+            }
         }
         for address in ["10.77.1.3", "10.77.1.4"] {
             let ping = ["exec", "conet-h2-g1", "--", "ping", "-c", "3", "-W", "5", address];

@@ -35,6 +35,7 @@
 //! [`GuestPort::detach`] ends it. A veth goes on carrying packets meanwhile; a TAP
 //! device is gone until the next port makes it anew.
 
+pub mod capture;
 pub mod fuzz_support;
 mod gate;
 mod guest;

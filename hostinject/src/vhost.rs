@@ -28,6 +28,7 @@ mod net;
 mod ring;
 mod server;
 mod sys;
+mod tap;
 
 use std::fmt;
 use std::fs::File;
@@ -82,8 +83,10 @@ const QUEUE_SIZE: usize = 1024;
 /// Turns before others are heard: the socket, the end.
 const TURNS: usize = 16;
 
-pub(crate) use server::Server;
+pub(crate) use server::{Server, watch};
 pub use server::{ServerArguments, ServerSpec, ServerStatus, run_server};
+pub(crate) use sys::packet_drops;
+pub(crate) use tap::read as read_frame;
 
 /// What is served.
 #[derive(Debug, Clone)]
@@ -126,6 +129,7 @@ struct Counted {
     drops: DropCounts,
     rates: Rates,
     hold: Hold,
+    taps: tap::Taps,
     /// The card has seen that it is held, and has nothing in hand.
     is_settled: bool,
     /// Tells the card that something has changed here.

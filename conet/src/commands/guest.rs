@@ -1,5 +1,7 @@
 //! `conet guest …`.
 
+mod capture;
+
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
@@ -27,6 +29,9 @@ pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
                 Response::Done {} => Ok(()),
                 _ => Err(ClientError::Unexpected.into()),
             }
+        }
+        GuestCommand::Capture { name, write, seconds, packets } => {
+            capture::run(client, &name, write, &capture::Ends { seconds, packets })
         }
         GuestCommand::List { output } => list(client, output),
         GuestCommand::Args { name, memory, output } => args(client, &name, memory, output),

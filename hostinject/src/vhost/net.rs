@@ -29,6 +29,7 @@ use vm_memory::{GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use super::Counted;
 use super::ring::Returns;
+use super::tap::Taps;
 use crate::gate::{Limit, Rates};
 use crate::segment::{ANSWER_MAX, ETHERNET, Segment, Verdict};
 
@@ -99,6 +100,8 @@ pub(super) struct Card {
     rates: Rates,
     from_limit: Limit,
     to_limit: Limit,
+    /// Who watches it.
+    taps: Taps,
     /// What its host does with it now.
     is_held: bool,
     has_kept: bool,
@@ -128,6 +131,7 @@ impl Card {
             rates: Rates::default(),
             from_limit: Limit::default(),
             to_limit: Limit::default(),
+            taps: Taps::default(),
             is_held: false,
             has_kept: false,
             merges: false,
@@ -155,6 +159,9 @@ impl Card {
             self.rates = counted.rates;
             self.from_limit = Limit::new(self.rates.from_guest);
             self.to_limit = Limit::new(self.rates.to_guest);
+        }
+        if !Arc::ptr_eq(&counted.taps, &self.taps) {
+            self.taps = Arc::clone(&counted.taps);
         }
         self.is_held = counted.hold.is_held();
         if self.is_held
@@ -231,6 +238,9 @@ impl Card {
 
     /// Does with a frame of the guest's what is to be done.
     fn frame(&mut self, len: usize) -> Result<(), NetError> {
+        for tap in self.taps.iter() {
+            tap.offer(self.from_guest.get(HEADER..len).unwrap_or_default());
+        }
         if self.from_limit.is_set() {
             let (bytes, parts) = (len.saturating_sub(PACKET), parts(&self.from_guest, len));
             if !self.from_limit.admits(Instant::now(), bytes, parts) {
@@ -403,6 +413,9 @@ impl Card {
             // The guest changed the chain under us: it has what it wrote.
             let written = written.map_or(0, |()| u32::try_from(part.len()).unwrap_or(0));
             returns.put(queue, memory, head, written)?;
+        }
+        for tap in self.taps.iter() {
+            tap.offer(frame.get(HEADER..).unwrap_or_default());
         }
         Ok(true)
     }

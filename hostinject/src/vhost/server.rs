@@ -39,7 +39,7 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::{Counted, ServeError, VhostSpec, gate, serve_counted};
+use super::{Counted, ServeError, VhostSpec, gate, serve_counted, tap};
 use crate::{Lease, Rates};
 
 /// How long a server may take to start, and to end.
@@ -231,6 +231,15 @@ impl Server {
     }
 }
 
+/// Watches the card of the machine whose VMM has this socket; see [`tap`].
+pub(crate) fn watch(socket: &Path) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket.with_extension("control"))?;
+    // A row says that it is alive more often than that.
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"capture\n")?;
+    Ok(stream)
+}
+
 /// Reads a status.
 fn parse(reader: impl BufRead) -> io::Result<ServerStatus> {
     let bad = || io::Error::from(io::ErrorKind::InvalidData);
@@ -285,7 +294,7 @@ pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible
             // Whoever asks is the daemon; one that says nothing keeps nobody waiting.
             stream.set_read_timeout(Some(ANSWER)).ok();
             stream.set_write_timeout(Some(ANSWER)).ok();
-            answer(&stream, &held, &told, &serves).ok();
+            answer(stream, &held, &told, &serves).ok();
         }
     })?;
     serve_counted(listener, device, &spec, &counted)
@@ -300,12 +309,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn answer(
-    mut stream: &UnixStream,
+    whole: UnixStream,
     device: &File,
-    counted: &Mutex<Counted>,
+    counted: &Arc<Mutex<Counted>>,
     serves: &str,
 ) -> io::Result<()> {
     let mut line = String::new();
+    let mut stream = &whole;
     let mut reader = BufReader::new(stream);
     io::Read::take(&mut reader, LINE).read_line(&mut line)?;
     match line.trim_end() {
@@ -322,6 +332,7 @@ fn answer(
             stream.write_all((text + "end\n").as_bytes())
         }
         "end" => std::process::exit(0),
+        "capture" => tap::begin(whole, counted),
         line => gate::answer(line, &mut reader, stream, device, counted).map(drop),
     }
 }
