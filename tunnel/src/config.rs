@@ -6,8 +6,10 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use conet_netsys::{IfName, IpNet};
+use ipnet::IpNet;
 use x25519_dalek as x25519;
+
+use crate::DeviceName;
 
 /// MTU of the device unless told otherwise: 1500 less the 80 bytes of WireGuard
 /// over IPv6, as `wg-quick(8)` chooses; it also suits IP-in-IP, so a peer's mode
@@ -109,9 +111,29 @@ impl FromStr for PresharedKey {
     type Err = NoKey;
 
     fn from_str(text: &str) -> Result<Self, NoKey> {
-        let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|_| NoKey)?;
-        bytes.try_into().map(Self).map_err(|_| NoKey)
+        key_of(text).map(Self)
     }
+}
+
+impl FromStr for PublicKey {
+    type Err = NoKey;
+
+    fn from_str(text: &str) -> Result<Self, NoKey> {
+        key_of(text).map(Self)
+    }
+}
+
+impl FromStr for PrivateKey {
+    type Err = NoKey;
+
+    fn from_str(text: &str) -> Result<Self, NoKey> {
+        key_of(text).map(Self::from_bytes)
+    }
+}
+
+/// Keys are 32 bytes in base64, as `wg(8)` has them.
+fn key_of(text: &str) -> Result<[u8; 32], NoKey> {
+    BASE64_STANDARD.decode(text.trim()).map_err(|_| NoKey)?.try_into().map_err(|_| NoKey)
 }
 
 impl fmt::Debug for PresharedKey {
@@ -190,7 +212,7 @@ impl Default for Offloads {
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Name of the TUN device to be made.
-    pub device: IfName,
+    pub device: DeviceName,
     /// Who we are.
     pub private_key: PrivateKey,
     /// Where WireGuard listens. An unspecified IPv6 address serves IPv4 too.
@@ -261,7 +283,12 @@ mod tests {
         assert_eq!(key, PresharedKey([7; 32]));
         for wrong in ["", "BwcH", "no key", &text[1..], &format!("{text}{text}")] {
             assert_eq!(wrong.parse::<PresharedKey>(), Err(NoKey), "{wrong}");
+            assert_eq!(wrong.parse::<PublicKey>(), Err(NoKey), "{wrong}");
+            assert!(wrong.parse::<PrivateKey>().is_err(), "{wrong}");
         }
+        let public = PrivateKey::from_bytes([7; 32]).public();
+        assert_eq!(text.parse::<PrivateKey>().unwrap().public(), public);
+        assert_eq!(public.to_string().parse(), Ok(public));
         let peer = PeerConfig::new(PublicKey([1; 32]), None, vec![]);
         let shown = format!("{:?}", PeerConfig { preshared_key: Some(key), ..peer });
         assert!(shown.contains("PresharedKey(..)") && !shown.contains("7, 7"), "{shown}");

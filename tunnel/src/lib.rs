@@ -2,8 +2,9 @@
 //!
 //! A sans-IO [`Core`] (peers, routes, encapsulation, counters, the next
 //! deadline) between two ports: a [`Device`] that inner packets come out of and go
-//! into, and a [`Network`] that carries outer datagrams. [`Engine`] pumps packets between the three; [`Tunnel`] runs an
-//! engine on a thread with a TUN device, a UDP socket and raw sockets. Both ports
+//! into, and a [`Network`] that carries outer datagrams. [`Engine`] pumps packets between
+//! the three; [`Tunnel`] runs an engine on a thread: on Linux with a TUN device, a UDP
+//! socket and raw sockets, on Windows with wintun's adapter and a UDP socket. Both ports
 //! have adapters in memory, so that everything but the sockets runs in tests.
 //!
 //! ```text
@@ -31,17 +32,22 @@
 mod config;
 mod core;
 mod device;
-mod driver;
 mod engine;
 pub mod fuzz_support;
-mod kernel;
+mod handle;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as os;
 mod network;
 mod noise;
+#[cfg_attr(windows, allow(dead_code, reason = "only Linux's device takes joined packets"))]
 mod offload;
-pub mod probe;
-mod sockets;
-mod sys;
-mod tun;
+mod udp;
+#[cfg(windows)]
+mod windows;
+#[cfg(windows)]
+use windows as os;
 
 pub use config::{
     Config, DEFAULT_MTU, DEFAULT_PATH_MTU, DEFAULT_PORT, Mode, NoKey, Offloads, PeerConfig,
@@ -49,8 +55,20 @@ pub use config::{
 };
 pub use core::{Core, Destination, Outbox, OwnAddresses, PeerSnapshot, Replies, Transmit};
 pub use device::{Device, Inner};
-pub use driver::{Snapshot, StartError, Tunnel, TunnelError};
 pub use engine::{Engine, EngineError};
-pub use kernel::{IpipPath, KernelError};
+pub use handle::{Snapshot, StartError, Tunnel, TunnelError};
 pub use network::{Arrival, Arrivals, MemoryDatagram, MemoryNetwork, Network, Origin};
 pub use offload::Outgoing;
+
+/// Name of a tunnel's device.
+#[cfg(target_os = "linux")]
+pub use conet_netsys::IfName as DeviceName;
+/// Why an address or a route was refused.
+#[cfg(target_os = "linux")]
+pub use conet_netsys::NetError;
+#[cfg(target_os = "linux")]
+pub use linux::kernel::{IpipPath, KernelError};
+#[cfg(target_os = "linux")]
+pub use linux::probe;
+#[cfg(windows)]
+pub use windows::{AdapterName as DeviceName, NetshError as NetError};

@@ -1,6 +1,7 @@
 //! Test and CI runners of the workspace: `cargo xtask test`, `cargo xtask ci`,
 //! `cargo xtask crossing`, `cargo xtask programs`, `cargo xtask moves`,
-//! `cargo xtask simulate`, `cargo xtask relay`, `cargo xtask peers`.
+//! `cargo xtask simulate`, `cargo xtask relay`, `cargo xtask peers`,
+//! `cargo xtask windows`.
 //!
 //! What it is not: part of what is shipped. It needs the Rust toolchain; as
 //! root on Debian it installs the programs that the tests use.
@@ -13,6 +14,7 @@ mod peers;
 mod relay;
 mod simulate;
 mod test_run;
+mod windows;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -22,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask test [CARGO TEST ARGUMENTS…] | cargo x
        cargo xtask moves [--moves N] [--megabytes M] [--pages-per-second P] [--seed S] [--json]
        cargo xtask simulate [--seeds N] [--seed S]
        cargo xtask relay [--calls N] [--rebinds N] [--seed S]
-       cargo xtask peers";
+       cargo xtask peers|windows";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Some("peers") => peers::run(),
         Some("relay") => relay::run(&args.collect::<Vec<_>>()),
         Some("simulate") => simulate::run(&args.collect::<Vec<_>>()),
+        Some("windows") => windows::run(),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {

@@ -44,6 +44,12 @@ pub(crate) fn install_more(programs: &[(&str, &'static str)]) -> Result<(), Stri
     install_these(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
 }
 
+/// The same by files that the packages bring.
+pub(crate) fn install_files(files: &[(&str, &'static str)]) -> Result<(), String> {
+    let missing = files.iter().filter(|(file, _)| !Path::new(file).exists());
+    install_these(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
+}
+
 fn install_these(missing: &[&'static str]) -> Result<(), String> {
     if missing.is_empty() {
         return Ok(());

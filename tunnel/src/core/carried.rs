@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use conet_dataplane::DropReason;
-use conet_netsys::IpNet;
+use ipnet::IpNet;
 
 use super::routes::Slot;
 use super::{Core, OwnAddresses};

@@ -12,6 +12,7 @@
 //! one peer, in ip-udp mode an address and port.
 
 mod bare;
+#[cfg(target_os = "linux")]
 mod carried;
 mod outbox;
 mod peer;
@@ -24,9 +25,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropCounts, DropReason};
-use conet_netsys::IpNet;
 use conet_wire::ip::{self, IpView};
+use ipnet::IpNet;
 
+#[cfg(target_os = "linux")]
 pub(crate) use self::carried::{Carried, IpipView};
 pub use self::outbox::{Destination, Outbox, Transmit};
 pub use self::peer::PeerSnapshot;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropCounts, DropReason};
-use conet_netsys::IpNet;
+use ipnet::IpNet;
 
 use super::Destination;
 use super::routes::Slot;

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
 
-use conet_netsys::IpNet;
+use ipnet::IpNet;
 
 /// Position of a peer in the core's table; also its number in sessions.
 pub(crate) type Slot = u32;

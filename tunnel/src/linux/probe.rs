@@ -11,7 +11,7 @@ use conet_wire::ip::PROTO_IPV4;
 use quinn_udp::{UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::tun::TunDevice;
+use super::tun::TunDevice;
 
 /// What a TUN device of this kernel does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
