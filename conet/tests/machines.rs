@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -194,8 +195,13 @@ impl Capture {
     fn read(self) -> (String, String) {
         let output = self.0.wait_with_output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        let read = Command::new("tcpdump").args(["-nn", "-r", &self.1]).output().unwrap();
+        // By a pipe: a profile of AppArmor's may keep tcpdump from the file.
+        let mut tcpdump = Command::new("tcpdump");
+        tcpdump.args(["-nn", "-r", "-"]).stdin(Stdio::piped());
+        let mut child = tcpdump.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&std::fs::read(&self.1).unwrap()).unwrap();
         std::fs::remove_file(&self.1).unwrap();
+        let read = child.wait_with_output().unwrap();
         (String::from_utf8(output.stderr).unwrap(), ok(&read))
     }
 }

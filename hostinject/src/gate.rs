@@ -81,7 +81,7 @@ impl FromStr for Rate {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let short = |number: u64, unit: &str| {
-            let fits = PREFIXES.iter().find(|(_, size)| number % size == 0);
+            let fits = PREFIXES.iter().find(|(_, size)| number.is_multiple_of(*size));
             let (prefix, size) = fits.copied().unwrap_or(("", 1));
             format!("{}{prefix}{unit}", number / size)
         };

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 const PROGRAMS: &[(&str, &str)] = &[
     // Whichever awk it is: the tests ask for the name.
     ("awk", "gawk"),
+    // The static one, which goes into machines as it is; udhcpc takes either.
+    ("busybox", "busybox-static"),
     ("cc", "gcc"),
     ("dhclient", "isc-dhcp-client"),
     ("gzip", "gzip"),

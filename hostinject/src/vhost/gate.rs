@@ -189,7 +189,7 @@ pub(super) fn lock(counted: &Mutex<Counted>) -> std::sync::MutexGuard<'_, Counte
 mod tests {
     use std::net::IpAddr;
     use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixDatagram;
+    use std::os::unix::net::{UnixDatagram, UnixListener};
     use std::sync::Arc;
 
     use conet_dataplane::DropReason;
@@ -198,6 +198,8 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
     use super::super::net::Card;
+    use super::super::server::Server;
+    use super::super::{server, tap, watch};
     use super::*;
     use crate::segment::{OURS, Segment};
 
@@ -328,6 +330,53 @@ mod tests {
         here.tell(b"release\n");
         here.send(13..14);
         assert_eq!(here.take(20), [13]);
+    }
+
+    /// As the daemon does, over the control socket.
+    #[test]
+    fn a_server_holds_and_hands_out_what_it_kept() {
+        let mut scene = Scene::new();
+        let directory = tempfile::tempdir().unwrap();
+        let [control, socket] =
+            ["web.control", "web.vhost"].map(|name| directory.path().join(name));
+        let listener = UnixListener::bind(&control).unwrap();
+        let server = Server { control, socket: socket.clone() };
+        let (device, counted) = (scene.device.try_clone().unwrap(), Arc::clone(&scene.counted));
+        thread::spawn(move || {
+            while wait(&listener, &device, &counted).is_ok() {
+                let (stream, _) = listener.accept().unwrap();
+                server::answer(stream, &device, &counted, "x y").unwrap();
+            }
+        });
+        assert_eq!(server.status().unwrap().serves, "x y");
+        server.hold().unwrap();
+        scene.send(0..6);
+        let mut kept = Vec::new();
+        let begin = Instant::now();
+        while kept.len() < 6 {
+            kept.extend(server.drain().unwrap());
+            assert!(begin.elapsed() < Duration::from_secs(10), "{} are kept", kept.len());
+        }
+        scene.send(6..8);
+        assert_eq!(server.accept(&kept).unwrap(), 0);
+        server.set_rates(Rates { to_guest: "9kpps".parse().unwrap(), ..Rates::default() }).unwrap();
+        // Somebody watches, and sees what the guest gets.
+        let mut watched = watch(&socket).unwrap();
+        assert!(tap::read(&mut watched).unwrap().2.is_empty(), "it is alive");
+        server.release().unwrap();
+        assert_eq!(scene.take(20), (0..8).collect::<Vec<_>>());
+        assert_eq!(lock(&scene.counted).rates.to_guest.to_string(), "9kpps");
+        for number in 0..8u16 {
+            let (_, missed, frame) = tap::read(&mut watched).unwrap();
+            assert_eq!((missed, frame.last_chunk()), (0, Some(&number.to_be_bytes())));
+        }
+        // When it has gone, nobody copies for it any more.
+        drop(watched);
+        let begin = Instant::now();
+        while !lock(&scene.counted).taps.is_empty() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "it is still fed");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn gate_drops(scene: &Scene) -> u64 {

@@ -170,7 +170,7 @@ impl Card {
             let mut frame = self.to_guest.get_mut(DEVICE..len).unwrap_or_default().to_vec();
             // As the device gave it; the card's header goes as far as that.
             if let Some(header) = header_of(&self.to_guest) {
-                header.from_card().write(&mut frame);
+                header.card_to_device().write(&mut frame);
             }
             let lost = counted.hold.accept(vec![frame]);
             (0..lost).for_each(|_| counted.drops.count(DropReason::HoldFull));
@@ -491,7 +491,7 @@ impl Header {
     }
 
     /// The opposite of [`Header::to_card`].
-    fn from_card(self) -> Self {
+    fn card_to_device(self) -> Self {
         let back = |place: u16| place.saturating_sub(ETH);
         Self { hdr_len: back(self.hdr_len), csum_start: back(self.csum_start), ..self }
     }

@@ -88,8 +88,8 @@ pub struct ServerStatus {
 /// A server that runs.
 #[derive(Debug)]
 pub(crate) struct Server {
-    control: PathBuf,
-    socket: PathBuf,
+    pub(super) control: PathBuf,
+    pub(super) socket: PathBuf,
 }
 
 impl Server {
@@ -308,7 +308,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-fn answer(
+pub(super) fn answer(
     whole: UnixStream,
     device: &File,
     counted: &Arc<Mutex<Counted>>,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use conet_hostinject::{GuestPort, GuestSpec, Lease, PortKind, Rates};
+use conet_hostinject::{GuestPort, GuestSpec, PortKind, Rates};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns, NetnsName, Sysctl, Veth};
 use conet_tunnel::{
     Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PrivateKey, Tunnel,
@@ -59,12 +59,6 @@ pub(crate) fn guest_spec(host: u8, guest: u8) -> GuestSpec {
         kind: PortKind::Veth,
         server: None,
     }
-}
-
-/// What a machine of host 1's is told.
-pub(crate) fn lease(address: IpAddr, mtu: u16) -> Lease {
-    let gateways = vec![IpAddr::from([10, 77, 1, 1])];
-    Lease { addresses: vec![address], gateways, prefix: 24, dns: Vec::new(), mtu }
 }
 
 /// A namespace that is deleted on drop.
