@@ -236,12 +236,19 @@ INLINE int wrap(struct __sk_buff *skb, u32 number, u32 header, u8 protocol, u8 i
 		return NEXT;
 	if ((skb->gso_size ? pieces.repeated + skb->gso_size : inside) > peer->mtu)
 		return NEXT;
+	// Many datagrams that together look like one: a receiver in user space on this
+	// machine, whom no wire has parted them for, could not tell.
+	if (skb->gso_size && inner == UDP && inside <= peer->mtu)
+		return NEXT;
 	struct ip4 outer = {
 		.version_length = 0x45, .tos = ecn, .total = be16(inside + OUTER),
 		.fragment = fragment, .ttl = OUTER_TTL, .protocol = protocol,
 		.source = peer->local, .destination = peer->remote,
 	};
-	if (!fragment) {
+	// Means nothing (RFC 6864 §4.1) but to that same receiver: where to cut.
+	if (fragment)
+		outer.ident = be16(skb->gso_size);
+	else {
 		u32 *ident = map_lookup(&idents, &number);
 		if (!ident)
 			return NEXT;

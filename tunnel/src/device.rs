@@ -15,6 +15,9 @@ pub struct Inner {
     /// Whether it came as its sender's host made it: under a tag, or under an outer
     /// checksum that was verified.
     pub trusted: bool,
+    /// What the outer header may tell of the payload of each, in bytes, should it be many
+    /// packets in one that no wire has carried; 0 for nothing.
+    pub segment: u16,
 }
 
 /// A source and sink of inner packets, never blocking. Unlike

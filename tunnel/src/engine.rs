@@ -95,9 +95,9 @@ impl<D: Device, N: Network> Engine<D, N> {
                 Origin::Udp(from) => core.handle_udp(from, arrival.ecn, bytes, outbox),
                 Origin::Ip => core.handle_ip(bytes, replies),
             };
-            let Some(Inner { at, trusted }) = found else { continue };
+            let Some(found) = found else { continue };
             let base = arrival.at.start;
-            inner.push(Inner { at: base + at.start..base + at.end, trusted });
+            inner.push(Inner { at: base + found.at.start..base + found.at.end, ..found });
         }
         flush(core, network, outbox);
         if !inner.is_empty() {

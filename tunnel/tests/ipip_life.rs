@@ -7,7 +7,7 @@ mod common;
 
 use std::env;
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -227,6 +227,66 @@ fn switched_off_it_is_not_used_and_says_so() {
 
 /// Batches that an application makes (UDP_SEGMENT) travel as one, and arrive as what they
 /// are, each counted.
+/// From and to, in both families.
+const BOTH: [(&str, &str); 2] = [("10.77.1.1", "10.77.2.1"), ("fd00:1::1", "fd00:2::1")];
+
+/// An application sends `count` datagrams of `size` bytes by one call, the last 7 bytes
+/// shorter.
+fn batch_arrives([one, two]: [&Scratch; 2], from: IpAddr, to: IpAddr, count: usize, size: usize) {
+    let receiver = two.run(|| UdpSocket::bind((to, 0)).unwrap());
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sender = one.run(|| UdpSocket::bind((from, 0)).unwrap());
+    let state = quinn_udp::UdpSocketState::new((&sender).into()).unwrap();
+    let contents: Vec<u8> = (0..count * size - 7).map(|i| i.to_le_bytes()[1]).collect();
+    let destination = receiver.local_addr().unwrap();
+    let batch = quinn_udp::Transmit {
+        destination,
+        ecn: None,
+        contents: &contents,
+        segment_size: Some(size),
+        src_ip: None,
+    };
+    state.try_send((&sender).into(), &batch).unwrap();
+    for datagram in contents.chunks(size) {
+        let mut buffer = [0; 2000];
+        let len = receiver.recv(&mut buffer).unwrap();
+        assert!(buffer[..len] == *datagram, "{count} of {size}: {len}");
+    }
+}
+
+/// A raw socket on the same machine is given what no wire has parted or finished: large
+/// pieces without their checksums.
+#[test]
+fn an_end_in_the_kernel_is_understood_by_one_by_sockets() {
+    privileged!(Need::Tun);
+    if !common::kernel_carries() {
+        return;
+    }
+    for offloads in [Offloads { kernel: false, ..Offloads::ALL }, Offloads::NONE] {
+        let ends = wire();
+        let [one, two] = &ends;
+        let near = one.start(both_families(1)).unwrap();
+        let far = two.start(Config { offloads, ..both_families(2) }).unwrap();
+        let began = Instant::now();
+        while !near.snapshot().unwrap().peers[0].in_kernel {
+            assert!(began.elapsed() < PATIENCE, "not carried in the kernel");
+            let socket = one.run(|| UdpSocket::bind((inner(1), 0)).unwrap());
+            socket.send_to(b"small", (inner(2), 9)).unwrap();
+            thread::sleep(Duration::from_millis(50));
+        }
+        for (from, to) in BOTH {
+            let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+            common::transfer(one, two, to, 20);
+            common::transfer(two, one, from, 20);
+            for (count, size) in [(30, 1300), (3, 200), (2, 800), (40, 1000)] {
+                batch_arrives([one, two], from, to, count, size);
+            }
+        }
+        let snapshot = far.snapshot().unwrap();
+        assert_eq!(snapshot.peers[0].drops.total(), 0, "{snapshot:?}");
+    }
+}
+
 #[test]
 fn batches_of_udp_arrive_as_datagrams() {
     privileged!(Need::Tun);
@@ -237,30 +297,10 @@ fn batches_of_udp_arrive_as_datagrams() {
     let tunnels = [1, 2].map(|n| ends[usize::from(n) - 1].start(both_families(n)).unwrap());
     let [one, two] = &ends;
     common::carried(&[one, two], &tunnels);
-    for (from, to) in
-        [(inner(1), inner(2)), ("fd00:1::1".parse().unwrap(), "fd00:2::1".parse().unwrap())]
-    {
-        let receiver = two.run(|| UdpSocket::bind((to, 0)).unwrap());
-        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-        let sender = one.run(|| UdpSocket::bind((from, 0)).unwrap());
-        let state = quinn_udp::UdpSocketState::new((&sender).into()).unwrap();
+    for (from, to) in BOTH {
+        let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
         let before = tunnels[0].snapshot().unwrap().peers[0].clone();
-        let contents: Vec<u8> = (0..30 * 1300 - 7).map(|i: usize| i.to_le_bytes()[1]).collect();
-        let destination = receiver.local_addr().unwrap();
-        let segment_size = Some(1300);
-        let batch = quinn_udp::Transmit {
-            destination,
-            ecn: None,
-            contents: &contents,
-            segment_size,
-            src_ip: None,
-        };
-        state.try_send((&sender).into(), &batch).unwrap();
-        for datagram in contents.chunks(1300) {
-            let mut buffer = [0; 2000];
-            let len = receiver.recv(&mut buffer).unwrap();
-            assert!(buffer[..len] == *datagram);
-        }
+        batch_arrives([one, two], from, to, 30, 1300);
         let after = tunnels[0].snapshot().unwrap().peers[0].clone();
         let header = if from.is_ipv4() { 28 } else { 48 };
         assert_eq!(after.tx_packets - before.tx_packets, 30);

@@ -177,13 +177,15 @@ impl Core {
             return Err(DropReason::OuterFragment);
         }
         let (ecn, protocol, header) = (outer.ecn(), outer.protocol(), outer.header_len());
+        let segment = if outer.dont_fragment() { identification(datagram) } else { 0 };
         let packet = &mut datagram[header..];
         match (protocol, packet.first().map(|first| first >> 4)) {
             (PROTO_IPV4, Some(4)) | (PROTO_IPV6, Some(6)) => {}
             _ => return Err(DropReason::Malformed),
         }
-        let Inner { at, trusted } = self.unwrap_packet(slot, ecn, packet, false)?;
-        Ok(Inner { at: header + at.start..header + at.end, trusted })
+        let inner = self.unwrap_packet(slot, ecn, packet, false)?;
+        let at = header + inner.at.start..header + inner.at.end;
+        Ok(Inner { at, segment, ..inner })
     }
 
     /// Checks the packet that came bare, with whatever padding some link has put
@@ -209,7 +211,7 @@ impl Core {
         if let Some(peer) = self.peer_mut(slot) {
             peer.rx.count(1, len);
         }
-        Ok(Inner { at: 0..len, trusted })
+        Ok(Inner { at: 0..len, trusted, segment: 0 })
     }
 }
 
@@ -233,6 +235,11 @@ impl<'a> IcmpView<'a> {
         let mtu = u16::from_be_bytes([head[6], head[7]]);
         Some(Self { kind: head[0], code: head[1], mtu, outer, inner })
     }
+}
+
+/// Of an IPv4 header; `IpView` has found that there is one.
+fn identification(datagram: &[u8]) -> u16 {
+    datagram.get(4..6).map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
 }
 
 fn is_tunnel<T: AsRef<[u8]>>(view: &IpView<T>) -> bool {

@@ -44,7 +44,7 @@ impl Replies {
             return;
         };
         if let Some(len) = write(space) {
-            self.packets.push(Inner { at: start..start + len, trusted: true });
+            self.packets.push(Inner { at: start..start + len, trusted: true, segment: 0 });
         }
     }
 }

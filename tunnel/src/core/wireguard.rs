@@ -169,7 +169,7 @@ impl Core {
         }
         let packet = &mut datagram[DATA_HEADER..DATA_HEADER + len];
         let len = self.accept(slot, ecn, packet)?;
-        Ok(Some(Inner { at: DATA_HEADER..DATA_HEADER + len, trusted: true }))
+        Ok(Some(Inner { at: DATA_HEADER..DATA_HEADER + len, trusted: true, segment: 0 }))
     }
 
     /// Checks a decrypted packet, with its padding, and marks it; gives its length.

@@ -72,7 +72,7 @@ impl Driver {
         let listen = sockets
             .local_addr()
             .map_err(|source| StartError::Listen { listen: config.listen, source })?;
-        let device = TunDevice::create(config.device, config.offloads.device)
+        let device = TunDevice::create(config.device, config.offloads.device, config.mtu)
             .map_err(|source| StartError::Device { device: config.device, source })?;
         watch(&poll, device.as_raw_fd(), DEVICE).map_err(StartError::Thread)?;
         watch(&poll, sockets.udp_fd(), NETWORK).map_err(StartError::Thread)?;

@@ -30,7 +30,7 @@ pub struct DeviceOffloads {
 /// ENOENT where `/dev/net/tun` is not there, EACCES where it may not be opened,
 /// EPERM without CAP_NET_ADMIN.
 pub fn device(name: IfName) -> io::Result<DeviceOffloads> {
-    let port = TunDevice::create(name, true)?;
+    let port = TunDevice::create(name, true, crate::DEFAULT_MTU)?;
     let (tcp, udp) = port.offloads();
     Ok(DeviceOffloads { tcp, udp })
 }

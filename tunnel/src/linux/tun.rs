@@ -16,7 +16,7 @@ use conet_netsys::IfName;
 use rustix::io::{Errno, writev};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use crate::offload::{self, Joined, Joiner};
+use crate::offload::{self, Joined, Joiner, Unfinished, unfinished};
 use crate::{Device, Inner, Outgoing};
 
 /// A virtio header and the longest packet.
@@ -31,6 +31,9 @@ pub(crate) struct TunDevice {
     device: SyncDevice,
     frame: Box<[u8]>,
     joiner: Joiner,
+    /// Where unfinished packets are finished, for a device that takes none.
+    scratch: Scratch,
+    mtu: u16,
     /// Whether packets bear a virtio header.
     headers: bool,
     /// Whether TCP and UDP are joined.
@@ -45,7 +48,7 @@ impl std::fmt::Debug for TunDevice {
 
 impl TunDevice {
     /// Makes the device, down, in the namespace of the calling thread.
-    pub(crate) fn create(name: IfName, offload: bool) -> io::Result<Self> {
+    pub(crate) fn create(name: IfName, offload: bool, mtu: u16) -> io::Result<Self> {
         let device = DeviceBuilder::new()
             .name(name.as_str())
             .enable(false)
@@ -57,7 +60,8 @@ impl TunDevice {
         let joins = (device.tcp_gso(), device.udp_gso());
         let headers = offload && joins.0;
         let frame = vec![0; FRAME].into_boxed_slice();
-        Ok(Self { device, frame, joiner: Joiner::default(), headers, joins })
+        let (joiner, scratch) = (Joiner::default(), Scratch::default());
+        Ok(Self { device, frame, joiner, scratch, mtu, headers, joins })
     }
 
     /// Whether the device takes TCP, and UDP, in large pieces.
@@ -120,10 +124,26 @@ impl Device for TunDevice {
     }
 
     fn send(&mut self, buffer: &[u8], packets: &[Inner]) -> Result<Progress, PortError> {
-        let Self { device, joiner, headers, joins, .. } = self;
-        let mut writer = Writer { device, buffer, headers: *headers, joins: *joins, refused: 0 };
-        for Inner { at, trusted } in packets {
+        let Self { device, joiner, scratch, mtu, headers, joins, .. } = self;
+        let mut writer =
+            Writer { device, buffer, scratch, headers: *headers, joins: *joins, refused: 0 };
+        for Inner { at, trusted, segment } in packets {
             let may = writer.joins;
+            if !trusted {
+                match unfinished(&buffer[at.clone()], *segment, *mtu) {
+                    Unfinished::No => {}
+                    Unfinished::Behind(header) => {
+                        // What came before it goes before it.
+                        joiner.finish(&mut |joined| writer.write(&joined))?;
+                        writer.write_unfinished(&header, at.clone())?;
+                        continue;
+                    }
+                    Unfinished::Lost => {
+                        writer.refused += 1;
+                        continue;
+                    }
+                }
+            }
             joiner.push(buffer, at.clone(), *trusted, may, &mut |joined| writer.write(&joined))?;
         }
         joiner.finish(&mut |joined| writer.write(&joined))?;
@@ -133,9 +153,17 @@ impl Device for TunDevice {
     }
 }
 
+/// Buffers of the longest packet, made when they are first needed.
+#[derive(Debug, Default)]
+struct Scratch {
+    frame: Vec<u8>,
+    packet: Vec<u8>,
+}
+
 struct Writer<'a> {
     device: &'a SyncDevice,
     buffer: &'a [u8],
+    scratch: &'a mut Scratch,
     headers: bool,
     joins: (bool, bool),
     refused: usize,
@@ -172,16 +200,57 @@ impl Writer<'_> {
         }
     }
 
-    fn write_single(&mut self, at: Range<usize>) -> Result<(), PortError> {
-        let header = [0; offload::HEADER];
-        let header = if self.headers { &header[..] } else { &[] };
-        let vectors = [IoSlice::new(header), IoSlice::new(&self.buffer[at])];
-        match writev(self.device, &vectors) {
-            Ok(_) => {}
-            Err(Errno::BADFD) => return Err(PortError::Gone),
-            Err(_) => self.refused += 1,
+    /// Leaves the rest to the kernel where the device takes such packets, and finishes
+    /// them here where not.
+    fn write_unfinished(
+        &mut self,
+        header: &[u8; offload::HEADER],
+        at: Range<usize>,
+    ) -> Result<(), PortError> {
+        let packet = &self.buffer[at];
+        if self.headers {
+            match writev(self.device, &[IoSlice::new(header), IoSlice::new(packet)]) {
+                Ok(_) => return Ok(()),
+                Err(Errno::BADFD) => return Err(PortError::Gone),
+                Err(Errno::INVAL) => {}
+                Err(_) => {
+                    self.refused += 1;
+                    return Ok(());
+                }
+            }
+        }
+        let Scratch { frame, packet: piece } = &mut *self.scratch;
+        frame.clear();
+        frame.extend_from_slice(header);
+        frame.extend_from_slice(packet);
+        let Ok(outgoing) = Outgoing::gso(frame) else {
+            self.refused += 1;
+            return Ok(());
+        };
+        for index in 0..outgoing.count() {
+            piece.resize(outgoing.len_of(index), 0);
+            outgoing.write(index, piece);
+            let written = write_whole(self.device, self.headers, piece)?;
+            self.refused += usize::from(!written);
         }
         Ok(())
+    }
+
+    fn write_single(&mut self, at: Range<usize>) -> Result<(), PortError> {
+        let written = write_whole(self.device, self.headers, &self.buffer[at])?;
+        self.refused += usize::from(!written);
+        Ok(())
+    }
+}
+
+/// Writes a packet as it is; says whether the device has taken it.
+fn write_whole(device: &SyncDevice, headers: bool, packet: &[u8]) -> Result<bool, PortError> {
+    let header = [0; offload::HEADER];
+    let header = if headers { &header[..] } else { &[] };
+    match writev(device, &[IoSlice::new(header), IoSlice::new(packet)]) {
+        Ok(_) => Ok(true),
+        Err(Errno::BADFD) => Err(PortError::Gone),
+        Err(_) => Ok(false),
     }
 }
 

@@ -26,12 +26,12 @@ pub(super) const PIECES: usize = 64;
 
 /// What is known of a packet that may be joined.
 #[derive(Debug, Clone, Copy)]
-struct Kind {
-    is_v6: bool,
-    is_tcp: bool,
+pub(super) struct Kind {
+    pub(super) is_v6: bool,
+    pub(super) is_tcp: bool,
     /// Where the transport header begins, and where it ends.
-    transport: usize,
-    headers: usize,
+    pub(super) transport: usize,
+    pub(super) headers: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -126,7 +126,7 @@ impl<'a> Joined<'a> {
 
 impl Kind {
     /// TCP or UDP directly behind an IP header without options, in one piece.
-    fn of(packet: &[u8]) -> Option<Self> {
+    pub(super) fn of(packet: &[u8]) -> Option<Self> {
         let view = IpView::new(packet).ok()?;
         let is_v6 = view.is_v6();
         let transport = if is_v6 { 40 } else { 20 };
@@ -148,7 +148,7 @@ impl Kind {
         fits.then_some(Self { is_v6, is_tcp, transport, headers: transport + len })
     }
 
-    fn protocol(self) -> u8 {
+    pub(super) fn protocol(self) -> u8 {
         if self.is_tcp { PROTO_TCP } else { PROTO_UDP }
     }
 

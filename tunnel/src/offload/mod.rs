@@ -16,9 +16,14 @@
 mod checksum;
 mod join;
 mod split;
+#[cfg(any(target_os = "linux", test))]
+mod unfinished;
 
+#[cfg(any(target_os = "linux", test))]
 pub(crate) use join::{Joined, Joiner};
 pub use split::Outgoing;
+#[cfg(any(target_os = "linux", test))]
+pub(crate) use unfinished::{Unfinished, unfinished};
 
 /// Bytes of the virtio-net header of a TUN device, without `num_buffers`.
 pub(crate) const HEADER: usize = 10;

@@ -319,3 +319,78 @@ fn any_bytes_are_cut_or_refused() {
     }
     assert!(cut > 1000, "{cut}");
 }
+
+/// The packets' flow in one packet whose checksum is left to do, without a word of it.
+fn unsaid(frame: &[u8]) -> Vec<u8> {
+    frame[HEADER..].to_vec()
+}
+
+#[test]
+fn what_no_wire_has_finished_is_finished_and_cut() {
+    for flow in FLOWS {
+        let payload: Vec<u8> = (0..9000u16).map(|i| i.to_le_bytes()[0]).collect();
+        let packets: Vec<_> = payload
+            .chunks(1200)
+            .scan(7u32, |sequence, part| {
+                let at = *sequence;
+                *sequence += 1200;
+                let flags = if at >= 8 * 1000 { ACK | PSH } else { ACK };
+                Some(packet(flow, at, 0, flags, part))
+            })
+            .collect();
+        let frames = joined(&packets, true, (true, true));
+        let [frame] = &frames[..] else { panic!("{flow:?}: one frame") };
+        let whole = unsaid(frame);
+        let Unfinished::Behind(header) = unfinished(&whole, 1200, 1420) else {
+            panic!("{flow:?} is unfinished")
+        };
+        let cut = split(&[&header[..], &whole].concat());
+        // Numbered anew, which means nothing beside Don't Fragment.
+        let same = |a: &[u8], b: &[u8]| a[20..] == b[20..] && a[12..20] == b[12..20];
+        assert_eq!(cut.len(), packets.len(), "{flow:?}");
+        assert!(cut.iter().zip(&packets).all(|(a, b)| same(a, b)), "{flow:?}");
+        // Where nobody says how long, only TCP can be cut.
+        for unknown in [0, 1401, u16::MAX] {
+            match unfinished(&whole, unknown, 1420) {
+                Unfinished::Behind(header) if flow.is_tcp => {
+                    let cut = split(&[&header[..], &whole].concat());
+                    assert!(cut.iter().all(|p| p.len() <= 1420 && proper(flow, p)));
+                }
+                Unfinished::Lost if !flow.is_tcp => {}
+                other => panic!("{flow:?} {unknown}: {other:?}"),
+            }
+        }
+    }
+}
+
+fn proper(flow: Flow, packet: &[u8]) -> bool {
+    let at = transport(flow) + if flow.is_tcp { 16 } else { 6 };
+    proper_checksum(flow, packet) == u16_at(packet, at)
+}
+
+#[test]
+fn one_packet_is_finished_and_a_finished_or_spoilt_one_is_left_alone() {
+    let mut random = Random::new(11);
+    for round in 0..4000 {
+        let flow = FLOWS[round % 4];
+        let mut payload = vec![0; below(&mut random, 1300) + 1];
+        random.fill(&mut payload);
+        let whole = packet(flow, 1, 0, ACK, &payload);
+        let at = transport(flow) + if flow.is_tcp { 16 } else { 6 };
+        let segment = u16::try_from(below(&mut random, 65_536)).unwrap();
+        assert_eq!(unfinished(&whole, segment, 1420), Unfinished::No, "{flow:?}");
+        let mut spoilt = whole.clone();
+        let place = below(&mut random, payload.len());
+        spoilt[whole.len() - payload.len() + place] ^= 0x10;
+        assert_eq!(unfinished(&spoilt, segment, 1420), Unfinished::No, "{flow:?}");
+        let mut left = whole.clone();
+        let own_len = u16::try_from(whole.len() - transport(flow)).unwrap();
+        let protocol = if flow.is_tcp { PROTO_TCP } else { PROTO_UDP };
+        let sum = checksum::pseudo(&whole, flow.is_v6, protocol, own_len).folded();
+        put16(&mut left, at, sum);
+        let Unfinished::Behind(header) = unfinished(&left, segment, 1420) else {
+            panic!("{flow:?} is unfinished")
+        };
+        assert_eq!(split(&[&header[..], &left].concat()), [whole]);
+    }
+}

@@ -31,7 +31,7 @@ fn send(adapter: &mut Adapter, packets: &[&[u8]]) -> Result<(usize, usize), Port
     let mut at = 0;
     let inner = packets.iter().map(|packet| {
         at += packet.len();
-        Inner { at: at - packet.len()..at, trusted: true }
+        Inner { at: at - packet.len()..at, trusted: true, segment: 0 }
     });
     let progress = adapter.send(&buffer, &inner.collect::<Vec<_>>())?;
     Ok((progress.packets, progress.refused))
