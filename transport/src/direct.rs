@@ -30,6 +30,7 @@
 //! carrier's error is the caller's to see, a datagram that cannot go is as good as lost.
 
 use crate::carrier::{Carrier, Incoming, Udp};
+use crate::clock::Clock;
 use crate::session::{BATCH_BUFFER, Hub, HubConfig, Transmit, handshake::HandshakeError};
 use crate::time::Instant;
 use std::io;
@@ -83,7 +84,7 @@ pub struct Direct<C = Udp> {
     pub hub: Hub,
     /// What carries its datagrams.
     pub carrier: C,
-    started: std::time::Instant,
+    clock: Clock,
     /// When the carrier wants to look at its ways again.
     steer_at: Option<Instant>,
     out: Vec<u8>,
@@ -137,7 +138,7 @@ impl<C: Carrier> Direct<C> {
         Ok(Self {
             hub,
             carrier,
-            started: std::time::Instant::now(),
+            clock: Clock::new(),
             steer_at: None,
             out: vec![0; BATCH_BUFFER],
             wait,
@@ -151,7 +152,7 @@ impl<C: Carrier> Direct<C> {
     /// Time as the hub sees it.
     #[must_use]
     pub fn now(&self) -> Instant {
-        Instant::from_start(self.started.elapsed())
+        self.clock.now()
     }
 
     /// Sends what there is to send.
@@ -227,10 +228,10 @@ impl<C: Carrier> Direct<C> {
         }
         let mut any = false;
         for _ in 0..BATCHES {
-            let (hub, started, mut first) = (&mut self.hub, self.started, true);
+            let (hub, clock, mut first) = (&mut self.hub, &self.clock, true);
             let taken = self.carrier.receive_bulk(|incoming| {
                 if first {
-                    *now = Instant::from_start(started.elapsed());
+                    *now = clock.now();
                     first = false;
                 }
                 hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);
@@ -244,7 +245,7 @@ impl<C: Carrier> Direct<C> {
     }
 
     fn receive_calls(&mut self, now: &mut Instant) -> io::Result<bool> {
-        let taken = self.carrier.receive(taker(&mut self.hub, self.started, now))?;
+        let taken = self.carrier.receive(taker(&mut self.hub, &self.clock, now))?;
         Ok(taken > 0)
     }
 
@@ -313,7 +314,7 @@ impl<C: Carrier> Direct<C> {
         } else if is_exact || (self.wait == Wait::Adaptive && !self.spin.is_zero()) {
             self.carrier.wait(left)? && self.receive(&mut now)?
         } else {
-            let take = taker(&mut self.hub, self.started, &mut now);
+            let take = taker(&mut self.hub, &self.clock, &mut now);
             self.carrier.receive_sleeping(left, take)? > 0
         };
         if !came {
@@ -338,15 +339,11 @@ impl<C: Carrier> Direct<C> {
 
 /// Gives datagrams to `hub`, and the time of the first to `now`. What the caller has to see
 /// seldom comes with others: it is answered before more are looked for.
-fn taker(
-    hub: &mut Hub,
-    started: std::time::Instant,
-    now: &mut Instant,
-) -> impl FnMut(Incoming<'_>) -> bool {
+fn taker(hub: &mut Hub, clock: &Clock, now: &mut Instant) -> impl FnMut(Incoming<'_>) -> bool {
     let mut first = true;
     move |incoming| {
         if first {
-            *now = Instant::from_start(started.elapsed());
+            *now = clock.now();
         }
         first = false;
         hub.handle_marked_datagram(*now, incoming.from, incoming.bytes, incoming.marked);

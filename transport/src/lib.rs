@@ -103,6 +103,8 @@ extern crate std;
 #[cfg(feature = "std")]
 pub mod carrier;
 #[cfg(feature = "std")]
+mod clock;
+#[cfg(feature = "std")]
 pub mod direct;
 #[cfg(feature = "std")]
 pub mod endpoint;
@@ -112,4 +114,6 @@ pub mod fuzz_support;
 pub mod session;
 #[cfg(feature = "std")]
 pub mod stream;
+#[cfg(feature = "std")]
+mod system;
 pub mod time;

@@ -27,6 +27,8 @@ mod key;
 #[cfg(feature = "hub")]
 mod limits;
 #[cfg(feature = "hub")]
+mod outbox;
+#[cfg(feature = "hub")]
 mod packet;
 #[cfg(feature = "hub")]
 mod path;

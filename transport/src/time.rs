@@ -20,7 +20,7 @@ impl Instant {
 
     /// `since_start` after the start.
     #[must_use]
-    pub fn from_start(since_start: Duration) -> Self {
+    pub const fn from_start(since_start: Duration) -> Self {
         Self { nanos: nanos(since_start) }
     }
 
@@ -39,6 +39,7 @@ impl Instant {
 
     /// Time from `earlier` to this, zero if that lies ahead.
     #[must_use]
+    #[inline]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.nanos.saturating_sub(earlier.nanos))
     }
@@ -60,8 +61,10 @@ impl Sub<Duration> for Instant {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+#[inline]
+const fn nanos(duration: Duration) -> u64 {
+    let (seconds, rest) = (duration.as_secs(), duration.subsec_nanos());
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest as u64)
 }
 
 #[cfg(test)]

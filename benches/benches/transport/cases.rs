@@ -12,7 +12,7 @@ use crate::measure::{Case, Contender, Place, Ruled, Turn, interleave, named};
 use crate::ours::{Ours, Over, Sealed, start};
 use crate::quic::Configs;
 use crate::stream::{Carried, Work};
-use crate::{loss, quic, raw, rpc, stream};
+use crate::{alone, bound, loss, quic, raw, rpc, stream};
 
 /// Ours over UDP, over TCP and in shared memory.
 const OURS: [&str; 9] = [
@@ -27,6 +27,15 @@ const OURS: [&str; 9] = [
     "shared_chacha",
 ];
 const OVER: [Over; 3] = [Over::Udp, Over::Tcp, Over::Shared];
+/// The least that each of ours over UDP and in shared memory could take.
+const BOUNDS: [(&str, &str); 6] = [
+    ("plain", "least_plain"),
+    ("aes", "least_aes"),
+    ("chacha", "least_chacha"),
+    ("shared_plain", "least_shared_plain"),
+    ("shared_aes", "least_shared_aes"),
+    ("shared_chacha", "least_shared_chacha"),
+];
 
 /// What all cases need.
 struct Bench<'o> {
@@ -55,6 +64,18 @@ fn ours<'a>(place: Place, size: usize, calls: usize, wait: Wait) -> Vec<Contende
     all
 }
 
+/// The bounds of calls of 64 bytes; in shared memory only where both ends spin.
+fn bounds<'a>(place: Place, calls: usize, spins: bool) -> Vec<Contender<'a>> {
+    let there = || Sealed::ALL.into_iter().filter(|sealed| sealed.is_there());
+    let name = |sealed: Sealed, from: usize| BOUNDS[from + sealed as usize].1;
+    let over_udp = there()
+        .map(|sealed| named(name(sealed, 0), move || bound::udp(place, sealed, 1, calls, spins)));
+    let shared = there()
+        .filter(|_| spins)
+        .map(|sealed| named(name(sealed, 3), move || bound::shared(place, sealed, calls)));
+    over_udp.chain(shared).collect()
+}
+
 impl Bench<'_> {
     fn begins(&self, case: &str) -> bool {
         let wanted = self.options.case.as_ref().is_none_or(|wanted| case.contains(wanted));
@@ -72,6 +93,25 @@ impl Bench<'_> {
         self.apart.client == self.apart.server
     }
 
+    /// Both ends' work for a call, without what carries it.
+    fn alone(&mut self) -> Result<()> {
+        if !self.begins("call 64 B, session alone") {
+            return Ok(());
+        }
+        let (at, calls) = (self.apart.client, self.calls(20_000, 160));
+        let each = Sealed::ALL.into_iter().zip(OURS).filter(|(sealed, _)| sealed.is_there());
+        let mut all: Vec<_> = each
+            .map(|(sealed, name)| named(name, move || alone::calls(at, sealed, 64, false, calls)))
+            .collect();
+        all.push(named("row_of_8", || alone::calls(at, Sealed::Plain, 64, true, calls / 4)));
+        let times = interleave(self.options, &mut all)?;
+        drop(all);
+        let place = Place { client: at, server: at };
+        let (name, how, ours) = ("call 64 B", "session alone", &OURS[..3]);
+        let case = Case { name, how, place, ours, bounds: &[] };
+        case.report(&mut self.report, &times, &[])
+    }
+
     /// Both sides ask again and again, over two processors.
     fn spinning(&mut self) -> Result<()> {
         if self.is_one() || !self.begins("call 64 B, spinning") {
@@ -82,7 +122,8 @@ impl Bench<'_> {
         all.push(named("udp_spin", || raw::udp(place, 64, calls, true)));
         all.push(named("quinn_proto", || quic::proto(&self.quic, place, 64, calls)));
         all.push(named("tcp_nodelay", || raw::tcp(place, 64, calls)));
-        let times = interleave(self.options.rounds, &mut all)?;
+        all.extend(bounds(place, calls, true));
+        let times = interleave(self.options, &mut all)?;
         drop(all);
         let rules = [
             ("plain", "p50", Rule::above("udp_spin", 500.0)),
@@ -92,13 +133,8 @@ impl Bench<'_> {
             ("chacha", "p50", Rule::times(0.65, "quinn_proto")),
             ("shared_plain", "p50", Rule::constant(600.0)),
         ];
-        let case = Case {
-            name: "call 64 B",
-            how: "spinning",
-            place,
-            ours: &OURS,
-            bound: Some("udp_spin"),
-        };
+        let (name, how) = ("call 64 B", "spinning");
+        let case = Case { name, how, place, ours: &OURS, bounds: &BOUNDS };
         case.report(&mut self.report, &times, &rules)
     }
 
@@ -114,7 +150,8 @@ impl Bench<'_> {
         all.push(named("unix_datagram", || raw::unix_datagram(place, 64, calls)));
         all.push(named("quinn_tokio", || quic::tokio(&self.quic, place, 64, calls)));
         all.push(named("tarpc", || rpc::tarpc(place, 64, calls)));
-        let times = interleave(self.options.rounds, &mut all)?;
+        all.extend(bounds(place, calls, false));
+        let times = interleave(self.options, &mut all)?;
         drop(all);
         let mut rules: Vec<Ruled> = Vec::new();
         for ours in &OURS[..3] {
@@ -124,7 +161,7 @@ impl Bench<'_> {
             rules.push((ours, "p50", Rule::times(1.0, "tcp_nodelay")));
             rules.push((ours, "p50", Rule::times(1.0, "tarpc")));
         }
-        let case = Case { name: "call 64 B", how, place, ours: &OURS, bound: Some("udp_block") };
+        let case = Case { name: "call 64 B", how, place, ours: &OURS, bounds: &BOUNDS };
         case.report(&mut self.report, &times, &rules)
     }
 
@@ -143,9 +180,9 @@ impl Bench<'_> {
             all.push(named("quinn_proto", || quic::proto(&self.quic, place, size, calls)));
             all.push(named("quinn_tokio", || quic::tokio(&self.quic, place, size, calls)));
             all.push(named("tarpc", || rpc::tarpc(place, size, calls)));
-            let times = interleave(self.options.rounds, &mut all)?;
+            let times = interleave(self.options, &mut all)?;
             drop(all);
-            let case = Case { name, how: "adaptive", place, ours: &OURS, bound: None };
+            let case = Case { name, how: "adaptive", place, ours: &OURS, bounds: &[] };
             case.report(&mut self.report, &times, &[])?;
         }
         Ok(())
@@ -156,8 +193,8 @@ impl Bench<'_> {
         &mut self,
         name: &str,
         wait: Wait,
-        other: &'static str,
-        factor: f64,
+        (other, factor): (&'static str, f64),
+        least: Option<Contender<'static>>,
         mut run: impl FnMut(&mut dyn Ours) -> Result<Turn>,
     ) -> Result<()> {
         if self.is_one() || !self.begins(name) {
@@ -178,10 +215,13 @@ impl Bench<'_> {
                 turn
             }),
         ];
-        let times = interleave(self.options.rounds, &mut all)?;
+        let bounds: Vec<_> = least.iter().map(|(name, _)| ("plain", name.clone())).collect();
+        all.extend(least);
+        let times = interleave(self.options, &mut all)?;
         drop(all);
         let how = if wait == Wait::Spin { "spinning" } else { "adaptive" };
-        let case = Case { name, how, place, ours: &["plain"], bound: None };
+        let bounds: Vec<_> = bounds.iter().map(|(ours, bound)| (*ours, &**bound)).collect();
+        let case = Case { name, how, place, ours: &["plain"], bounds: &bounds };
         case.report(&mut self.report, &times, &[("plain", "p50", Rule::times(factor, other))])
     }
 
@@ -196,7 +236,7 @@ impl Bench<'_> {
             named("without_loss", || loss::calls(place, calls, 0)),
             named("udp_spin", || raw::udp(place, 64, calls, true)),
         ];
-        let mut times = interleave(self.options.rounds, &mut all)?;
+        let mut times = interleave(self.options, &mut all)?;
         drop(all);
         let round_trip = times.iter().find(|times| times.name == "without_loss");
         let round_trip = round_trip.map_or(0.0, |times| times.at(0.5));
@@ -205,13 +245,8 @@ impl Bench<'_> {
             crate::measure::Times { name: "rto_and_rtt".to_owned(), ..Default::default() };
         limit.add(Turn(vec![loss::LEAST_TIMEOUT_NS + round_trip]));
         times.push(limit);
-        let case = Case {
-            name: "call 64 B",
-            how: "1 % loss, spinning",
-            place,
-            ours: &["plain"],
-            bound: None,
-        };
+        let (name, how) = ("call 64 B", "1 % loss, spinning");
+        let case = Case { name, how, place, ours: &["plain"], bounds: &[] };
         case.report(&mut self.report, &times, &[("plain", "p99", Rule::times(1.5, "rto_and_rtt"))])
     }
 
@@ -227,6 +262,8 @@ impl Bench<'_> {
             ("tcp", Box::new(move || stream::tcp(place, time))),
             ("udp_1400", Box::new(move || stream::udp(place, 1400, Work::Nothing, time))),
             ("udp_65000", Box::new(move || stream::udp(place, 65_000, Work::Nothing, time))),
+            ("udp_1400_copy", Box::new(move || stream::udp(place, 1400, Work::Copy, time))),
+            ("udp_65000_copy", Box::new(move || stream::udp(place, 65_000, Work::Copy, time))),
             ("udp_1400_aes", Box::new(move || stream::udp(place, 1400, Work::Seal, time))),
             ("udp_65000_aes", Box::new(move || stream::udp(place, 65_000, Work::Seal, time))),
         ];
@@ -267,7 +304,7 @@ impl Bench<'_> {
         };
         for ours in first..names.len() {
             let name = names[ours];
-            let bound = if name.ends_with("plain") { "udp_65000" } else { "udp_65000_aes" };
+            let bound = if name.ends_with("plain") { "udp_65000_copy" } else { "udp_65000_aes" };
             let mut rules = vec![("ms", None)];
             if OURS[..3].contains(&name) {
                 rules.push(("Gb/s", Some(Rule::at_least(0.8, "udp_1400"))));
@@ -320,6 +357,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("tarpc", "tarpc 0.38 over TCP_NODELAY with bincode, tokio 1 of one thread a side"),
         ("udp_1400", "quinn-udp 0.6, GSO and GRO, datagrams of 1400 bytes, no protocol"),
         ("udp_65000", "the same with datagrams of 65,000 bytes"),
+        ("least_plain", "no code of ours: the same sockets, bytes and copies, no protocol"),
+        ("least_aes", "least_plain, sealed by ring's AES-128-GCM; least_chacha likewise"),
+        ("least_shared_plain", "a ring of records of two cache lines, no protocol"),
+        ("least_row", "least_plain with eight calls in a datagram, as long as ours"),
+        ("udp_1400_copy", "udp_1400, each datagram copied in and out"),
+        ("udp_65000_copy", "udp_65000, each datagram copied in and out"),
         ("udp_1400_aes", "udp_1400, each datagram copied, sealed, opened and copied"),
         ("udp_65000_aes", "udp_65000, each datagram copied, sealed, opened and copied"),
         ("without_loss", "ours in the same loop, nothing lost"),
@@ -330,6 +373,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (apart, together) =
         (Place { client: one, server: two }, Place { client: one, server: one });
     let mut bench = Bench { options, report, quic, apart, together };
+    bench.alone()?;
     bench.spinning()?;
     let (two, one) = (bench.apart, bench.together);
     let (few, many) = (bench.calls(500, 20), bench.calls(1500, 20));
@@ -341,12 +385,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     bench.large()?;
     let calls = bench.calls(1000, 10);
-    bench.beside("chain of 8", Wait::Spin, "one_call", 1.3, |pair| {
+    let least = named("least_row", move || bound::udp(two, Sealed::Plain, 8, calls, true));
+    bench.beside("chain of 8", Wait::Spin, ("one_call", 1.3), Some(least), |pair| {
         Turn::of(calls, || pair.row(64))
     })?;
     for wait in [Wait::Spin, Wait::Adaptive] {
-        bench
-            .beside("call beside bulk", wait, "idle", 2.0, |pair| pair.calls_beside_bulk(calls))?;
+        bench.beside("call beside bulk", wait, ("idle", 2.0), None, |pair| {
+            pair.calls_beside_bulk(calls)
+        })?;
     }
     bench.loss()?;
     bench.bulk()?;

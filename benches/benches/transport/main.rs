@@ -9,18 +9,23 @@
 //! |---|---|
 //! | `plain`, `aes`, `chacha` | ours over UDP, `Direct` in both threads, unsealed and sealed |
 //! | `tcp_…`, `shared_…` | ours over a TCP connection, and over rings in shared memory |
+//! | `row_of_8` | eight calls in one datagram, without a carrier |
+//! | `least_…` | no code of ours: the same bytes, copies and AEAD, no protocol: the bound (`bound.rs`) |
 //! | `udp_spin`, `udp_block` | one connected socket a side, no protocol: the least that is possible |
 //! | `tcp_nodelay` | one connection, blocking |
 //! | `unix`, `unix_datagram` | a pair of sockets, blocking |
 //! | `quinn_proto`, `quinn_tokio` | QUIC over one stream, AES-128-GCM: in a loop that spins, and on tokio |
 //! | `tarpc` | over TCP with bincode, on tokio |
 //! | `tcp`, `udp_1400`, `udp_65000` | bulk: what the kernel carries without a protocol, GSO and GRO |
-//! | `udp_1400_aes`, `udp_65000_aes` | the same, sealed and opened: the least that sealed bulk takes |
+//! | `udp_…_copy`, `udp_…_aes` | the same, copied in and out; and sealed and opened: the least that bulk takes |
 //!
-//! `--case TEXT` measures only cases with that in their name, `--rounds N` so many rounds.
+//! `--case TEXT` measures only cases with that in their name, `--only NAME` only contenders of
+//! that name (a rule over one that is not there is `null`), `--rounds N` so many rounds.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
+mod alone;
+mod bound;
 mod cases;
 mod loss;
 mod measure;
@@ -40,11 +45,13 @@ struct Options {
     format: Format,
     is_test: bool,
     case: Option<String>,
+    only: Option<String>,
     rounds: usize,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { format: Format::Table, is_test: false, case: None, rounds: 11 };
+    let mut options =
+        Options { format: Format::Table, is_test: false, case: None, only: None, rounds: 11 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
@@ -54,6 +61,7 @@ fn options() -> Result<Options> {
             "--test" => (options.is_test, options.rounds) = (true, 1),
             "--json" => options.format = Format::Json,
             "--case" => options.case = Some(value()?),
+            "--only" => options.only = Some(value()?),
             "--rounds" => options.rounds = value()?.parse().context("--rounds wants a number")?,
             other => bail!("unknown option {other}; see the top of benches/transport/main.rs"),
         }

@@ -6,6 +6,8 @@ use conet_benches::stats::{median, spread};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::time::Instant;
 
+use crate::Options;
+
 /// Which processor calls and which answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
@@ -79,7 +81,14 @@ impl Times {
 pub(crate) type Contender<'a> = (String, Box<dyn FnMut() -> Result<Turn> + 'a>);
 
 /// Gives every contender a turn in every round, each round beginning with another.
-pub(crate) fn interleave(rounds: usize, contenders: &mut [Contender<'_>]) -> Result<Vec<Times>> {
+pub(crate) fn interleave(
+    options: &Options,
+    contenders: &mut Vec<Contender<'_>>,
+) -> Result<Vec<Times>> {
+    if let Some(only) = &options.only {
+        contenders.retain(|(name, _)| name == only);
+    }
+    let rounds = options.rounds;
     let name = |(name, _): &Contender<'_>| Times { name: name.clone(), ..Times::default() };
     let mut times: Vec<Times> = contenders.iter().map(name).collect();
     for round in 0..rounds {
@@ -105,8 +114,8 @@ pub(crate) struct Case<'a> {
     pub(crate) place: Place,
     /// Who of the contenders are ours.
     pub(crate) ours: &'a [&'a str],
-    /// The peer that is the least possible.
-    pub(crate) bound: Option<&'a str>,
+    /// Of each of ours, the peer that is the least possible.
+    pub(crate) bounds: &'a [(&'a str, &'a str)],
 }
 
 impl Case<'_> {
@@ -128,7 +137,8 @@ impl Case<'_> {
                 }
                 for rule in rules {
                     let others = times.iter().filter(|other| other.name != ours.name);
-                    let is_central = share_name == "p50";
+                    let bound = self.bounds.iter().find(|(name, _)| *name == ours.name);
+                    let bound = bound.filter(|_| share_name == "p50");
                     report.add(Row {
                         case: self.name.to_owned(),
                         metric: format!("{share_name}, {}, {}", self.how, ours.name),
@@ -136,7 +146,7 @@ impl Case<'_> {
                         ours: ours.at(share),
                         peers: others.map(|other| (other.name.clone(), other.at(share))).collect(),
                         rule,
-                        bound: self.bound.filter(|_| is_central).map(str::to_owned),
+                        bound: bound.map(|(_, bound)| (*bound).to_owned()),
                         pin: self.place.pin(),
                         runs: ours.medians.len(),
                         spread: spread(&ours.medians),

@@ -37,7 +37,7 @@ impl Sealed {
         self != Self::Aes || local_features() & FEATURE_AES != 0
     }
 
-    const fn features(self) -> u32 {
+    pub(crate) const fn features(self) -> u32 {
         FEATURES
             | match self {
                 Self::Plain => FEATURE_PLAIN,
@@ -152,18 +152,20 @@ impl<C: Carrier + Send + 'static> Pair<C> {
         datagram: usize,
     ) -> Result<Self> {
         let (client, server, address) = carriers;
-        let mut client = direct(client, 1, sealed, wait, datagram)?;
-        let mut server = direct(server, 2, sealed, wait, datagram)?;
-        let name = server.hub.public_key();
-        let now = server.now();
-        server.hub.add_peer(now, client.hub.public_key(), None);
+        let [own, name] = [1, 2].map(|key| PrivateKey::new([key; 32]).public());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        // Made in its own thread: from one thread's allocator both would have memory in
+        // common cache lines, which two programs never have.
         let thread = std::thread::spawn(move || {
             pin(place.server);
+            let mut server = direct(server, 2, sealed, wait, datagram)?;
+            let now = server.now();
+            server.hub.add_peer(now, own, None);
             serve(server, &stopped)
         });
         pin(place.client);
+        let mut client = direct(client, 1, sealed, wait, datagram)?;
         let now = client.now();
         client.hub.add_peer(now, name, Some(address));
         client.hub.handle_timeout(now);

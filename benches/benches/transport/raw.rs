@@ -13,7 +13,7 @@ const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST
 const END: usize = 1;
 
 /// Receives, asking again and again or sleeping.
-fn receive(socket: &UdpSocket, bytes: &mut [u8], spins: bool) -> std::io::Result<usize> {
+pub(crate) fn receive(socket: &UdpSocket, bytes: &mut [u8], spins: bool) -> std::io::Result<usize> {
     loop {
         match socket.recv(bytes) {
             Err(error) if spins && error.kind() == ErrorKind::WouldBlock => {

@@ -2,6 +2,7 @@
 //!
 //! The bare ones have no protocol: the sender sends as fast as its system call lets it,
 //! what arrives counts, and what the receiver's buffer had no room for is lost. With
+//! `Work::Copy` they copy the payload into packets and out of them, and with
 //! `Work::Seal` they also do what no transport can leave out that seals: copy the payload
 //! into packets, seal each with AES-128-GCM, open each and copy it out. That is the least
 //! an encrypted transport takes over this path.
@@ -94,6 +95,7 @@ pub(crate) fn tcp(place: Place, time: Duration) -> Result<Carried> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Work {
     Nothing,
+    Copy,
     Seal,
 }
 
@@ -128,19 +130,12 @@ pub(crate) fn udp(place: Place, segment: usize, work: Work, time: Duration) -> R
         let (key, start) = (key(), Instant::now());
         while start.elapsed() < time {
             for part in payload.chunks(segments * (segment - 16)) {
-                let contents = if work == Work::Seal {
-                    batch.clear();
-                    for piece in part.chunks(segment - 16) {
-                        let at = batch.len();
-                        batch.extend_from_slice(piece);
-                        let sealed = &mut batch[at..];
-                        let tag =
-                            key.seal_in_place_separate_tag(nonce(), Aad::empty(), sealed).unwrap();
-                        batch.extend_from_slice(tag.as_ref());
+                let contents = match work {
+                    Work::Nothing => part,
+                    Work::Copy | Work::Seal => {
+                        fill(&mut batch, part, segment, (work == Work::Seal).then_some(&key));
+                        &batch[..]
                     }
-                    &batch[..]
-                } else {
-                    part
                 };
                 let segment_size = (contents.len() > segment).then_some(segment);
                 let transmit =
@@ -159,6 +154,19 @@ pub(crate) fn udp(place: Place, segment: usize, work: Work, time: Duration) -> R
         join(thread)?;
         Ok(heard.recv()?)
     })
+}
+
+/// Copies `part` into datagrams of `segment` bytes, and seals each.
+fn fill(batch: &mut Vec<u8>, part: &[u8], segment: usize, key: Option<&LessSafeKey>) {
+    batch.clear();
+    for piece in part.chunks(segment - 16) {
+        let at = batch.len();
+        batch.extend_from_slice(piece);
+        let tag = key.map(|key| {
+            key.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut batch[at..]).unwrap()
+        });
+        batch.extend_from_slice(tag.as_ref().map_or(&[0; 16], AsRef::as_ref));
+    }
 }
 
 /// Counts what comes, until a datagram of one byte does.
@@ -181,9 +189,13 @@ fn count(socket: &UdpSocket, work: Work) -> std::io::Result<u64> {
             return Ok(total);
         }
         total += len as u64;
-        if work == Work::Seal {
+        if work != Work::Nothing {
             for piece in bytes[..len].chunks_mut(stride.max(1)) {
-                let Ok(opened) = key.open_in_place(nonce(), Aad::empty(), piece) else { continue };
+                let opened = match work {
+                    Work::Seal => key.open_in_place(nonce(), Aad::empty(), piece),
+                    _ => Ok(piece),
+                };
+                let Ok(opened) = opened else { continue };
                 payload[at..at + opened.len()].copy_from_slice(opened);
                 at += opened.len();
             }

@@ -46,7 +46,7 @@ mod sys;
 const WORDS: u64 = 128 * 1024;
 const TOTAL: usize = 2 * Layout::total(WORDS);
 /// What an offer says, beside the file.
-const HELLO: [u8; 8] = *b"conetsm1";
+const HELLO: [u8; 8] = *b"conetsm2";
 /// How long the two wait for each other at the start.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Datagrams taken in one turn.
@@ -234,7 +234,7 @@ impl Carrier for Shared {
     }
 
     fn wait(&mut self, most: Duration) -> io::Result<bool> {
-        if !self.reader.may_sleep(&self.memory).map_err(broken)? {
+        if !self.reader.may_sleep(&self.memory) {
             self.reader.is_awake(&self.memory);
             return Ok(true);
         }

@@ -141,6 +141,11 @@ impl Bulk {
         self.way.as_ref().is_some_and(|way| way.challenge && way.token == 0)
     }
 
+    /// Whether the peer has said where it takes large payloads.
+    pub(crate) const fn has_way(&self) -> bool {
+        self.way.is_some()
+    }
+
     pub(crate) const fn set_token(&mut self, token: u64) {
         if let Some(way) = &mut self.way {
             way.token = token;

@@ -22,6 +22,7 @@
 
 use super::grants::Grants;
 use super::limits::{Limits, MOST_IN_ROW};
+use super::outbox::Outbox;
 use super::packet::Packet;
 use super::payload::{Assembly, Outgoing, UNASKED};
 use super::pool::Pool;
@@ -29,6 +30,7 @@ use super::rtt::{PARKED_PROBE, PROBE, Rtt, back_off};
 use super::slots::{ClientSlot, ReplyVerdict};
 use super::timers::Timers;
 use crate::time::Instant;
+use alloc::boxed::Box;
 use alloc::collections::{BinaryHeap, VecDeque};
 use alloc::vec::Vec;
 use conet_wire::session::frame::{
@@ -109,7 +111,7 @@ pub(crate) struct Client {
     queued: usize,
     next_id: u64,
     sequence: u64,
-    outbox: [VecDeque<u16>; 4],
+    pub(super) outbox: Outbox,
     /// Slots with a payload in pieces on its way.
     large: Vec<u16>,
     due: Timers<u16>,
@@ -138,7 +140,7 @@ impl Client {
             queued: 0,
             next_id: 0,
             sequence: 0,
-            outbox: Default::default(),
+            outbox: Outbox::default(),
             large: Vec::new(),
             due: Timers::new(),
             deadlines: Timers::new(),
@@ -236,7 +238,14 @@ impl Client {
     }
 
     /// Moves waiting calls into free slots; only while there is somebody to call.
+    #[inline]
     pub(crate) fn assign(&mut self, now: Instant, rtt: &Rtt) {
+        if self.queued > 0 {
+            self.assign_all(now, rtt);
+        }
+    }
+
+    fn assign_all(&mut self, now: Instant, rtt: &Rtt) {
         for lane in Lane::ALL {
             while let Some(length) = self.row_length(lane) {
                 if length > 1 && !self.lanes {
@@ -258,8 +267,11 @@ impl Client {
     fn row_length(&self, lane: Lane) -> Option<usize> {
         let queue = &self.queue[lane as usize];
         queue.front()?;
-        let next = queue.iter().skip(1);
-        Some(1 + next.take_while(|waiting| matches!(waiting.link, Link::Next { .. })).count())
+        let mut length = 1;
+        while let Some(Waiting { link: Link::Next { .. }, .. }) = queue.get(length) {
+            length += 1;
+        }
+        Some(length)
     }
 
     fn give_up_row(&mut self, lane: Lane, length: usize, error: CallError) {
@@ -304,7 +316,7 @@ impl Client {
         } else {
             let granted = if lanes { UNASKED } else { usize::MAX };
             self.large.push(number);
-            Body::Pieces(Outgoing::new(waiting.payload, granted))
+            Body::Pieces(Box::new(Outgoing::new(waiting.payload, granted)))
         };
         let slot = self.slots.get_mut(usize::from(number))?;
         let begun = slot.slot.begin_at(sequence);
@@ -338,7 +350,7 @@ impl Client {
             && !slot.in_outbox
         {
             slot.in_outbox = true;
-            self.outbox[slot.lane as usize].push_back(number);
+            self.outbox.push(slot.lane, number);
         }
     }
 
@@ -411,13 +423,17 @@ impl Client {
     }
 
     /// The RELEASE to say.
+    #[inline]
     pub(crate) fn take_release(&mut self) -> Option<Frame<'static>> {
+        if !self.release {
+            return None;
+        }
+        self.release = false;
         let count = u32::try_from(self.granted).unwrap_or(u32::MAX);
-        let frame = Frame::Release { version: self.version, count, floor: self.sequence };
-        core::mem::take(&mut self.release).then_some(frame)
+        Some(Frame::Release { version: self.version, count, floor: self.sequence })
     }
 
-    fn give_up_assembly(&mut self, number: u16, sequence: u64, reply: Option<Assembly>) {
+    fn give_up_assembly(&mut self, number: u16, sequence: u64, reply: Option<Box<Assembly>>) {
         if let Some(reply) = reply {
             let (total, granted) = (reply.total(), reply.granted());
             self.grants.end(number, sequence, total, granted, !self.lanes);

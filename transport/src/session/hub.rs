@@ -72,22 +72,6 @@ impl fmt::Debug for HubConfig {
     }
 }
 
-#[cfg(feature = "std")]
-impl HubConfig {
-    /// With the default limits, the system's clock and randomness.
-    #[must_use]
-    pub fn new(private_key: PrivateKey) -> Self {
-        let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self {
-            private_key,
-            limits: Limits::default(),
-            started: started.unwrap_or_default(),
-            features: super::handshake::local_features(),
-            entropy: Box::new(super::handshake::SystemEntropy::default()),
-        }
-    }
-}
-
 /// What happened.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Event {
@@ -160,6 +144,8 @@ pub struct Hub {
     gate: Gate,
     peers: Vec<Option<Peer>>,
     keys: BTreeMap<PublicKey, usize>,
+    /// Who was named last, and most often is again.
+    last: usize,
     indices: Table,
     tombs: Vec<Tomb>,
     /// Cookies and MOVED packets.
@@ -207,6 +193,7 @@ impl Hub {
             entropy,
             peers: Vec::new(),
             keys: BTreeMap::new(),
+            last: 0,
             indices: Table::default(),
             tombs: Vec::new(),
             asides: VecDeque::new(),
@@ -447,8 +434,15 @@ impl Hub {
         }
     }
 
+    #[inline]
     fn peer(&mut self, key: &PublicKey) -> Result<(usize, &mut Peer), UnknownPeer> {
-        let at = *self.keys.get(key).ok_or(UnknownPeer)?;
+        let is_same = |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.has_key(key));
+        let at = if self.peers.get(self.last).is_some_and(is_same) {
+            self.last
+        } else {
+            *self.keys.get(key).ok_or(UnknownPeer)?
+        };
+        self.last = at;
         let peer = self.peers.get_mut(at).and_then(Option::as_mut).ok_or(UnknownPeer)?;
         Ok((at, peer))
     }
@@ -456,7 +450,7 @@ impl Hub {
     /// Gathers what an input changed at one peer.
     fn touch(&mut self, at: usize) {
         let Some(Some(peer)) = self.peers.get_mut(at) else { return };
-        for index in peer.retired.drain(..) {
+        while let Some(index) = peer.retired.pop() {
             self.indices.remove(index);
         }
         let key = peer.key();

@@ -35,13 +35,15 @@ use super::server::{Asked, IncomingId, ReplyError, Run, Server};
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use conet_wire::session::frame::{Direction, Frame, Frames, Lane, Marks, Status};
+use conet_wire::session::frame::{Frame, Frames, Lane, Status};
 use conet_wire::session::handshake::{FEATURE_BULK, FEATURE_LANES};
-use conet_wire::session::{FLAG_BULK, FLAG_TRACKED};
+use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, Header};
 use core::net::SocketAddr;
+use core::ops::Range;
 use core::time::Duration;
 
 mod calls;
+mod frames;
 mod freeze;
 mod keys;
 mod output;
@@ -264,6 +266,11 @@ impl Peer {
         self.key
     }
 
+    #[inline]
+    pub(crate) fn has_key(&self, key: &PublicKey) -> bool {
+        self.key == *key
+    }
+
     pub(crate) fn set_address(&mut self, now: Instant, address: SocketAddr) {
         self.place(address);
         if self.current.is_none() && !self.superseded {
@@ -302,38 +309,17 @@ impl Peer {
         marked: bool,
         tokens: &mut Tokens,
     ) -> bool {
-        let is = |keys: &Option<Keys>| keys.as_ref().is_some_and(|keys| keys.local_index == index);
-        let opened = if is(&self.current) {
-            self.current.as_mut()
-        } else if is(&self.next) {
-            self.next.as_mut()
-        } else if is(&self.previous) {
-            self.previous.as_mut()
-        } else {
-            None
-        };
-        let Some(keys) = opened else { return false };
-        let (header, range) = match keys.opener.open_in_place(packet) {
-            Ok(opened) => opened,
-            Err(OpenError::Replayed) => {
-                self.counters.replayed += 1;
-                return false;
-            }
-            Err(_) => {
-                self.counters.forged += 1;
-                return false;
-            }
-        };
-        let newest = header.number + 1 == keys.opener.next_number();
+        let Some((header, range, newest)) = self.open(index, packet) else { return false };
         let length = packet.len();
         self.counters.received_packets += 1;
         self.counters.received_bytes += length as u64;
-        if is(&self.next)
+        if self.next.as_ref().is_some_and(|keys| keys.local_index == index)
             && let Some(keys) = self.next.take()
         {
             self.switch(now, keys);
         }
-        let which = if is(&self.current) { Which::Current } else { Which::Previous };
+        let is_current = self.current.as_ref().is_some_and(|keys| keys.local_index == index);
+        let which = if is_current { Which::Current } else { Which::Previous };
         self.heard = now;
         self.unanswered = None;
         if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
@@ -343,15 +329,7 @@ impl Peer {
         let by_bulk = header.flags & FLAG_BULK != 0;
         let payload = packet.get(range).unwrap_or_default();
         if which == Which::Current && newest && !by_bulk {
-            if self.address != Some(from) {
-                self.on_elsewhere(now, from, length, tokens);
-            } else if self.candidate.as_ref().is_some_and(|candidate| !candidate.is_named())
-                && !matches!(Frames::new(payload).next(), Some(Ok(Frame::Challenge { .. })))
-            {
-                // What came from elsewhere meanwhile was late, or went round. A challenge
-                // says nothing: it goes where we may be.
-                self.candidate = None;
-            }
+            self.look_where(now, from, length, payload, tokens);
         }
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
@@ -365,6 +343,49 @@ impl Peer {
         }
         self.assign(now);
         true
+    }
+
+    /// Opens a packet under the keys with this index: its header, where its payload lies, and
+    /// whether no later one has come before it.
+    #[inline]
+    fn open(&mut self, index: u32, packet: &mut [u8]) -> Option<(Header, Range<usize>, bool)> {
+        let all = [&mut self.current, &mut self.next, &mut self.previous];
+        let keys = all.into_iter().flatten().find(|keys| keys.local_index == index)?;
+        match keys.opener.open_in_place(packet) {
+            Ok((header, range)) => {
+                let newest = header.number + 1 == keys.opener.next_number();
+                Some((header, range, newest))
+            }
+            Err(OpenError::Replayed) => {
+                self.counters.replayed += 1;
+                None
+            }
+            Err(_) => {
+                self.counters.forged += 1;
+                None
+            }
+        }
+    }
+
+    /// Where the peer's newest packet came from: it may have moved.
+    #[inline]
+    fn look_where(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        length: usize,
+        payload: &[u8],
+        tokens: &mut Tokens,
+    ) {
+        if self.address != Some(from) {
+            self.on_elsewhere(now, from, length, tokens);
+        } else if self.candidate.as_ref().is_some_and(|candidate| !candidate.is_named())
+            && !matches!(Frames::new(payload).next(), Some(Ok(Frame::Challenge { .. })))
+        {
+            // What came from elsewhere meanwhile was late, or went round. A challenge says
+            // nothing: it goes where we may be.
+            self.candidate = None;
+        }
     }
 
     pub(crate) const fn set_bulk(&mut self, port: Option<BulkPort>) {
@@ -395,91 +416,6 @@ impl Peer {
             None => Candidate::new(now, from, tokens.take()),
         };
         self.candidate.insert(candidate).on_received(now, bytes);
-    }
-
-    /// Handles every frame; says whether all that was tracked was taken.
-    fn on_frames(&mut self, now: Instant, which: Which, payload: &[u8]) -> bool {
-        let mut taken = true;
-        for frame in Frames::new(payload) {
-            let Ok(frame) = frame else {
-                self.counters.malformed += 1;
-                return false;
-            };
-            taken &= self.on_frame(now, which, frame);
-            if !self.is_up() {
-                return false;
-            }
-        }
-        taken
-    }
-
-    fn on_frame(&mut self, now: Instant, which: Which, frame: Frame<'_>) -> bool {
-        match frame {
-            Frame::Call { head, data } => self.server.on_call(head, Marks::default(), data),
-            Frame::Marked { head, marks, data } => self.server.on_call(head, marks, data),
-            Frame::Reply { head, status, data } => {
-                self.client.on_reply(now, head, status, data, &mut self.rtt);
-            }
-            Frame::Working { slot, sequence } => self.client.on_working(now, slot, sequence),
-            Frame::Cancel { slot, sequence } => self.server.on_cancel(slot, sequence),
-            Frame::Chunk { head, direction: Direction::Call, lane, offset, data } => {
-                return self.server.on_piece(head, lane, offset as usize, data);
-            }
-            Frame::Chunk { head, direction: Direction::Reply, offset, data, .. } => {
-                return self.client.on_piece(now, head, offset as usize, data);
-            }
-            Frame::Grant { slot, sequence, direction: Direction::Call, upto } => {
-                self.client.on_grant(slot, sequence, upto as usize);
-            }
-            Frame::Grant { slot, sequence, direction: Direction::Reply, upto } => {
-                self.server.on_grant(slot, sequence, upto as usize);
-            }
-            Frame::Slots { version, count } => self.client.on_slots(version, count),
-            Frame::Release { version, count, floor } => {
-                self.server.on_release(version, count, floor);
-            }
-            Frame::Ack(ack) if which == Which::Current => {
-                let mut fates = core::mem::take(&mut self.fates);
-                self.flow.on_ack(now, &ack.into(), &mut self.rtt, &mut fates);
-                self.on_fates(now, fates);
-            }
-            Frame::Seen(seen) if which == Which::Current => {
-                let mut fates = core::mem::take(&mut self.fates);
-                let arrived = self.flow.on_ack(now, &seen, &mut self.rtt, &mut fates);
-                self.bulk.on_arrived(now, arrived);
-                self.on_fates(now, fates);
-            }
-            Frame::Ack(_) | Frame::Seen(_) => {}
-            Frame::Ping { token } => self.pong_due = Some(token),
-            Frame::Pong { token } => {
-                if let Some((_, at)) = self.pinged.take_if(|(asked, _)| *asked == token) {
-                    self.rtt.on_sample(now.since(at));
-                }
-            }
-            Frame::Challenge { token } => {
-                self.proof_due = Some(token);
-                self.on_followed(now);
-            }
-            Frame::Bulk { port, buffer } => {
-                let may = which == Which::Current && self.bulk.ours.is_some();
-                if may && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
-                    self.bulk.on_port(BulkPort { port, buffer }, self.limits.datagram);
-                }
-            }
-            Frame::Padding { .. } => {}
-            Frame::Proof { token } => {
-                self.bulk.on_proof(now, token);
-                if let Some(candidate) = self.candidate.take_if(|one| one.proves(token)) {
-                    self.move_to(now, candidate.address);
-                }
-            }
-            Frame::Close { .. } => {
-                if which == Which::Current {
-                    self.go_down(now, DownReason::Closed);
-                }
-            }
-        }
-        true
     }
 
     // Time.

@@ -24,10 +24,12 @@
 use super::client::{FIRST_SLOTS, fits_one_packet};
 use super::grants::Grants;
 use super::limits::Limits;
+use super::outbox::Outbox;
 use super::packet::Packet;
 use super::payload::{Assembly, Outgoing, UNASKED};
 use super::pool::Pool;
 use super::slots::{CallVerdict, ServerSlot};
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{After, Direction, Frame, Lane, Marks, SlotHead, Status};
@@ -78,7 +80,8 @@ pub(crate) enum Asked {
 #[derive(Debug)]
 pub(crate) enum Body {
     Whole(Vec<u8>),
-    Pieces(Outgoing),
+    /// Apart: most replies are small ones, and are moved from place to place.
+    Pieces(Box<Outgoing>),
 }
 
 #[derive(Debug)]
@@ -92,7 +95,7 @@ enum State {
     Idle,
     Assembling {
         sequence: u64,
-        assembly: Assembly,
+        assembly: Box<Assembly>,
         whole: bool,
     },
     /// For the result of another call.
@@ -136,7 +139,7 @@ pub(crate) struct Server {
     limits: Limits,
     incarnation: u64,
     slots: Vec<Slot>,
-    outbox: [VecDeque<u16>; 4],
+    pub(super) outbox: Outbox,
     grants: Grants,
     /// Slots with a reply in pieces on its way.
     large: Vec<u16>,
@@ -161,7 +164,7 @@ impl Server {
             limits,
             incarnation: 0,
             slots: Vec::new(),
-            outbox: Default::default(),
+            outbox: Outbox::default(),
             grants: Grants::new(limits.assembling, limits.payload),
             large: Vec::new(),
             waiting: Vec::new(),
@@ -202,9 +205,7 @@ impl Server {
     pub(crate) fn on_peer_restart(&mut self, incarnation: u64) {
         self.incarnation = incarnation;
         self.slots.clear();
-        for outbox in &mut self.outbox {
-            outbox.clear();
-        }
+        self.outbox.clear();
         self.grants.clear();
         self.large.clear();
         self.waiting.clear();
@@ -235,7 +236,7 @@ impl Server {
             slot.say = Some(say);
         }
         if !waits {
-            self.outbox[slot.lane as usize].push_back(number);
+            self.outbox.push(slot.lane, number);
         }
     }
 
@@ -325,9 +326,7 @@ impl Server {
         self.floor = self.floor.max(floor);
         let stays = |number: &u16| usize::from(*number) < count;
         self.large.retain(stays);
-        for outbox in &mut self.outbox {
-            outbox.retain(stays);
-        }
+        self.outbox.retain(|_, number| stays(&number));
     }
 
     /// A complete call: runs it, or lets it wait for another one's result.
@@ -345,10 +344,10 @@ impl Server {
         );
         if slot.say.is_some() && slot.lane != marks.lane {
             // It stands in the other lane's row, and is taken out of it there.
-            let (lane, number) = (slot.lane as usize, head.slot);
+            let number = head.slot;
             slot.say = None;
             slot.lane = marks.lane;
-            self.outbox[lane].retain(|&waiting| waiting != number);
+            self.outbox.retain(|_, waiting| waiting != number);
         } else {
             slot.lane = marks.lane;
         }
@@ -454,13 +453,13 @@ impl Server {
             &mut slot.state,
             State::Assembling {
                 sequence: head.sequence,
-                assembly: Assembly::new(total, granted, bytes),
+                assembly: Box::new(Assembly::new(total, granted, bytes)),
                 whole,
             },
         );
         if slot.say.take().is_some() {
-            let (row, number) = (slot.lane as usize, head.slot);
-            self.outbox[row].retain(|&waiting| waiting != number);
+            let number = head.slot;
+            self.outbox.retain(|_, waiting| waiting != number);
         }
         slot.lane = lane;
         if let State::Done(kept) = old {
@@ -536,7 +535,7 @@ impl Server {
         } else {
             let granted = if self.lanes { UNASKED } else { usize::MAX };
             self.large.push(id.slot);
-            Body::Pieces(Outgoing::new(payload, granted))
+            Body::Pieces(Box::new(Outgoing::new(payload, granted)))
         };
         slot.state = State::Done(Kept { status, body });
         if whole {

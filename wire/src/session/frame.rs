@@ -88,6 +88,8 @@ pub(crate) const PADDING: u8 = 18;
 
 /// Words of a SEEN's bitmap.
 pub const SEEN_WORDS: usize = 16;
+/// Bytes of it.
+pub const SEEN_BYTES: usize = 8 * SEEN_WORDS;
 /// Fixed bytes of a MARKED in front of its data, frame header included.
 pub const MARKED_OVERHEAD: usize = CALL_OVERHEAD + 16;
 
@@ -315,6 +317,54 @@ impl Seen {
     }
 }
 
+/// [`Seen`] as it lies in a packet: a frame is handed around, and this one's bitmap is twice as
+/// long as any other's everything.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SeenFrame<'a> {
+    /// As [`Seen::largest`].
+    pub largest: u64,
+    /// As [`Seen::delay_us`].
+    pub delay_us: u32,
+    /// As [`Seen::marked`].
+    pub marked: u32,
+    /// [`Seen::bitmap`], each word little-endian.
+    pub bitmap: &'a [u8; SEEN_BYTES],
+}
+
+impl SeenFrame<'_> {
+    /// What it says.
+    #[must_use]
+    pub fn to_seen(&self) -> Seen {
+        let Self { largest, delay_us, marked, .. } = *self;
+        let (words, _) = self.bitmap.as_chunks::<8>();
+        let mut bitmap = [0; SEEN_WORDS];
+        for (to, from) in bitmap.iter_mut().zip(words) {
+            *to = u64::from_le_bytes(*from);
+        }
+        Seen { largest, delay_us, marked, bitmap }
+    }
+}
+
+impl Seen {
+    /// The bitmap as a frame has it.
+    #[must_use]
+    pub fn bitmap_bytes(&self) -> [u8; SEEN_BYTES] {
+        let mut bytes = [0; SEEN_BYTES];
+        let (words, _) = bytes.as_chunks_mut::<8>();
+        for (to, from) in words.iter_mut().zip(self.bitmap) {
+            *to = from.to_le_bytes();
+        }
+        bytes
+    }
+
+    /// The frame, whose bitmap are [`bitmap_bytes`](Self::bitmap_bytes).
+    #[must_use]
+    pub const fn frame<'a>(&self, bitmap: &'a [u8; SEEN_BYTES]) -> Frame<'a> {
+        let Self { largest, delay_us, marked, .. } = *self;
+        Frame::Seen(SeenFrame { largest, delay_us, marked, bitmap })
+    }
+}
+
 impl From<Ack> for Seen {
     fn from(ack: Ack) -> Self {
         let mut bitmap = [0; SEEN_WORDS];
@@ -445,7 +495,7 @@ pub enum Frame<'a> {
         token: u64,
     },
     /// What has arrived.
-    Seen(Seen),
+    Seen(SeenFrame<'a>),
 }
 
 #[cfg(test)]

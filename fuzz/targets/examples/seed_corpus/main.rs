@@ -112,7 +112,9 @@ fn lanes() -> Vec<u8> {
     let grants = [grant(Direction::Call), grant(Direction::Reply)];
     let slots = Frame::Slots { version: 1, count: 8 };
     let release = Frame::Release { version: 0, count: 1, floor: 9 };
-    let seen = Frame::Seen(Seen { largest: 4, marked: 1, ..Seen::default() });
+    let seen = Seen { largest: 4, marked: 1, ..Seen::default() };
+    let bitmap = seen.bitmap_bytes();
+    let seen = seen.frame(&bitmap);
     let proofs = [Frame::Challenge { token: 1 }, Frame::Proof { token: 2 }];
     [
         step(2, &frames(&[second, first])),

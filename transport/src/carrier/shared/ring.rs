@@ -1,14 +1,20 @@
 //! A ring of records in memory that a stranger shares: one writes, one reads.
 //!
 //! ```text
-//! words:  head … │ tail … │ sleeping … │ data, a power of two of them
-//!                                        │ length │ payload, 8 bytes a word │ length │ …
+//! words:  tail … │ sleeping … │ data, a power of two of them
+//!                               │ length │ payload, 8 bytes a word │ 0 │ …
+//!                                 a cache line or more each          └ the next one's length
 //! ```
 //!
-//! Positions count words for ever; a place is a position modulo the size. The writer owns
-//! the head and *keeps its own copy of it*; so does the reader with the tail. What the
-//! other side owns is read once, checked, and used as it was read. Payload is copied out
-//! before anybody looks at it.
+//! Positions count words for ever; a place is a position modulo the size. Each side *keeps
+//! its own position* and reads none of its own back. What the other side owns is read once,
+//! checked, and used as it was read. Payload is copied out before anybody looks at it.
+//!
+//! *A record shows itself*: the reader looks at the word where the next length will be, which
+//! is zero until the record is there. So a small record and the news of it are one transfer
+//! between two processors' caches, where a common head would be a second one behind it. The
+//! writer stores a zero behind a record before it stores the record's length, so nothing
+//! that was ever payload is taken for a length; for that a line of the ring stays free.
 //!
 //! *Sleeping.* Who goes to sleep says so, then looks once more; who writes publishes, then
 //! looks whether somebody sleeps. Between the two stands a full fence on either side, so
@@ -31,6 +37,9 @@ pub(crate) trait Memory {
 /// Words between two that different sides write: two cache lines, since processors fetch
 /// pairs.
 const APART: usize = 16;
+/// Words of a cache line, where each record begins.
+const LINE_WORDS: usize = 8;
+const LINE: u64 = LINE_WORDS as u64;
 
 /// Where a ring lies.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +49,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// A ring of `words` words of data, a power of two, from word `base` on.
+    /// A ring of `words` words of data, a power of two and at least two lines, from word
+    /// `base` on.
     pub(crate) const fn new(base: usize, words: u64) -> Self {
         assert!(words.is_power_of_two(), "places are positions modulo the size");
         Self { base, words }
@@ -49,24 +59,20 @@ impl Layout {
     /// Words of a whole ring.
     #[allow(clippy::cast_possible_truncation, reason = "rings are small")]
     pub(crate) const fn total(words: u64) -> usize {
-        3 * APART + words as usize
-    }
-
-    const fn head(self) -> usize {
-        self.base
+        2 * APART + words as usize
     }
 
     const fn tail(self) -> usize {
-        self.base + APART
+        self.base
     }
 
     const fn sleeping(self) -> usize {
-        self.base + 2 * APART
+        self.base + APART
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "below the number of words")]
     const fn place(self, position: u64) -> usize {
-        self.base + 3 * APART + (position & (self.words - 1)) as usize
+        self.base + 2 * APART + (position & (self.words - 1)) as usize
     }
 }
 
@@ -76,14 +82,14 @@ pub(crate) enum Hostile {
     /// A position that the ring cannot have reached.
     #[error("position outside the ring")]
     Position,
-    /// A record of no length, or beyond what has been written.
+    /// A record longer than the ring holds or the reader takes.
     #[error("record length outside the ring")]
     Length,
 }
 
-/// Words of a record of so many bytes.
+/// Words of a record of so many bytes, its length included: whole lines.
 const fn words(bytes: usize) -> u64 {
-    1 + bytes.div_ceil(8) as u64
+    (1 + bytes.div_ceil(8) as u64).next_multiple_of(LINE)
 }
 
 /// The writing end.
@@ -92,49 +98,63 @@ pub(crate) struct Writer {
     layout: Layout,
     head: u64,
     tail_seen: u64,
+    /// The first record that is not shown yet: its position and first line. The reader looks
+    /// at that line all the time, and would fetch it twice if it were written twice.
+    hidden: Option<(u64, [u64; LINE_WORDS])>,
 }
 
 impl Writer {
     pub(crate) const fn new(layout: Layout) -> Self {
-        Self { layout, head: 0, tail_seen: 0 }
+        Self { layout, head: 0, tail_seen: 0, hidden: None }
     }
 
     /// Writes a record; says whether there was room. [`publish`](Self::publish) shows it.
+    #[inline]
     pub(crate) fn push(&mut self, memory: &impl Memory, bytes: &[u8]) -> Result<bool, Hostile> {
         let (layout, need) = (self.layout, words(bytes.len()));
-        if bytes.is_empty() || need > layout.words {
+        // Behind it is room for a zero.
+        let room = need.saturating_add(LINE);
+        if bytes.is_empty() || room > layout.words {
             return Ok(false);
         }
-        if layout.words - self.head.wrapping_sub(self.tail_seen) < need {
+        if layout.words - self.head.wrapping_sub(self.tail_seen) < room {
             let tail = memory.load(layout.tail(), Acquire);
             // It may not go back: what was seen was there.
             if tail.wrapping_sub(self.tail_seen) > self.head.wrapping_sub(self.tail_seen) {
                 return Err(Hostile::Position);
             }
             self.tail_seen = tail;
-            if layout.words - self.head.wrapping_sub(tail) < need {
+            if layout.words - self.head.wrapping_sub(tail) < room {
                 return Ok(false);
             }
         }
-        memory.store(layout.place(self.head), bytes.len() as u64, Relaxed);
-        let mut at = self.head.wrapping_add(1);
-        let (whole, rest) = bytes.as_chunks::<8>();
-        for word in whole {
-            memory.store(layout.place(at), u64::from_le_bytes(*word), Relaxed);
+        let length = bytes.len() as u64;
+        let (line, rest) = bytes.split_at(bytes.len().min(8 * (LINE_WORDS - 1)));
+        let mut first = [length; LINE_WORDS];
+        for (word, bytes) in first.iter_mut().skip(1).zip(line.chunks(8)) {
+            *word = word_of(bytes);
+        }
+        let mut at = self.head.wrapping_add(LINE);
+        for bytes in rest.chunks(8) {
+            memory.store(layout.place(at), word_of(bytes), Relaxed);
             at = at.wrapping_add(1);
         }
-        if !rest.is_empty() {
-            let mut word = [0; 8];
-            word[..rest.len()].copy_from_slice(rest);
-            memory.store(layout.place(at), u64::from_le_bytes(word), Relaxed);
+        if self.hidden.is_none() {
+            self.hidden = Some((self.head, first));
+        } else {
+            // The reader cannot pass the hidden one.
+            show(memory, layout, self.head, &first, Relaxed);
         }
         self.head = self.head.wrapping_add(need);
         Ok(true)
     }
 
     /// Shows the reader what was written; says whether it sleeps and must be woken.
-    pub(crate) fn publish(&self, memory: &impl Memory) -> bool {
-        memory.store(self.layout.head(), self.head, Release);
+    #[inline]
+    pub(crate) fn publish(&mut self, memory: &impl Memory) -> bool {
+        let Some((at, first)) = self.hidden.take() else { return false };
+        memory.store(self.layout.place(self.head), 0, Relaxed);
+        show(memory, self.layout, at, &first, Release);
         memory.fence();
         let sleeps = memory.load(self.layout.sleeping(), Relaxed) != 0;
         if sleeps {
@@ -145,48 +165,65 @@ impl Writer {
     }
 }
 
+/// The first bytes as a word; the missing ones are zero.
+#[inline]
+fn word_of(bytes: &[u8]) -> u64 {
+    if let Some(word) = bytes.first_chunk() {
+        return u64::from_le_bytes(*word);
+    }
+    let mut word = [0; 8];
+    for (to, from) in word.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    u64::from_le_bytes(word)
+}
+
+/// Writes a record's first line, its length last.
+#[inline]
+fn show(
+    memory: &impl Memory,
+    layout: Layout,
+    at: u64,
+    line: &[u64; LINE_WORDS],
+    ordering: Ordering,
+) {
+    let [length, payload @ ..] = line;
+    for (n, word) in (1..).zip(payload) {
+        memory.store(layout.place(at.wrapping_add(n)), *word, Relaxed);
+    }
+    memory.store(layout.place(at), *length, ordering);
+}
+
 /// The reading end.
 #[derive(Debug)]
 pub(crate) struct Reader {
     layout: Layout,
     tail: u64,
-    head_seen: u64,
 }
 
 impl Reader {
     pub(crate) const fn new(layout: Layout) -> Self {
-        Self { layout, tail: 0, head_seen: 0 }
-    }
-
-    fn look(&mut self, memory: &impl Memory) -> Result<(), Hostile> {
-        let head = memory.load(self.layout.head(), Acquire);
-        // It may not go back either: what was seen was there.
-        let ahead = head.wrapping_sub(self.tail);
-        if ahead > self.layout.words || ahead < self.head_seen.wrapping_sub(self.tail) {
-            return Err(Hostile::Position);
-        }
-        self.head_seen = head;
-        Ok(())
+        Self { layout, tail: 0 }
     }
 
     /// Copies the next record into `room`; gives its length.
+    #[inline]
     pub(crate) fn pop(
         &mut self,
         memory: &impl Memory,
         room: &mut [u8],
     ) -> Result<Option<usize>, Hostile> {
-        if self.tail == self.head_seen {
-            self.look(memory)?;
-        }
-        let ready = self.head_seen.wrapping_sub(self.tail);
-        if ready == 0 {
+        let layout = self.layout;
+        let claimed = memory.load(layout.place(self.tail), Acquire);
+        if claimed == 0 {
             return Ok(None);
         }
-        let layout = self.layout;
-        let claimed = memory.load(layout.place(self.tail), Relaxed);
         let length = usize::try_from(claimed).map_err(|_| Hostile::Length)?;
-        let record = room.get_mut(..length).filter(|record| !record.is_empty());
-        let record = record.filter(|record| words(record.len()) <= ready).ok_or(Hostile::Length)?;
+        let record = room.get_mut(..length).ok_or(Hostile::Length)?;
+        let need = words(length);
+        if need + LINE > layout.words {
+            return Err(Hostile::Length);
+        }
         let mut at = self.tail.wrapping_add(1);
         let (whole, rest) = record.as_chunks_mut::<8>();
         for word in whole {
@@ -198,7 +235,7 @@ impl Reader {
             let length = rest.len();
             rest.copy_from_slice(&word[..length]);
         }
-        self.tail = self.tail.wrapping_add(words(length));
+        self.tail = self.tail.wrapping_add(need);
         Ok(Some(length))
     }
 
@@ -208,11 +245,10 @@ impl Reader {
     }
 
     /// Says that this side sleeps; says whether it may, or there is something after all.
-    pub(crate) fn may_sleep(&mut self, memory: &impl Memory) -> Result<bool, Hostile> {
+    pub(crate) fn may_sleep(&self, memory: &impl Memory) -> bool {
         memory.store(self.layout.sleeping(), 1, Relaxed);
         memory.fence();
-        self.look(memory)?;
-        Ok(self.head_seen == self.tail)
+        memory.load(self.layout.place(self.tail), Acquire) == 0
     }
 
     /// Says that this side is awake.

@@ -139,7 +139,7 @@ fn only_sealed_memory_of_the_right_size_is_taken() {
     assert!(matches!(offer(size, Some(SealFlags::GROW), &HELLO), Err(ShareError::Offer)));
     assert!(matches!(offer(size / 2, Some(good), &HELLO), Err(ShareError::Offer)));
     assert!(matches!(offer(0, Some(good), &HELLO), Err(ShareError::Offer)));
-    assert!(matches!(offer(size, Some(good), b"conetsm2"), Err(ShareError::Offer)));
+    assert!(matches!(offer(size, Some(good), b"conetsm1"), Err(ShareError::Offer)));
     let (mut one, two) = UnixStream::pair().expect("socketpair");
     one.write_all(&HELLO).expect("writes");
     assert!(matches!(Shared::accept(two), Err(ShareError::Offer)), "no file");

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::session::flow::Tracked;
 use crate::session::rtt::back_off_parked;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use conet_wire::session::frame::Lane;
 use core::cmp::Reverse;
@@ -122,7 +123,7 @@ impl Client {
                 return false;
             };
             let bytes = self.pool.take_large(total);
-            active.reply = Some(Assembly::new(total, granted, bytes));
+            active.reply = Some(Box::new(Assembly::new(total, granted, bytes)));
         }
         let Some(reply) = &mut active.reply else { return false };
         if reply.total() != total || reply.insert(offset, data).is_err() {
@@ -339,9 +340,7 @@ impl Client {
         self.free.clear();
         self.large.clear();
         self.due.clear();
-        for outbox in &mut self.outbox {
-            outbox.clear();
-        }
+        self.outbox.clear();
         self.grants.clear();
         self.granted = super::FIRST_SLOTS.min(self.limits.slots);
         self.version = 0;

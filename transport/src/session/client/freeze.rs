@@ -5,6 +5,7 @@ use super::{
     Outgoing, PROBE, QUEUED, Slot, State, Waiting,
 };
 use crate::session::image::{ImageError, Reader, Writer};
+use alloc::boxed::Box;
 use core::cmp::Reverse;
 use core::time::Duration;
 
@@ -229,14 +230,14 @@ impl Active {
         };
         let body = match from.u8()? {
             0 => Body::Whole(from.bytes()?.to_vec()),
-            1 => Body::Pieces(Outgoing::thaw(from)?),
+            1 => Body::Pieces(Box::new(Outgoing::thaw(from)?)),
             _ => return Err(ImageError::Malformed),
         };
         let asks = match &body {
             Body::Whole(_) => true,
             Body::Pieces(body) => body.is_acked() || body.waits_for_grant(),
         };
-        let reply = if from.bool()? { Some(Assembly::thaw(from)?) } else { None };
+        let reply = if from.bool()? { Some(Box::new(Assembly::thaw(from)?)) } else { None };
         Ok(Self {
             id,
             body,

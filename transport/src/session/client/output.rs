@@ -25,10 +25,10 @@ pub(crate) fn choose(pieces: impl Iterator<Item = Piece>, oldest: bool) -> Optio
 impl Client {
     /// Puts every frame of `lane` that is due into `packet`; `false` if one did not fit.
     pub(crate) fn emit(&mut self, now: Instant, lane: Lane, packet: &mut Packet<'_>) -> bool {
-        while let Some(&number) = self.outbox[lane as usize].front() {
+        while let Some(number) = self.outbox.first(lane) {
             let lanes = self.lanes;
             let Some(slot) = self.slots.get_mut(usize::from(number)) else {
-                self.outbox[lane as usize].pop_front();
+                self.outbox.pop(lane);
                 continue;
             };
             let sequence = slot.slot.sequence();
@@ -59,7 +59,7 @@ impl Client {
                 _ => {}
             }
             slot.in_outbox = false;
-            self.outbox[lane as usize].pop_front();
+            self.outbox.pop(lane);
             if let Some(at) = next {
                 self.arm(number, at);
             }
@@ -71,7 +71,7 @@ impl Client {
     }
 
     pub(crate) fn has_something_to_say(&self) -> bool {
-        self.release || self.outbox.iter().any(|outbox| !outbox.is_empty())
+        self.release || !self.outbox.lanes().is_empty()
     }
 
     /// The piece of a large call that should go next.
@@ -102,7 +102,7 @@ impl Client {
     }
 
     pub(crate) fn has_piece(&self) -> bool {
-        self.best_piece(false).is_some()
+        !self.large.is_empty() && self.best_piece(false).is_some()
     }
 
     /// When time alone gives [`emit`](Self::emit) something to send.

@@ -1,6 +1,7 @@
 //! What a call of ours is while it has not ended.
 
 use super::{Assembly, CallId, ClientSlot, Duration, Instant, Lane, Marks, Outgoing, Vec};
+use alloc::boxed::Box;
 
 /// Whether a call stands alone or takes the result of the one queued before it.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +22,8 @@ pub(super) struct Waiting {
 pub(super) enum Body {
     /// Fits one packet, so it is repeated whole.
     Whole(Vec<u8>),
-    Pieces(Outgoing),
+    /// Apart: most calls are small ones, and are moved from place to place.
+    Pieces(Box<Outgoing>),
 }
 
 #[derive(Debug)]
@@ -35,11 +37,10 @@ pub(super) struct Active {
     pub(super) due: Option<Instant>,
     pub(super) pause: Duration,
     pub(super) deadline: Option<Instant>,
-    pub(super) reply: Option<Assembly>,
+    pub(super) reply: Option<Box<Assembly>>,
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would be an allocation per call")]
 pub(super) enum State {
     Free,
     Active(Active),

@@ -49,7 +49,7 @@ impl Hub {
             buf.get_mut(..length)?.copy_from_slice(&packet);
             return Some(Transmit::one(to, length));
         }
-        if batch != Some(0) {
+        if batch != Some(0) && !self.held.is_empty() {
             self.ready.append(&mut self.held);
         }
         while let Some(&at) = self.ready.front() {
@@ -58,7 +58,11 @@ impl Hub {
             let Some(peer) = peer else { continue };
             let transmit = peer.poll_transmit(now, buf, batch);
             if transmit.is_some() {
-                self.ready.push_front(at);
+                if peer.has_said_all() {
+                    peer.is_ready = false;
+                } else {
+                    self.ready.push_front(at);
+                }
                 return transmit;
             }
             if batch == Some(0) && peer.has_piece() {

@@ -37,16 +37,12 @@ impl Peer {
         batch: Option<usize>,
     ) -> Option<Transmit> {
         if let Some((to, packet)) = self.handshake_out.pop_front() {
-            let length = packet.len();
-            buf.get_mut(..length)?.copy_from_slice(&packet);
-            self.on_transmit(length);
-            if self.asking.is_some() {
-                self.expect_answer(now);
-            }
-            return Some(Transmit::one(to, length));
+            return self.shake_hands(now, to, &packet, buf);
         }
         self.current.as_ref()?;
-        if let Some(transmit) = self.challenge(now, buf) {
+        if self.candidate.is_some()
+            && let Some(transmit) = self.challenge(now, buf)
+        {
             return Some(transmit);
         }
         let at = self.address?;
@@ -62,6 +58,46 @@ impl Peer {
         }
         let (to, size) = way?;
         self.pieces(now, to, size, batch, buf)
+    }
+
+    // What seldom happens stands apart, so that what each call does is close together: after
+    // a system call little of it is in the processor's caches.
+
+    #[cold]
+    fn shake_hands(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        packet: &[u8],
+        buf: &mut [u8],
+    ) -> Option<Transmit> {
+        let length = packet.len();
+        buf.get_mut(..length)?.copy_from_slice(packet);
+        self.on_transmit(length);
+        if self.asking.is_some() {
+            self.expect_answer(now);
+        }
+        Some(Transmit::one(to, length))
+    }
+
+    #[inline(never)]
+    fn acknowledge(&mut self, now: Instant, lanes: bool, packet: &mut Packet<'_>) {
+        let seen = self.arrivals.take(now);
+        let bitmap = seen.bitmap_bytes();
+        packet.push(&if lanes { seen.frame(&bitmap) } else { Frame::Ack(seen.narrow()) });
+        if let Some(ours) = self.bulk.take_tell() {
+            packet.push(&Frame::Bulk { port: ours.port, buffer: ours.buffer });
+        }
+    }
+
+    /// Whether there is certainly nothing more to send: seen at one look after a call, so
+    /// that it is not sought.
+    pub(crate) fn has_said_all(&self) -> bool {
+        self.handshake_out.is_empty()
+            && self.candidate.is_none()
+            && !self.bulk.has_way()
+            && !self.has_frame()
+            && !self.has_piece()
     }
 
     /// A packet by the calls' way.
@@ -80,11 +116,7 @@ impl Peer {
         let mut packet = Packet::new(buf, self.limits.datagram);
         let mut is_answered = false;
         if self.arrivals.is_due() {
-            let seen = self.arrivals.take(now);
-            packet.push(&if lanes { Frame::Seen(seen) } else { Frame::Ack(seen.narrow()) });
-            if let Some(ours) = self.bulk.take_tell() {
-                packet.push(&Frame::Bulk { port: ours.port, buffer: ours.buffer });
-            }
+            self.acknowledge(now, lanes, &mut packet);
         }
         if self.ping_due && packet.push(&Frame::Ping { token: self.pings }) {
             self.pinged = Some((self.pings, now));
@@ -98,11 +130,15 @@ impl Peer {
         if let Some(token) = self.proof_due.take() {
             packet.push(&Frame::Proof { token });
         }
-        for frame in [self.server.take_slots(), self.client.take_release()].into_iter().flatten() {
-            packet.push(&frame);
+        if let Some(slots) = self.server.take_slots() {
+            packet.push(&slots);
+        }
+        if let Some(release) = self.client.take_release() {
+            packet.push(&release);
         }
         let before = packet.payload_len();
-        let is_all = Lane::ALL.iter().all(|&lane| {
+        let lanes = self.server.outbox.lanes().and(self.client.outbox.lanes());
+        let is_all = Lane::ALL.iter().filter(|lane| lanes.has(**lane)).all(|&lane| {
             let all = self.server.emit(lane, &mut packet);
             let before = packet.payload_len();
             let all = all && self.client.emit(now, lane, &mut packet);
@@ -112,7 +148,7 @@ impl Peer {
         if packet.payload_len() > before {
             self.small = now;
         }
-        if is_all && with_piece && packet.tracked.is_none() {
+        if is_all && with_piece && packet.tracked.is_none() && self.has_piece() {
             // A piece wants a packet nearly to itself, and one packet tracks one thing.
             let room = packet.room();
             if room >= self.limits.datagram * 4 / 5 {
@@ -131,6 +167,7 @@ impl Peer {
     }
 
     /// Pieces of large payloads, as many as the window, the carrier and the calls allow.
+    #[inline(never)]
     fn pieces(
         &mut self,
         now: Instant,
@@ -171,6 +208,7 @@ impl Peer {
     }
 
     /// A packet that learns about the way for bulk.
+    #[cold]
     fn learn(
         &mut self,
         now: Instant,
@@ -192,6 +230,7 @@ impl Peer {
     }
 
     /// A challenge to the address where the peer may be.
+    #[cold]
     fn challenge(&mut self, now: Instant, buf: &mut [u8]) -> Option<Transmit> {
         let candidate = self.candidate.as_mut()?;
         let token = candidate.challenge(now, CHALLENGE_PACKET)?;
@@ -202,6 +241,7 @@ impl Peer {
         Some(Transmit::one(to, length))
     }
 
+    #[inline(never)]
     fn emit_piece(&mut self, now: Instant, packet: &mut Packet<'_>) {
         if !self.flow.may_send() {
             return;

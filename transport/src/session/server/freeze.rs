@@ -6,6 +6,7 @@ use super::{
 };
 use crate::session::client::thaw_lane;
 use crate::session::image::{ImageError, Reader, Writer};
+use alloc::boxed::Box;
 
 const IDLE: u8 = 0;
 const ASSEMBLING: u8 = 1;
@@ -137,7 +138,7 @@ impl State {
             IDLE => Self::Idle,
             ASSEMBLING => {
                 let (sequence, whole) = (from.u64()?, from.bool()?);
-                Self::Assembling { sequence, whole, assembly: Assembly::thaw(from)? }
+                Self::Assembling { sequence, whole, assembly: Box::new(Assembly::thaw(from)?) }
             }
             WAITING => {
                 let after =
@@ -150,7 +151,7 @@ impl State {
                 let status = STATUSES.get(usize::from(from.u8()?)).copied();
                 let body = match from.u8()? {
                     0 => Body::Whole(from.bytes()?.to_vec()),
-                    1 => Body::Pieces(Outgoing::thaw(from)?),
+                    1 => Body::Pieces(Box::new(Outgoing::thaw(from)?)),
                     _ => return Err(ImageError::Malformed),
                 };
                 Self::Done(Kept { status: status.ok_or(ImageError::Malformed)?, body })

@@ -6,7 +6,7 @@ use crate::session::flow::Tracked;
 
 impl Server {
     pub(crate) fn has_something_to_say(&self) -> bool {
-        self.say_slots || self.outbox.iter().any(|outbox| !outbox.is_empty())
+        self.say_slots || !self.outbox.lanes().is_empty()
     }
 
     /// Says how many slots there are again, if the client has not obeyed.
@@ -15,17 +15,21 @@ impl Server {
     }
 
     /// The SLOTS to say.
+    #[inline]
     pub(crate) fn take_slots(&mut self) -> Option<Frame<'static>> {
+        if !self.say_slots {
+            return None;
+        }
+        self.say_slots = false;
         let count = u32::try_from(self.granted).unwrap_or(u32::MAX);
-        let frame = Frame::Slots { version: self.version, count };
-        core::mem::take(&mut self.say_slots).then_some(frame)
+        Some(Frame::Slots { version: self.version, count })
     }
 
     /// Puts waiting answers of `lane` into `packet`; `false` if one did not fit.
     pub(crate) fn emit(&mut self, lane: Lane, packet: &mut Packet<'_>) -> bool {
-        while let Some(&number) = self.outbox[lane as usize].front() {
+        while let Some(number) = self.outbox.first(lane) {
             let Some(slot) = self.slots.get_mut(usize::from(number)) else {
-                self.outbox[lane as usize].pop_front();
+                self.outbox.pop(lane);
                 continue;
             };
             let sequence = slot.slot.sequence();
@@ -62,7 +66,7 @@ impl Server {
                 }
             }
             slot.say = None;
-            self.outbox[lane as usize].pop_front();
+            self.outbox.pop(lane);
         }
         true
     }
@@ -94,7 +98,7 @@ impl Server {
     }
 
     pub(crate) fn has_piece(&self) -> bool {
-        self.best_piece(false).is_some()
+        !self.large.is_empty() && self.best_piece(false).is_some()
     }
 
     /// The client has memory for more of a reply.

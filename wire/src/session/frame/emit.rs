@@ -6,7 +6,7 @@
 
 use super::{
     ACK, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, MARKED,
-    MUST_KNOW, PADDING, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOT_HEAD, SLOTS,
+    MUST_KNOW, PADDING, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_BYTES, SLOT_HEAD, SLOTS,
     SlotHead, WORKING,
 };
 
@@ -40,10 +40,11 @@ impl Cursor<'_> {
 
     #[inline]
     fn slot_head(&mut self, head: SlotHead, tag: u16) -> Result<(), NoRoom> {
-        self.put(&head.slot.to_le_bytes())?;
-        self.put(&tag.to_le_bytes())?;
-        self.put(&head.total.to_le_bytes())?;
-        self.put(&head.sequence.to_le_bytes())
+        let [s0, s1] = head.slot.to_le_bytes();
+        let [t0, t1] = tag.to_le_bytes();
+        let [l0, l1, l2, l3] = head.total.to_le_bytes();
+        let [n0, n1, n2, n3, n4, n5, n6, n7] = head.sequence.to_le_bytes();
+        self.put(&[s0, s1, t0, t1, l0, l1, l2, l3, n0, n1, n2, n3, n4, n5, n6, n7])
     }
 }
 
@@ -73,7 +74,7 @@ impl Frame<'_> {
             Self::Marked { .. } => SLOT_HEAD + 16,
             Self::Chunk { .. } => SLOT_HEAD + 8,
             Self::Ack(_) => 48,
-            Self::Seen(_) => 16 + 8 * SEEN_WORDS,
+            Self::Seen(_) => 16 + SEEN_BYTES,
             Self::Ping { .. }
             | Self::Pong { .. }
             | Self::Close { .. }
@@ -139,9 +140,8 @@ impl Frame<'_> {
         let body = self.fixed().checked_add(data_len).ok_or(NoRoom)?;
         let body = u32::try_from(body).map_err(|_| NoRoom)?;
         let mut cursor = Cursor { buf, at: 0 };
-        cursor.put(&self.type_and_flags())?;
-        cursor.put(&[0; 2])?;
-        cursor.put(&body.to_le_bytes())?;
+        let ([kind, flags], [l0, l1, l2, l3]) = (self.type_and_flags(), body.to_le_bytes());
+        cursor.put(&[kind, flags, 0, 0, l0, l1, l2, l3])?;
         self.put_fixed(&mut cursor)?;
         Ok(cursor.at)
     }
@@ -171,9 +171,7 @@ impl Frame<'_> {
                 cursor.put(&seen.largest.to_le_bytes())?;
                 cursor.put(&seen.delay_us.to_le_bytes())?;
                 cursor.put(&seen.marked.to_le_bytes())?;
-                for word in seen.bitmap {
-                    cursor.put(&word.to_le_bytes())?;
-                }
+                cursor.put(seen.bitmap)?;
             }
             Self::Ping { token }
             | Self::Pong { token }

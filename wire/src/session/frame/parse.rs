@@ -2,8 +2,8 @@
 
 use super::{
     ACK, Ack, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
-    MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_WORDS, SLOTS, Seen, SlotHead,
-    Status, WORKING,
+    MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SLOTS, SeenFrame, SlotHead, Status,
+    WORKING,
 };
 
 /// Why a payload is not a row of frames; the peer's fault.
@@ -42,7 +42,7 @@ impl<'a> Frames<'a> {
         Self { rest: payload }
     }
 
-    #[inline]
+    #[inline(always)]
     fn step(&mut self) -> Result<Option<Frame<'a>>, FrameError> {
         while !self.rest.is_empty() {
             let mut reader = Reader { rest: self.rest };
@@ -69,7 +69,7 @@ impl<'a> Frames<'a> {
 impl<'a> Iterator for Frames<'a> {
     type Item = Result<Frame<'a>, FrameError>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step();
         if step.is_err() {
@@ -136,7 +136,7 @@ fn within(head: SlotHead, offset: u32, data: &[u8]) -> Result<(), FrameError> {
 }
 
 /// The frame in `body`, or `None` for a type that is not known.
-#[inline]
+#[inline(always)]
 fn parse_body(kind: u8, body: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
     let mut r = Reader { rest: body };
     let frame = match kind {
@@ -215,7 +215,7 @@ fn parse_marked<'a>(r: &mut Reader<'a>) -> Result<Frame<'a>, FrameError> {
 }
 
 /// The frames of fixed length that came with `FEATURE_LANES` and later.
-fn parse_of_lanes(kind: u8, r: &mut Reader<'_>) -> Result<Option<Frame<'static>>, FrameError> {
+fn parse_of_lanes<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Option<Frame<'a>>, FrameError> {
     Ok(Some(match kind {
         GRANT => {
             let (head, tag) = r.slot_head()?;
@@ -236,11 +236,11 @@ fn parse_of_lanes(kind: u8, r: &mut Reader<'_>) -> Result<Option<Frame<'static>>
         }
         SEEN => {
             let (largest, delay_us, marked) = (r.u64()?, r.u32()?, r.u32()?);
-            let mut bitmap = [0; SEEN_WORDS];
-            for word in &mut bitmap {
-                *word = r.u64()?;
-            }
-            Frame::Seen(Seen { largest, delay_us, marked, bitmap })
+            let Some((bitmap, rest)) = r.rest.split_first_chunk() else {
+                return Err(FrameError::Truncated);
+            };
+            r.rest = rest;
+            Frame::Seen(SeenFrame { largest, delay_us, marked, bitmap })
         }
         _ => return Ok(None),
     }))

@@ -3,6 +3,8 @@ use proptest::prelude::*;
 extern crate std;
 use std::{vec, vec::Vec};
 
+const BITMAPS: [[u8; SEEN_BYTES]; 3] = [[0; SEEN_BYTES], [0xa5; SEEN_BYTES], [0xff; SEEN_BYTES]];
+
 fn heads() -> impl Strategy<Value = SlotHead> {
     (any::<u16>(), any::<u64>(), 4096u32..).prop_map(|(slot, sequence, total)| SlotHead {
         slot,
@@ -39,13 +41,10 @@ fn frames() -> impl Strategy<Value = Frame<'static>> {
             .prop_map(|(version, count, floor)| Frame::Release { version, count, floor }),
         any::<u64>().prop_map(|token| Frame::Challenge { token }),
         any::<u64>().prop_map(|token| Frame::Proof { token }),
-        (any::<u64>(), any::<u32>(), any::<u32>(), any::<[u64; 16]>()).prop_map(
-            |(largest, delay_us, marked, bitmap)| Frame::Seen(Seen {
-                largest,
-                delay_us,
-                marked,
-                bitmap
-            })
+        (any::<u64>(), any::<u32>(), any::<u32>(), 0..BITMAPS.len()).prop_map(
+            |(largest, delay_us, marked, bitmap)| {
+                Frame::Seen(SeenFrame { largest, delay_us, marked, bitmap: &BITMAPS[bitmap] })
+            }
         ),
         (any::<u16>(), any::<u64>()).prop_map(|(slot, sequence)| Frame::Working { slot, sequence }),
         (any::<u16>(), any::<u64>()).prop_map(|(slot, sequence)| Frame::Cancel { slot, sequence }),
@@ -225,4 +224,15 @@ fn ack_covers_largest_and_the_bits_below() {
     let covered: Vec<u64> = (0..400).filter(|&n| ack.covers(n)).collect();
     assert_eq!(covered, [44, 172, 299, 300]);
     assert!(!Ack { largest: 3, ..ack }.covers(u64::MAX));
+}
+
+proptest! {
+    #[test]
+    fn a_bitmap_reads_back_as_it_was(largest: u64, delay_us: u32, marked: u32, bitmap: [u64; 16]) {
+        let seen = Seen { largest, delay_us, marked, bitmap };
+        let bytes = seen.bitmap_bytes();
+        let Frame::Seen(frame) = seen.frame(&bytes) else { unreachable!() };
+        prop_assert_eq!(frame.to_seen(), seen);
+        prop_assert_eq!(&bytes[..8], &bitmap[0].to_le_bytes()[..]);
+    }
 }
