@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use conet_hostinject::Rate;
 use conet_netsys::MacAddr;
 use conet_node::config::{DEFAULT_PATH, GuestKind, Ipv4Net, Mode};
 
@@ -88,6 +89,12 @@ pub(crate) enum Command {
         mtu: u16,
         #[arg(long)]
         control: PathBuf,
+        #[arg(long)]
+        prefix: u8,
+        #[arg(long)]
+        gateway: Vec<IpAddr>,
+        #[arg(long)]
+        dns: Vec<IpAddr>,
         #[arg(long)]
         address: Vec<IpAddr>,
     },
@@ -218,7 +225,19 @@ pub(crate) enum GuestCommand {
         #[arg(long, value_enum, default_value_t = KindName::Netns)]
         kind: KindName,
         #[command(flatten)]
+        rates: RateOptions,
+        #[command(flatten)]
         output: Output,
+    },
+    /// Change how fast a guest may send and receive; without options it is unlimited.
+    ///
+    /// One of conet.toml has its own rates again when the daemon starts anew. Root and
+    /// members of group conet may.
+    Rate {
+        /// The guest.
+        name: String,
+        #[command(flatten)]
+        rates: RateOptions,
     },
     /// Show the guests.
     List {
@@ -238,6 +257,23 @@ pub(crate) enum GuestCommand {
         port: PortName,
         #[command(flatten)]
         output: Output,
+    },
+    /// Write what a guest's card carries, both ways, as pcapng; Ctrl-C ends it (needs root).
+    ///
+    /// ARP and DHCP are in it, and what is refused. As in: conet guest capture web -w
+    /// web.pcapng, or conet guest capture web | tcpdump -r -
+    Capture {
+        /// The guest.
+        name: String,
+        /// Where to; standard output where absent.
+        #[arg(short, long, value_name = "FILE")]
+        write: Option<PathBuf>,
+        /// Ends after so many seconds.
+        #[arg(long, value_name = "N")]
+        seconds: Option<u32>,
+        /// Ends after so many packets.
+        #[arg(long, value_name = "N")]
+        packets: Option<u64>,
     },
     /// Remove a guest that was added, if no program runs in it and no machine is there.
     Remove {
@@ -352,6 +388,21 @@ pub(crate) enum LabCommand {
         /// The host.
         host: String,
     },
+}
+
+/// How fast a guest may be.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RateOptions {
+    /// How fast it may be, each way: as 100mbit, 10kpps or 100mbit,10kpps. What is faster is
+    /// dropped. Not for a namespace by veth, whose packets no process sees.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) rate: Option<Rate>,
+    /// How fast it may send, if not as --rate.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) rate_from: Option<Rate>,
+    /// How fast it may receive, if not as --rate.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) rate_to: Option<Rate>,
 }
 
 /// What `conet.toml` needs that wg-quick has not.

@@ -16,7 +16,8 @@ use std::io;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use conet_hostinject::vhost::ServerArguments;
+use conet_hostinject::Lease;
+use conet_hostinject::vhost::{ServerArguments, VhostSpec};
 use conet_lab::demo::program;
 use conet_node::client::{Client, socket_path};
 
@@ -37,8 +38,10 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Peers { output } => node::peers(&mut connect()?, output),
         Command::Forward { command } => forward::run(&mut connect()?, command),
         Command::Guest { command } => guest::run(&mut connect()?, command),
-        Command::GuestServer { mac, mtu, control, address } => {
-            let arguments = ServerArguments { mac, mtu, addresses: address, control };
+        Command::GuestServer { mac, mtu, control, prefix, gateway, dns, address } => {
+            let lease = Lease { addresses: address, gateways: gateway, prefix, dns, mtu };
+            let spec = VhostSpec { mac, lease };
+            let arguments = ServerArguments { spec, control };
             let never = conet_hostinject::vhost::run_server(arguments)?;
             match never {}
         }

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -58,6 +59,24 @@ impl Drop for Vmm {
     }
 }
 
+/// Of a machine by either port; whoever is none is refused.
+fn flags_are_told(host: &str, socket: &str, stream: &str) {
+    let args = ok(&guest(host, &["args", "conet-vm", "--memory", "64"]));
+    assert!(args.contains(&format!("path={socket},")) && args.contains("size=64M"), "{args}");
+    let shown = json(&ok(&guest(host, &["args", "conet-vm", "--json"])));
+    assert_eq!(shown["program"], "qemu-system-x86_64");
+    // By frames: another socket of the same port, and other flags.
+    let args = ok(&guest(host, &["args", "conet-vm", "--port", "stream"]));
+    assert!(args.contains(&format!("addr.path={stream}")) && args.contains("mac=02:00"), "{args}");
+    assert!(
+        failed(&guest(host, &["args", "conet-vm", "--port", "bess"])).contains("--port stream")
+    );
+    // A namespace has no flags, a machine no namespace.
+    assert!(failed(&guest(host, &["args", "conet-h1-g1"])).contains("conet guest exec"));
+    assert!(failed(&guest(host, &["args", "nobody"])).contains("no guest"));
+    failed(&guest(host, &["exec", "conet-vm", "--", "true"]));
+}
+
 #[test]
 fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     conet_testkit::privileged!(Need::Tun, Need::Program("python3"), Need::Program("pgrep"));
@@ -73,21 +92,17 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     let machine = &up["machine"];
     assert_eq!((&machine["mac"], &machine["vmm"]), (&"02:00:0a:4d:01:03".into(), &Value::Null));
     let socket = machine["socket"].as_str().unwrap();
-    let args = ok(&guest(host, &["args", "conet-vm", "--memory", "64"]));
-    assert!(args.contains(&format!("path={socket},")) && args.contains("size=64M"), "{args}");
-    let shown = json(&ok(&guest(host, &["args", "conet-vm", "--json"])));
-    assert_eq!(shown["program"], "qemu-system-x86_64");
-    // By frames: another socket of the same port, and other flags.
     let stream = socket.replace(".vhost", ".stream");
-    let args = ok(&guest(host, &["args", "conet-vm", "--port", "stream"]));
-    assert!(args.contains(&format!("addr.path={stream}")) && args.contains("mac=02:00"), "{args}");
-    assert!(
-        failed(&guest(host, &["args", "conet-vm", "--port", "bess"])).contains("--port stream")
-    );
-    // A namespace has no flags, a machine no namespace.
-    assert!(failed(&guest(host, &["args", "conet-h1-g1"])).contains("conet guest exec"));
-    assert!(failed(&guest(host, &["args", "nobody"])).contains("no guest"));
-    failed(&guest(host, &["exec", "conet-vm", "--", "true"]));
+    flags_are_told(host, socket, &stream);
+
+    // How fast it may be is told and changed, and refused where nobody sees to it.
+    let rates = || row(host, "conet-vm").unwrap()["rates"].to_string();
+    ok(&guest(host, &["rate", "conet-vm", "--rate", "100mbit", "--rate-to", "10kpps"]));
+    assert_eq!(rates(), r#"{"from":"100mbit","to":"10kpps"}"#);
+    let refusal = failed(&guest(host, &["rate", "conet-h1-g1", "--rate", "1mbit"]));
+    assert!(refusal.contains("kind tap"), "{refusal}");
+    failed(&guest(host, &["rate", "conet-vm", "--rate", "fast"]));
+    failed(&guest(host, &["rate", "nobody", "--rate", "1mbit"]));
 
     // Its user is told, also by the daemon after, and keeps it from being removed.
     let vmm = Vmm::connect(host, socket);
@@ -98,6 +113,7 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     Lab::restart(host);
     wait_until("the VMM by the next daemon", SOON, is_there);
     assert_eq!((row(host, "conet-vm").unwrap()["state"].clone(), servers()), ("up".into(), 1));
+    assert_eq!(rates(), r#"{"from":"100mbit","to":"10kpps"}"#);
     let refusal = failed(&guest(host, &["remove", "conet-vm"]));
     assert!(refusal.contains(&format!("{}", vmm.0.id())), "{refusal}");
     drop(vmm);
@@ -189,6 +205,64 @@ time.sleep(1000)";
     drop(lab);
 }
 
+/// A capture of a guest's card into a file, running.
+struct Capture(Child, String);
+
+impl Capture {
+    fn start(host: &str, name: &str, more: &[&str]) -> Self {
+        let file = format!("/var/tmp/conet-t{}-{name}.pcapng", std::process::id());
+        let mut command = Command::new(CONET);
+        command.args(["lab", "exec", host, "--", CONET, "guest", "capture", name, "-w", &file]);
+        let child = command.args(more).stderr(Stdio::piped()).spawn().unwrap();
+        let begun = || std::fs::metadata(&file).is_ok_and(|file| file.len() > 0);
+        wait_until("the capture", SOON, begun);
+        Self(child, file)
+    }
+
+    /// What it says at its end, and what tcpdump reads.
+    fn read(self) -> (String, String) {
+        let output = self.0.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        // By a pipe: a profile of AppArmor's may keep tcpdump from the file.
+        let mut tcpdump = Command::new("tcpdump");
+        tcpdump.args(["-nn", "-r", "-"]).stdin(Stdio::piped());
+        let mut child = tcpdump.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&std::fs::read(&self.1).unwrap()).unwrap();
+        std::fs::remove_file(&self.1).unwrap();
+        let read = child.wait_with_output().unwrap();
+        (String::from_utf8(output.stderr).unwrap(), ok(&read))
+    }
+}
+
+#[test]
+fn a_guests_frames_are_captured() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("tcpdump"), Need::Program("ping"));
+    let host = "conet-h1";
+    let lab = Lab::up("wireguard");
+    ok(&guest(host, &["add", "conet-tap", "--kind", "tap"]));
+    for name in ["conet-h1-g1", "conet-tap"] {
+        let capture = Capture::start(host, name, &[]);
+        let ping = ["exec", name, "--", "ping", "-c", "3", "-i", "0.2", "-W", "20", "10.77.1.1"];
+        ok(&guest(host, &ping));
+        let pid = capture.0.id().to_string();
+        // As Ctrl-C does.
+        ok(&Command::new("kill").args(["-INT", &pid]).output().unwrap());
+        let (said, shown) = capture.read();
+        assert!(said.contains(" 0 missed"), "{said}");
+        assert_eq!(shown.matches("ICMP echo request").count(), 3, "{shown}");
+        assert_eq!(shown.matches("ICMP echo reply").count(), 3, "{shown}");
+    }
+    // It ends by itself, also where there is nothing to see.
+    ok(&guest(host, &["add", "conet-vm", "--kind", "qemu"]));
+    let (said, shown) = Capture::start(host, "conet-vm", &["--seconds", "1"]).read();
+    assert_eq!((said.contains("0 packets of conet-vm"), shown.as_str()), (true, ""), "{said}");
+    failed(&guest(host, &["capture", "nobody", "-w", "/dev/null"]));
+    failed(&guest(host, &["capture", "conet-tap", "-w", "/nowhere/x"]));
+    ok(&conet(&["lab", "down"]));
+    nothing_remains();
+    drop(lab);
+}
+
 /// Starts a machine with the flags that are printed for it, on the lab host.
 #[cfg(feature = "peers")]
 fn started(host: &str, name: &str, memory: &str, port: &str) -> Command {
@@ -201,14 +275,23 @@ fn started(host: &str, name: &str, memory: &str, port: &str) -> Command {
     command
 }
 
-/// Sets up the card by hand, and then pings the other host's guest for as long as it lives.
+/// Sets up the card as it is told by DHCP, and then pings the other host's guest for as long
+/// as it lives.
 #[cfg(feature = "peers")]
-fn pinging(card: &str, address: &str) -> String {
+fn pinging(card: &str) -> String {
     format!(
-        "busybox ip link set {card} mtu 1420; busybox ip link set {card} up\n\
-         busybox ip addr add {address}/32 dev {card}; busybox ip route add 10.77.1.1 dev {card}\n\
-         busybox ip route add default via 10.77.1.1\n\
-         busybox ping 10.77.2.2\n"
+        "busybox cat > /tmp/dhcp <<'END'
+#!/bin/sh
+[ $1 = bound ] || exit 0
+busybox ip link set $interface mtu $mtu
+busybox ip addr add $ip/$mask dev $interface
+busybox ip route add default via $router
+echo by DHCP $ip/$mask mtu $mtu
+END
+busybox chmod 755 /tmp/dhcp; busybox ip link set {card} up
+busybox udhcpc -i {card} -f -q -n -t 20 -s /tmp/dhcp
+busybox ping 10.77.2.2
+"
     )
 }
 
@@ -234,23 +317,33 @@ fn machines_reach_the_other_host_in_every_mode() {
         let load = "M=/usr/lib/uml/modules/$(busybox uname -r)/kernel\n\
             for m in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do\n\
                 busybox insmod $M/$m.ko\ndone\n";
-        let script = format!("{load}{}", pinging("eth0", "10.77.1.3"));
+        let script = format!("{load}{}", pinging("eth0"));
         let uml = |name, port, script: &str| Machine::uml(started(host, name, "512", port), script);
-        let qemu = |name, port, address| {
-            let script = pinging("eth0", address);
-            Machine::qemu(started(host, name, "768", port), &[], &[], &script)
+        let qemu = |name, port| {
+            Machine::qemu(started(host, name, "768", port), &[], &[], &pinging("eth0"))
         };
+        let names = ["conet-u", "conet-q", "conet-b", "conet-s"];
+        let captures = names.map(|name| Capture::start(host, name, &["--packets", "30"]));
         let mut machines = [
             ("uml", uml("conet-u", "vhost", &script)),
-            ("qemu", qemu("conet-q", "vhost", "10.77.1.4")),
-            ("uml by bess", uml("conet-b", "bess", &pinging("vec0", "10.77.1.5"))),
-            ("qemu by stream", qemu("conet-s", "stream", "10.77.1.6")),
+            ("qemu", qemu("conet-q", "vhost")),
+            ("uml by bess", uml("conet-b", "bess", &pinging("vec0"))),
+            ("qemu by stream", qemu("conet-s", "stream")),
         ];
-        for (what, machine) in &mut machines {
+        let addresses = ["10.77.1.3", "10.77.1.4", "10.77.1.5", "10.77.1.6"];
+        for ((what, machine), address) in machines.iter_mut().zip(addresses) {
+            machine.wait_for(&format!("by DHCP {address}/24 mtu 1420"));
             machine.wait_for("bytes from 10.77.2.2");
             println!("{mode}: {what} reaches the other host");
         }
-        for address in ["10.77.1.3", "10.77.1.4", "10.77.1.5", "10.77.1.6"] {
+        for capture in captures {
+            let (said, shown) = capture.read();
+            assert!(said.contains("30 packets") && said.contains(" 0 missed"), "{said}");
+            for what in ["BOOTP/DHCP, Request", "BOOTP/DHCP, Reply", "ARP, Reply", "ICMP echo"] {
+                assert!(shown.contains(what), "{what}: {shown}");
+            }
+        }
+        for address in addresses {
             let ping = ["exec", "conet-h2-g1", "--", "ping", "-c", "3", "-W", "5", address];
             ok(&guest("conet-h2", &ping));
         }

@@ -66,6 +66,10 @@ reasons! {
     TooLong => "too_long",
     /// An error of ICMP about a packet that we cannot have sent to this peer.
     BadError => "bad_error",
+    /// Faster than its guest may send or receive.
+    GuestRate => "guest_rate",
+    /// Its guest is held, and as many wait for it as may.
+    HoldFull => "hold_full",
     /// The device refused it.
     Device => "device",
     /// The network refused it, or its queue stayed full.

@@ -16,6 +16,8 @@
 //! Sources: `network_namespaces(7)`, kernel
 //! `Documentation/networking/ip-sysctl.rst`.
 
+mod gate;
+
 use std::net::IpAddr;
 
 use std::cell::Cell;
@@ -27,6 +29,10 @@ use conet_netsys::{
     Sysctl,
 };
 
+pub use gate::GateError;
+
+use crate::gate::Rates;
+use crate::services::Lease;
 use crate::tap::Pump;
 use crate::vhost::{Server, ServerSpec, ServerStatus, VhostSpec};
 use crate::{tap, veth, vhost};
@@ -57,6 +63,12 @@ pub struct GuestSpec {
     /// The host's addresses as the guest sees them: one of each family that the
     /// guest has.
     pub gateways: Vec<IpAddr>,
+    /// Bits of the netmask that a guest is told that asks by DHCP, 0 to 32.
+    pub prefix: u8,
+    /// Resolvers that a guest is told that asks.
+    pub dns: Vec<IpAddr>,
+    /// How fast it may send and receive; by [`PortKind::Veth`] there is nobody to see to it.
+    pub rates: Rates,
     /// Largest packet in bytes; that of the tunnel's device, so that the guest
     /// never sends what would not fit.
     pub mtu: u16,
@@ -86,11 +98,25 @@ impl GuestSpec {
             name,
             addresses: vec![address],
             gateways: vec![gateway],
+            prefix: 32,
+            dns: Vec::new(),
+            rates: Rates::default(),
             mtu,
             mac: None,
             kind: PortKind::Veth,
             server: None,
         })
+    }
+
+    /// What the guest is told when it asks.
+    pub(crate) fn lease(&self) -> Lease {
+        Lease {
+            addresses: self.addresses.clone(),
+            gateways: self.gateways.clone(),
+            prefix: self.prefix,
+            dns: self.dns.clone(),
+            mtu: self.mtu,
+        }
     }
 
     fn has_v6(&self) -> bool {
@@ -251,8 +277,7 @@ impl GuestPort {
         let link = host.link(spec.host_link).map_err(fail)?;
         let served = VhostSpec {
             mac: spec.mac.unwrap_or_else(|| machine_mac(&spec.addresses)),
-            addresses: spec.addresses.clone(),
-            mtu: spec.mtu,
+            lease: spec.lease(),
         };
         let found = Server::find(at, spec.name.as_str(), &served);
         let mut adopted = false;
@@ -273,6 +298,12 @@ impl GuestPort {
                 serve(&spec, at, &served)?
             }
         };
+        if let Err(source) = server.set_rates(spec.rates) {
+            if !adopted {
+                server.end().ok();
+            }
+            return Err(AttachError::Server { name: spec.name, source });
+        }
         if let Err(source) = set_host(&spec, &mut host) {
             if !adopted {
                 server.end().ok();

@@ -35,12 +35,18 @@
 //! [`GuestPort::detach`] ends it. A veth goes on carrying packets meanwhile; a TAP
 //! device is gone until the next port makes it anew.
 
+pub mod capture;
+pub mod fuzz_support;
+mod gate;
 mod guest;
 mod rules;
 mod segment;
+mod services;
 mod tap;
 mod veth;
 pub mod vhost;
 
-pub use guest::{AttachError, GuestPort, GuestSpec, PortKind, machine_mac};
+pub use gate::{HOLD_BYTES, HOLD_PACKETS, InvalidRate, Rate, Rates};
+pub use guest::{AttachError, GateError, GuestPort, GuestSpec, PortKind, machine_mac};
 pub use rules::{HostPorts, HostRules, MAX_CHANGED_PORTS, PortForward, Ports, RuleTable, TABLE};
+pub use services::Lease;

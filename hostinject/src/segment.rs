@@ -4,6 +4,8 @@
 //! solicitations for every address that is not the guest's. So a guest reaches
 //! everything through us, whichever netmask it has been given.
 //!
+//! A guest that asks what its network is, is told so by [`crate::services`].
+//!
 //! Left unanswered: questions about the guest's own addresses, and those of a sender
 //! that has none yet (ARP probes, RFC 5227 §2.1.1; duplicate address detection,
 //! RFC 4862 §5.4.3): who asks so wants to hear nothing.
@@ -29,6 +31,8 @@ use pnet_packet::icmpv6::{Icmpv6Code, Icmpv6Packet, Icmpv6Types, checksum};
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
 
+use crate::services::{Lease, Services};
+
 /// Our end of every guest's segment. Each has two stations only, so one address
 /// serves all, and a guest keeps its neighbour entry through restarts. Locally
 /// administered, `conet` in it.
@@ -39,8 +43,10 @@ const ARP: usize = 28;
 const IPV6: usize = 40;
 /// A neighbour advertisement with one option (RFC 4861 §4.4).
 const ADVERT: usize = 32;
-/// Longest answer.
-pub(crate) const ANSWER_MAX: usize = ETHERNET + IPV6 + ADVERT;
+/// Longest answer: of DHCP's, which are 576 bytes at most, and of DHCPv6's with as many
+/// addresses as a guest is told.
+pub(crate) const ANSWER_MAX: usize = 640;
+const _: () = assert!(ETHERNET + IPV6 + ADVERT <= ANSWER_MAX);
 
 /// What a frame of the guest's is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,12 +65,26 @@ pub(crate) struct Segment {
     ours: MacAddr,
     guest: MacAddr,
     addresses: Vec<IpAddr>,
+    services: Option<Services>,
 }
 
 impl Segment {
     /// `guest` is its address to begin with; frames tell when it takes another.
     pub(crate) fn new(ours: MacAddr, guest: MacAddr, addresses: Vec<IpAddr>) -> Self {
-        Self { ours, guest, addresses }
+        Self { ours, guest, addresses, services: None }
+    }
+
+    /// A guest that may ask what its network is.
+    #[must_use]
+    pub(crate) fn with_services(mut self, lease: Lease) -> Self {
+        self.services = Some(Services::new(self.ours, lease));
+        self
+    }
+
+    /// Writes what the guest is to hear every [`crate::services::ADVERT_INTERVAL`]; its
+    /// length, none where there is nothing to say.
+    pub(crate) fn advert(&self, answer: &mut [u8; ANSWER_MAX]) -> Option<usize> {
+        self.services.as_ref()?.advert(self.guest, answer)
     }
 
     /// Takes a frame from the guest.
@@ -80,14 +100,30 @@ impl Segment {
         self.guest = source;
         let answered = match ethernet.get_ethertype() {
             EtherTypes::Arp => self.answer_arp(ethernet.payload(), answer),
-            EtherTypes::Ipv4 => return self.judge(&ethernet),
+            EtherTypes::Ipv4 => match self.serve(false, ethernet.payload(), answer) {
+                Some(served) => return served,
+                None => return self.judge(&ethernet),
+            },
             EtherTypes::Ipv6 => match solicitation(ethernet.payload()) {
                 Some((from, target)) => self.answer_solicitation(from, target, answer),
-                None => return self.judge(&ethernet),
+                None => match self.serve(true, ethernet.payload(), answer) {
+                    Some(served) => return served,
+                    None => return self.judge(&ethernet),
+                },
             },
             _ => return Verdict::Drop(DropReason::Malformed),
         };
         answered.map_or(Verdict::Drop(DropReason::NotUnicast), Verdict::Answer)
+    }
+
+    /// What a service says to a packet; none where it is for none.
+    fn serve(&self, is_v6: bool, packet: &[u8], answer: &mut [u8; ANSWER_MAX]) -> Option<Verdict> {
+        let services = self.services.as_ref()?;
+        let served = match is_v6 {
+            true => services.handle_v6(self.guest, packet, answer),
+            false => services.handle_v4(self.guest, packet, answer),
+        };
+        served.map(|served| served.map_or_else(Verdict::Drop, Verdict::Answer))
     }
 
     /// Writes the header of a frame that carries an IP packet to the guest.
@@ -176,7 +212,8 @@ impl Segment {
             return None;
         }
         self.head(answer, EtherTypes::Ipv6);
-        let (header, advert) = answer.get_mut(ETHERNET..)?.split_at_mut(IPV6);
+        let packet = answer.get_mut(ETHERNET..ETHERNET + IPV6 + ADVERT)?;
+        let (header, advert) = packet.split_at_mut(IPV6);
         let mut ip = MutableIpv6Packet::new(header)?;
         ip.set_version(6);
         ip.set_traffic_class(0);

@@ -16,12 +16,11 @@
 //! Sources: Linux `Documentation/networking/tuntap.rst`.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropCounts, DropReason, HEAD_ROOM, Packet, Pool, Port, PortError, Progress};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns};
@@ -30,7 +29,9 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::io::Errno;
 use tun_tap::{Iface, Mode};
 
+use crate::gate::{Hold, Limit, Rates};
 use crate::segment::{ANSWER_MAX, ETHERNET, OURS, Segment, Verdict};
+use crate::services::ADVERT_INTERVAL;
 use crate::{AttachError, GuestSpec};
 
 /// Packets taken from one device before the other has its turn.
@@ -38,6 +39,8 @@ const BATCH: usize = 64;
 const GUEST: Token = Token(0);
 const HOST: Token = Token(1);
 const STOP: Token = Token(2);
+/// Length of the virtio header that a packet has before it while it is kept.
+const VIRTIO: usize = 10;
 
 // The Ethernet header is put into the head room of a packet.
 const _: () = assert!(ETHERNET <= HEAD_ROOM);
@@ -83,7 +86,7 @@ impl Devices {
         let thread = |source| AttachError::Thread { name: spec.name.clone(), source };
         let tap = TapPort::new(self.tap, self.guest, spec);
         let host = HostPort::new(self.host, spec.mtu);
-        Pump::start(spec.name.to_string(), tap, host).map_err(thread)
+        Pump::start(spec.name.to_string(), tap, host, spec.rates).map_err(thread)
     }
 }
 
@@ -100,10 +103,20 @@ pub(crate) struct Pump {
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
     drops: Arc<Mutex<DropCounts>>,
+    gate: Arc<Mutex<Gate>>,
+}
+
+/// What a pump is told while it runs.
+#[derive(Debug, Default)]
+struct Gate {
+    rates: Rates,
+    hold: Hold,
+    /// Lost before they were kept.
+    lost: u64,
 }
 
 impl Pump {
-    fn start(name: String, tap: TapPort, host: HostPort) -> io::Result<Self> {
+    fn start(name: String, tap: TapPort, host: HostPort, rates: Rates) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), STOP)?);
         for (fd, token) in [(tap.as_raw_fd(), GUEST), (host.as_raw_fd(), HOST)] {
@@ -111,8 +124,16 @@ impl Pump {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let drops = Arc::new(Mutex::new(DropCounts::default()));
-        let mut carrier =
-            Carrier { poll, tap, host, stop: Arc::clone(&stop), drops: Arc::clone(&drops) };
+        let gate = Arc::new(Mutex::new(Gate { rates, ..Gate::default() }));
+        let mut carrier = Carrier {
+            poll,
+            tap,
+            host,
+            stop: Arc::clone(&stop),
+            drops: Arc::clone(&drops),
+            gate: Arc::clone(&gate),
+            limits: Limits::default(),
+        };
         let pump = move || {
             if let Err(error) = carrier.carry() {
                 tracing::error!(
@@ -124,7 +145,45 @@ impl Pump {
             carrier.end();
         };
         let thread = thread::Builder::new().name("conet-tap".to_owned()).spawn(pump)?;
-        Ok(Self { stop, waker, thread: Some(thread), drops })
+        Ok(Self { stop, waker, thread: Some(thread), drops, gate })
+    }
+
+    fn tell(&self, what: impl FnOnce(&mut Gate)) {
+        what(&mut self.gate.lock().unwrap_or_else(PoisonError::into_inner));
+        // As for its end.
+        self.waker.wake().ok();
+    }
+
+    /// Keeps the guest's packets from now on.
+    pub(crate) fn hold(&self) {
+        self.tell(|gate| gate.hold.hold());
+    }
+
+    /// Lets them pass again, what is kept first.
+    pub(crate) fn release(&self) {
+        self.tell(|gate| gate.hold.release());
+    }
+
+    /// How fast the guest may be from now on.
+    pub(crate) fn set_rates(&self, rates: Rates) {
+        self.tell(|gate| gate.rates = rates);
+    }
+
+    /// What is kept, with a virtio header before it as every port has.
+    pub(crate) fn drain(&self) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        self.tell(|gate| packets = gate.hold.drain());
+        packets
+    }
+
+    /// Takes what another host has kept; how many did not fit.
+    pub(crate) fn accept(&self, packets: Vec<Vec<u8>>) -> usize {
+        let mut lost = 0;
+        self.tell(|gate| {
+            lost = gate.hold.accept(packets);
+            gate.lost += lost as u64;
+        });
+        lost
     }
 
     pub(crate) fn drops(&self) -> DropCounts {
@@ -157,6 +216,34 @@ struct Carrier {
     host: HostPort,
     stop: Arc<AtomicBool>,
     drops: Arc<Mutex<DropCounts>>,
+    gate: Arc<Mutex<Gate>>,
+    limits: Limits,
+}
+
+/// [`Rates`] in force.
+#[derive(Debug, Default)]
+struct Limits {
+    rates: Rates,
+    from_guest: Limit,
+    to_guest: Limit,
+}
+
+/// Leaves those that may pass; how many may not.
+fn limit(limit: &mut Limit, batch: &mut Vec<Packet>, pool: &mut Pool) -> u64 {
+    if !limit.is_set() {
+        return 0;
+    }
+    let now = Instant::now();
+    let mut refused = 0;
+    for packet in std::mem::take(batch) {
+        if limit.admits(now, packet.data().len(), 1) {
+            batch.push(packet);
+        } else {
+            refused += 1;
+            pool.give(packet);
+        }
+    }
+    refused
 }
 
 impl Carrier {
@@ -169,6 +256,56 @@ impl Carrier {
         });
     }
 
+    /// Sees what was told meanwhile; whether the guest is held.
+    fn attend(&mut self) -> bool {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if gate.rates != self.limits.rates {
+            let rates = gate.rates;
+            let [from_guest, to_guest] = [rates.from_guest, rates.to_guest].map(Limit::new);
+            self.limits = Limits { rates, from_guest, to_guest };
+        }
+        self.tap.drops[DropReason::HoldFull] += std::mem::take(&mut gate.lost);
+        gate.hold.is_held()
+    }
+
+    /// Puts what came for a guest that is held behind what is kept.
+    fn keep(&mut self, batch: &mut Vec<Packet>, pool: &mut Pool) {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        for packet in batch.drain(..) {
+            let bytes = [&[0; VIRTIO][..], packet.data()].concat();
+            if let Err(reason) = gate.hold.keep(&bytes) {
+                self.tap.drops.count(reason);
+            }
+            pool.give(packet);
+        }
+    }
+
+    /// Takes what is kept of a guest that is not held any more; whether there was any.
+    fn take_kept(&mut self, batch: &mut Vec<Packet>, pool: &mut Pool) -> bool {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut has_kept = false;
+        while batch.len() < BATCH
+            && let Some(bytes) = gate.hold.next()
+        {
+            has_kept = true;
+            let (header, data) = bytes.split_at(VIRTIO.min(bytes.len()));
+            // Segments and unfinished checksums are of a port that has them.
+            if header.iter().any(|byte| *byte != 0) || data.is_empty() {
+                self.tap.drops.count(DropReason::Device);
+                continue;
+            }
+            if data.len() >= self.tap.room {
+                self.tap.drops.count(DropReason::TooBig);
+                continue;
+            }
+            let mut packet = pool.take();
+            packet.set_len(data.len());
+            packet.data_mut().copy_from_slice(data);
+            batch.push(packet);
+        }
+        has_kept
+    }
+
     /// Carries packets both ways until told to stop.
     fn carry(&mut self) -> Result<(), PortError> {
         let mut pool = Pool::new(self.tap.room, 2 * BATCH);
@@ -176,8 +313,15 @@ impl Carrier {
         let mut events = Events::with_capacity(8);
         // What is readable before the first poll counts as ready.
         let (mut from_guest, mut from_host) = (true, true);
+        let mut advert = Instant::now() + ADVERT_INTERVAL;
         loop {
-            let wait = (from_guest || from_host).then_some(Duration::ZERO);
+            let now = Instant::now();
+            if advert <= now {
+                advert = now + ADVERT_INTERVAL;
+                self.tap.advertise();
+            }
+            let is_ready = from_guest || from_host;
+            let wait = Some(if is_ready { Duration::ZERO } else { advert - now });
             match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => other.map_err(PortError::Kernel)?,
@@ -187,17 +331,29 @@ impl Carrier {
             }
             for event in &events {
                 from_guest |= event.token() == GUEST;
-                from_host |= event.token() == HOST;
+                // Whoever woke us has perhaps released the guest.
+                from_host |= event.token() != GUEST;
             }
+            let is_held = self.attend();
             if from_guest {
                 from_guest = self.tap.receive(&mut pool, &mut batch)?.more;
+                let refused = limit(&mut self.limits.from_guest, &mut batch, &mut pool);
+                self.tap.drops[DropReason::GuestRate] += refused;
                 let refused = self.host.send(&mut batch, &mut pool)?.refused;
                 self.tap.refused_elsewhere(refused);
             }
-            if from_host {
+            if from_host && !is_held && self.take_kept(&mut batch, &mut pool) {
+                // Before what is in the device.
+                self.tap.send(&mut batch, &mut pool)?;
+            } else if from_host {
                 let taken = self.host.receive(&mut pool, &mut batch)?;
                 from_host = taken.more;
                 self.tap.refused_elsewhere(taken.refused);
+                if is_held {
+                    self.keep(&mut batch, &mut pool);
+                }
+                let refused = limit(&mut self.limits.to_guest, &mut batch, &mut pool);
+                self.tap.drops[DropReason::GuestRate] += refused;
                 self.tap.send(&mut batch, &mut pool)?;
             }
             *self.drops.lock().unwrap_or_else(PoisonError::into_inner) = self.tap.drops;
@@ -226,11 +382,10 @@ impl std::fmt::Debug for TapPort {
 
 impl TapPort {
     fn new(device: Iface, guest: MacAddr, spec: &GuestSpec) -> Self {
-        let addresses: Vec<IpAddr> = spec.addresses.clone();
         let mtu = usize::from(spec.mtu);
         Self {
             device,
-            segment: Segment::new(OURS, guest, addresses),
+            segment: Segment::new(OURS, guest, spec.addresses.clone()).with_services(spec.lease()),
             mtu,
             room: mtu + 1,
             drops: DropCounts::default(),
@@ -239,6 +394,15 @@ impl TapPort {
 
     fn refused_elsewhere(&mut self, packets: usize) {
         self.drops[DropReason::Device] += packets as u64;
+    }
+
+    /// Lets the router make itself known. A guest whose link is down hears of it when it
+    /// comes up and asks.
+    fn advertise(&self) {
+        let mut answer = [0; ANSWER_MAX];
+        if let Some(len) = self.segment.advert(&mut answer) {
+            self.device.send(&answer[..len]).ok();
+        }
     }
 
     /// Judges the frame of `len` bytes in a packet's buffer; whether it is a packet.

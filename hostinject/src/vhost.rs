@@ -26,10 +26,13 @@
 
 mod frames;
 mod front;
+pub(crate) mod fuzz;
+mod gate;
 mod net;
 mod ring;
 mod server;
 mod sys;
+mod tap;
 
 use std::fmt;
 use std::fs::File;
@@ -44,6 +47,10 @@ use conet_netsys::{IfName, MacAddr};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Backend, Error as MessageError};
 use vhost_user_backend::{
@@ -65,7 +72,9 @@ use vmm_sys_util::event::{
 
 use self::frames::FramesError;
 use self::net::{Card, NetError};
+use crate::gate::{Hold, Rates};
 use crate::segment::Segment;
+use crate::services::{ADVERT_INTERVAL, Lease};
 
 /// Queues: to the guest, from the guest.
 const RECEIVE: u16 = 0;
@@ -74,31 +83,35 @@ const QUEUES: u16 = 2;
 /// Other events: the device, and our own of work left over. The library's own comes between.
 const DEVICE: u16 = QUEUES + 1;
 const AGAIN: u16 = QUEUES + 2;
+/// The router makes itself known.
+const ADVERT: u16 = QUEUES + 3;
 /// Most chains in a queue, as virtio has it.
 const QUEUE_SIZE: usize = 1024;
 /// Turns before others are heard: the socket, the end.
 const TURNS: usize = 16;
 
 pub use frames::Transport;
-pub(crate) use server::Server;
+pub(crate) use server::{Server, watch};
 pub use server::{ServerArguments, ServerSpec, ServerStatus, run_server};
+pub(crate) use sys::packet_drops;
+pub(crate) use tap::read as read_frame;
 
 /// What is served.
 #[derive(Debug, Clone)]
 pub struct VhostSpec {
     /// The guest's Ethernet address, as its card is to have it.
     pub mac: MacAddr,
-    /// The addresses that the guest may use.
-    pub addresses: Vec<IpAddr>,
-    /// Longest packet in bytes that is not split on the way.
-    pub mtu: u16,
+    /// The addresses that the guest may use, and what else it is told when it asks.
+    pub lease: Lease,
 }
 
-/// `MAC MTU ADDRESS[,ADDRESS…]`.
+/// `MAC MTU ADDRESSES GATEWAYS/PREFIX RESOLVERS`, each with commas between.
 impl fmt::Display for VhostSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses: Vec<_> = self.addresses.iter().map(IpAddr::to_string).collect();
-        write!(f, "{} {} {}", self.mac, self.mtu, addresses.join(","))
+        let Lease { addresses, gateways, prefix, dns, mtu } = &self.lease;
+        let [addresses, gateways, dns] = [addresses, gateways, dns]
+            .map(|list| list.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(","));
+        write!(f, "{} {mtu} {addresses} {gateways}/{prefix} {dns}", self.mac)
     }
 }
 
@@ -116,12 +129,27 @@ pub enum ServeError {
     Device(#[source] io::Error),
 }
 
-/// What a port has to tell.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a port has to tell, and is told while it serves.
+#[derive(Debug, Default)]
 struct Counted {
     /// The VMM that is connected.
     vmm: Option<u32>,
     drops: DropCounts,
+    rates: Rates,
+    hold: Hold,
+    taps: tap::Taps,
+    /// The card has seen that it is held, and has nothing in hand.
+    is_settled: bool,
+    /// Tells the card that something has changed here.
+    waker: Option<EventNotifier>,
+}
+
+impl Counted {
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.notify().ok();
+        }
+    }
 }
 
 /// Makes the host's end of a port, down, in the namespace of the calling thread. It is
@@ -221,7 +249,12 @@ fn frames_of(
     // Whoever was here before may have taken more.
     sys::set_offload(&**device, 0)?;
     let mut card = card_of(device, spec, counted);
-    match frames::serve(vmm, transport, &mut card, device) {
+    let (again, waker) = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
+    gate::lock(counted).waker = Some(waker);
+    let again = sys::into_fd(again);
+    let served = frames::serve(vmm, transport, &mut card, device, &again);
+    gate::lock(counted).waker = None;
+    match served {
         Ok(()) => Ok(()),
         Err(FramesError::Card(NetError::Device(error))) => Err(ServeError::Device(error)),
         Err(error) => {
@@ -232,8 +265,9 @@ fn frames_of(
 }
 
 fn card_of(device: &Arc<File>, spec: &VhostSpec, counted: &Arc<Mutex<Counted>>) -> Card {
-    let segment = Segment::new(crate::segment::OURS, spec.mac, spec.addresses.clone());
-    Card::new(Arc::clone(device), segment, usize::from(spec.mtu), Arc::clone(counted))
+    let segment = Segment::new(crate::segment::OURS, spec.mac, spec.lease.addresses.clone());
+    let segment = segment.with_services(spec.lease.clone());
+    Card::new(Arc::clone(device), segment, usize::from(spec.lease.mtu), Arc::clone(counted))
 }
 
 /// The library's errors can be shown, and no more.
@@ -252,7 +286,9 @@ fn connection(
     let again = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
     let again_fd = again.0.as_raw_fd();
     let end = new_event_consumer_and_notifier(EventFlag::CLOEXEC)?;
+    gate::lock(counted).waker = Some(again.1.try_clone()?);
     let to_end = end.1.try_clone()?;
+    let adverts = advert_timer()?;
     let (gone, is_gone) = mpsc::channel();
     let backend = Arc::new(Mutex::new(Net {
         card: card_of(device, spec, counted),
@@ -271,6 +307,7 @@ fn connection(
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         handler.register_listener(device.as_raw_fd(), edge, u64::from(DEVICE))?;
         handler.register_listener(again_fd, EventSet::IN, u64::from(AGAIN))?;
+        handler.register_listener(adverts.as_raw_fd(), edge, u64::from(ADVERT))?;
     }
     // The library connects by path; nobody else gets at this one.
     let private = tempfile::tempdir()?;
@@ -286,9 +323,19 @@ fn connection(
         Ok(()) | Err(DaemonError::HandleRequest(MessageError::Disconnected)) => {}
         Err(error) => tracing::warn!(%error, "the guest's VMM was let go"),
     }
+    gate::lock(counted).waker = None;
     // Its thread has the device, which the next guest's is to have alone.
     to_end.notify()?;
     is_gone.try_recv().map_or(Ok(()), |error| Err(ServeError::Device(error)))
+}
+
+/// Readable anew each time that the router is to make itself known.
+fn advert_timer() -> io::Result<OwnedFd> {
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+    let every = Timespec { tv_sec: ADVERT_INTERVAL.as_secs().cast_signed(), tv_nsec: 0 };
+    let times = Itimerspec { it_interval: every, it_value: every };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &times)?;
+    Ok(timer)
 }
 
 /// The device as the library sees it.
@@ -336,7 +383,7 @@ fn offload_of(features: u64) -> u32 {
 impl Net {
     fn serve_queues(&mut self, vrings: &[VringMutex], events: u16) -> Result<(), NetError> {
         let memory = self.memory.memory();
-        let mut to_do = [events == RECEIVE || events == DEVICE, events == TRANSMIT];
+        let mut to_do = [matches!(events, RECEIVE | DEVICE | ADVERT), events == TRANSMIT];
         if events == AGAIN {
             to_do = [true; 2];
         }
@@ -441,7 +488,7 @@ impl VhostUserBackendMut for Net {
         let mut config = self.spec.mac.0.to_vec();
         config.extend(1u16.to_le_bytes());
         config.extend(1u16.to_le_bytes());
-        config.extend(self.spec.mtu.to_le_bytes());
+        config.extend(self.spec.lease.mtu.to_le_bytes());
         let at = |place: u32| usize::try_from(place).unwrap_or(usize::MAX);
         // What is asked for beyond is zero: the guest's structure may be a later one.
         config.resize(config.len().max(at(offset.saturating_add(size)).min(256)), 0);
@@ -471,6 +518,10 @@ impl VhostUserBackendMut for Net {
     ) -> io::Result<()> {
         if event == AGAIN {
             self.again.0.consume().ok();
+            self.card.attend();
+        }
+        if event == ADVERT {
+            self.card.advertise();
         }
         match self.serve_queues(vrings, event) {
             Ok(()) => Ok(()),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use conet_hostinject::Lease;
 use conet_hostinject::vhost::{self, Transport, VhostSpec};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns, NetnsName};
 use conet_testkit::random::{Random, changed, seed};
@@ -50,7 +51,16 @@ impl Port {
             device
         });
         let device = device.unwrap();
-        let spec = VhostSpec { mac: MAC, addresses: vec![GUEST.into()], mtu: 1420 };
+        let spec = VhostSpec {
+            mac: MAC,
+            lease: Lease {
+                addresses: vec![GUEST.into()],
+                gateways: vec![],
+                prefix: 24,
+                dns: vec![],
+                mtu: 1420,
+            },
+        };
         thread::spawn(move || vhost::serve_transports(&listeners, device, &spec));
         Self { name, netns, directory }
     }

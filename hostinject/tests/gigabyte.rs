@@ -118,6 +118,7 @@ mod machines {
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
 
+    use conet_hostinject::Lease;
     use conet_hostinject::vhost::{self, Transport, VhostSpec};
     use conet_netsys::{IpNet, MacAddr, Netlink, Route, RouteScope, Sysctl};
     use conet_testkit::machine::Machine;
@@ -150,8 +151,13 @@ mod machines {
         });
         let spec = VhostSpec {
             mac: MacAddr([2, 0, 10, 77, 1, 10]),
-            addresses: vec![address],
-            mtu: DEFAULT_MTU,
+            lease: Lease {
+                addresses: vec![address],
+                gateways: vec![],
+                prefix: 24,
+                dns: vec![],
+                mtu: DEFAULT_MTU,
+            },
         };
         let device = device.unwrap();
         thread::spawn(move || vhost::serve_transports(&listeners, device, &spec));

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::vhost::VhostBackend;
+use conet_hostinject::Lease;
 use conet_hostinject::vhost::{self, VhostSpec};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns, NetnsName};
 use conet_testkit::random::{Random, seed};
@@ -29,6 +30,13 @@ const BUFFERS: u64 = 0x2_0000;
 /// A driver writes and may be written to.
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
+
+/// What the guest is told.
+fn lease() -> Lease {
+    let [addresses, gateways] =
+        ["10.77.1.10", "10.77.1.1"].map(|address| vec![address.parse().unwrap()]);
+    Lease { addresses, gateways, prefix: 24, dns: Vec::new(), mtu: 1420 }
+}
 
 /// A guest's side of a connection.
 struct Guest {
@@ -176,8 +184,7 @@ impl Port {
             device
         });
         let device = device.unwrap();
-        let spec =
-            VhostSpec { mac: MAC, addresses: vec!["10.77.1.10".parse().unwrap()], mtu: 1420 };
+        let spec = VhostSpec { mac: MAC, lease: lease() };
         thread::spawn(move || vhost::serve(listener, device, &spec));
         Self { name, directory }
     }

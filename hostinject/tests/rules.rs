@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use conet_hostinject::{
-    GuestPort, GuestSpec, HostPorts, HostRules, PortForward, PortKind, Ports, RuleTable,
+    GuestPort, GuestSpec, HostPorts, HostRules, PortForward, PortKind, Ports, Rates, RuleTable,
 };
 use conet_netsys::{IfName, Netlink, Netns, NetnsName, Sysctl, Transport, Veth};
 use conet_testkit::{Need, privileged};
@@ -93,6 +93,9 @@ impl Scene {
                 guest_link: eth0,
                 addresses: FAMILIES.map(|ipv4| guest(number, ipv4)).to_vec(),
                 gateways: vec![ip("10.77.1.1"), ip("fd00:1::1")],
+                rates: Rates::default(),
+                prefix: 24,
+                dns: Vec::new(),
                 mtu: 1420,
                 mac: None,
                 kind,

@@ -6,12 +6,12 @@
 mod scene;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_dataplane::DropReason;
-use conet_hostinject::{AttachError, GuestPort, GuestSpec, PortKind};
+use conet_hostinject::{AttachError, GateError, GuestPort, GuestSpec, PortKind, Rates};
 use conet_netsys::{IpNet, Netlink, Netns};
 use conet_testkit::{Need, privileged};
 use conet_tunnel::Mode;
@@ -172,4 +172,96 @@ fn a_device_that_is_deleted_ends_the_port_and_no_more() {
     port.detach().unwrap();
     let port = attach(&scene, 1, 1);
     ping(port.netns().unwrap(), IpAddr::from([10, 77, 1, 1])).expect("a new one");
+}
+
+/// The host's datagrams for a guest, and how many of them it has got so far, in order.
+struct Datagrams(UdpSocket, UdpSocket);
+
+impl Datagrams {
+    fn new(scene: &Scene, port: &GuestPort) -> Self {
+        let bind = |address: IpAddr| UdpSocket::bind((address, 7001)).unwrap();
+        let guest = port.netns().unwrap().run(|| bind(guest_address(1, 1))).unwrap();
+        guest.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let host = scene.hosts[0].run(|| bind(IpAddr::from([10, 77, 1, 1])));
+        Self(host, guest)
+    }
+
+    fn send(&self, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            self.0.send_to(&number.to_be_bytes(), (guest_address(1, 1), 7001)).unwrap();
+        }
+    }
+
+    /// What has come, until nothing more does.
+    fn got(&self) -> Vec<u32> {
+        let mut bytes = [0; 4];
+        let next = || self.1.recv(&mut bytes).ok().map(|_| u32::from_be_bytes(bytes));
+        std::iter::from_fn(next).collect()
+    }
+}
+
+#[test]
+fn a_held_guest_gets_its_packets_in_order_when_it_is_released() {
+    privileged!(Need::Tun);
+    let scene = Scene::new(Mode::WireGuard);
+    let port = attach(&scene, 1, 1);
+    let datagrams = Datagrams::new(&scene, &port);
+    datagrams.send(0..10);
+    assert_eq!(datagrams.got(), (0..10).collect::<Vec<_>>());
+    port.hold().unwrap();
+    // The thread has heard of it when one more has not come.
+    datagrams.send(10..60);
+    let early = datagrams.got();
+    assert!(early.len() < 50, "it is held");
+    // All are kept, or came before it was.
+    let mut kept = Vec::new();
+    // Among others, which the host's kernel sends by itself.
+    let is_ours = |packet: &Vec<u8>| packet.len() == 10 + 28 + 4 && packet[10] == 0x45;
+    wait_until("what has not come is kept", || {
+        kept.extend(port.drain().unwrap().into_iter().filter(is_ours));
+        early.len() + kept.len() == 50
+    });
+    let last = |packet: &Vec<u8>| u32::from_be_bytes(*packet.last_chunk().unwrap());
+    let numbers: Vec<u32> = early.iter().copied().chain(kept.iter().map(last)).collect();
+    assert_eq!(numbers, (10..60).collect::<Vec<_>>());
+    datagrams.send(60..70);
+    assert_eq!(port.accept(kept).unwrap(), 0);
+    port.release().unwrap();
+    datagrams.send(70..80);
+    let mut got = early;
+    wait_until("all of them, in order", || {
+        got.extend(datagrams.got());
+        got == (10..80).collect::<Vec<_>>()
+    });
+    assert_eq!(port.drops()[DropReason::HoldFull], 0);
+    let veth = scene.guest(2, 1);
+    assert!(matches!(veth.hold(), Err(GateError::Veth)));
+}
+
+#[test]
+fn a_guests_rate_changes_while_it_runs() {
+    privileged!(Need::Tun);
+    let scene = Scene::new(Mode::WireGuard);
+    let mut port = attach(&scene, 1, 1);
+    let datagrams = Datagrams::new(&scene, &port);
+    let rates = Rates { to_guest: "1pps".parse().unwrap(), ..Rates::default() };
+    port.set_rates(rates).unwrap();
+    let begin = Instant::now();
+    // A burst of 64 passes, and one a second.
+    let mut sent = 0;
+    while port.drops()[DropReason::GuestRate] < 100 {
+        datagrams.send(0..200);
+        sent += 200;
+        thread::sleep(Duration::from_millis(5));
+        assert!(sent < 100_000, "nothing is limited");
+    }
+    let got = datagrams.got().len();
+    let most = 200 + 64 + usize::try_from(begin.elapsed().as_secs()).unwrap() + 1;
+    assert!(got <= most, "{got} of {sent} in {:?}", begin.elapsed());
+    port.set_rates(Rates::default()).unwrap();
+    datagrams.send(0..10);
+    wait_until("ten that are not limited", || {
+        datagrams.send(500..501);
+        datagrams.got().contains(&500)
+    });
 }

@@ -15,6 +15,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use conet_hostinject::Lease;
 use conet_hostinject::vhost::{self, VhostSpec};
 use conet_netsys::{IpNet, MacAddr, Netlink, Route, RouteScope, Sysctl};
 use conet_testkit::machine::Machine;
@@ -23,6 +24,12 @@ use conet_tunnel::{DEFAULT_MTU, Mode};
 use scene::{Host, Scene, guest_address, ifname, ping};
 
 const GATEWAY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 77, 1, 1));
+
+/// What a machine of host 1's is told.
+fn lease(address: IpAddr, mtu: u16) -> Lease {
+    let gateways = vec![IpAddr::from([10, 77, 1, 1])];
+    Lease { addresses: vec![address], gateways, prefix: 24, dns: Vec::new(), mtu }
+}
 
 /// A port on a host, served by a thread.
 fn port(host: &Host, directory: &Path) -> PathBuf {
@@ -43,11 +50,8 @@ fn port(host: &Host, directory: &Path) -> PathBuf {
         device
     });
     let device = device.unwrap();
-    let spec = VhostSpec {
-        mac: MacAddr([2, 0, 10, 77, 1, 10]),
-        addresses: vec![address],
-        mtu: DEFAULT_MTU,
-    };
+    let spec =
+        VhostSpec { mac: MacAddr([2, 0, 10, 77, 1, 10]), lease: lease(address, DEFAULT_MTU) };
     thread::spawn(move || vhost::serve(listener, device, &spec));
     socket
 }

@@ -27,6 +27,8 @@
 //! # allow_root = false              whether processes of uid 0 may leave
 //! # guest_uid_base = 1879048192     first host uid for processes of others
 //! # link_timeout = 60               seconds that a process waits for a node out of reach
+//! # dns = ["192.0.2.53"]            resolvers that guests are told of; those of the host's
+//! #                                 own that are not on loopback where absent
 //! # clock_offset = "-90s"           a lab host's clock against the machine's
 //! # shared_address = false          guests use this host's address outside the overlay
 //! # host_ports = ["tcp:8000"]       ports of this host's own that its guests reach, none
@@ -50,6 +52,8 @@
 //! name = "web"
 //! kind = "netns"                    # or "tap", "qemu", "uml"
 //! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "10.77.1.3"]
+//! # rate = "100mbit,10kpps"         how fast it may send and receive; also rate_from and
+//! #                                 rate_to, for one way; not for netns
 //! ```
 //!
 //! A `[[peer]]` may tunnel and nothing else. To run processes is granted apart,
@@ -77,7 +81,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use conet_hostinject::HostPorts;
+use conet_hostinject::{HostPorts, Rates};
 use conet_tunnel::{Offloads, PresharedKey};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
@@ -152,6 +156,8 @@ pub struct NodeConfig {
     pub link_timeout: Duration,
     /// Added to the machine's clock to make this host's.
     pub clock_offset: ClockOffset,
+    /// Resolvers that guests are told of; the host's own where nothing is said.
+    pub dns: Option<Vec<IpAddr>>,
     /// Batches of the kernel's that the tunnel uses.
     pub offloads: Offloads,
     /// Whether guests use this host's address outside the overlay.
@@ -394,6 +400,8 @@ pub struct GuestConfig {
     pub kind: GuestKind,
     /// Its addresses in the node's overlay, at least one.
     pub addresses: Vec<Ipv4Addr>,
+    /// How fast it may be; none for [`GuestKind::Netns`].
+    pub rates: Rates,
 }
 
 /// A host's clock against its machine's, in nanoseconds; positive is ahead.

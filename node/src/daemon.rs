@@ -272,8 +272,12 @@ impl<P: Processes> Daemon<P> {
             Request::Guests {} => {
                 answer.answer(Ok(Response::Guests { guests: self.guests.list() }));
             }
-            Request::GuestAdd { name, kind, addresses } => {
-                self.guests.add(caller, name, &kind, addresses, answer);
+            Request::GuestRate { name, rates } => {
+                let set = self.guests.set_rates(caller, &name, &rates);
+                answer.answer(set.map(|()| Response::Done {}));
+            }
+            Request::GuestAdd { name, kind, addresses, rates } => {
+                self.guests.add(caller, name, &kind, (addresses, &rates), answer);
                 // Its link is behind the rules before it is there.
                 self.forwards.on_change(&self.guests);
             }

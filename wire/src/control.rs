@@ -30,7 +30,7 @@ use thiserror::Error;
 
 mod guests;
 
-pub use guests::{Forward, Guest, Machine};
+pub use guests::{Forward, Guest, GuestRates, Machine};
 
 /// Longest request line in bytes, without its newline. The longest names and
 /// numbers that a request can hold fit many times.
@@ -85,6 +85,16 @@ pub enum Request {
         /// Its addresses in the overlay; a free one where there are none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         addresses: Vec<Ipv4Addr>,
+        /// How fast it may be.
+        #[serde(default, skip_serializing_if = "GuestRates::are_unlimited")]
+        rates: GuestRates,
+    },
+    /// Change how fast a guest may be: [`Response::Done`].
+    GuestRate {
+        /// Its name.
+        name: String,
+        /// How fast it may be from now on.
+        rates: GuestRates,
     },
     /// Remove a guest that was added: [`Response::Done`].
     GuestRemove {
@@ -570,8 +580,14 @@ mod tests {
             name: "web".into(),
             kind: "tap".into(),
             addresses: vec![Ipv4Addr::new(10, 77, 1, 9)],
+            rates: GuestRates::default(),
         };
-        let table: [(Request, &str); 13] = [
+        let rates = GuestRates { from: Some("1mbit".into()), to: None };
+        let table: [(Request, &str); 14] = [
+            (
+                Request::GuestRate { name: "web".into(), rates },
+                r#"{"request":"guest-rate","name":"web","rates":{"from":"1mbit"}}"#,
+            ),
             (Request::Guests {}, r#"{"request":"guests"}"#),
             (
                 added,

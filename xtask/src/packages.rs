@@ -10,7 +10,10 @@ use std::process::{Command, Stdio};
 const PROGRAMS: &[(&str, &str)] = &[
     // Whichever awk it is: the tests ask for the name.
     ("awk", "gawk"),
+    // The static one, which goes into machines as it is; udhcpc takes either.
+    ("busybox", "busybox-static"),
     ("cc", "gcc"),
+    ("dhclient", "isc-dhcp-client"),
     ("gzip", "gzip"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
@@ -20,6 +23,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("python3", "python3"),
     ("tcpdump", "tcpdump"),
+    ("udhcpc", "udhcpc"),
     ("wg", "wireguard-tools"),
     ("wireguard-go", "wireguard-go"),
     ("xz", "xz-utils"),

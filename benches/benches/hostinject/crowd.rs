@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use conet_benches::report::{Report, Row, Rule};
 use conet_benches::stats::{median, spread};
-use conet_hostinject::{GuestPort, GuestSpec, PortKind};
+use conet_hostinject::{GuestPort, GuestSpec, PortKind, Rates};
 use conet_netsys::NetnsName;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -40,6 +40,9 @@ fn spec(lane: &Lane, kind: PortKind, number: u8) -> Result<GuestSpec> {
         guest_link: ifname("eth0")?,
         addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 77, 10, number))],
         gateways: vec![IpAddr::V4(HOST)],
+        prefix: 24,
+        dns: vec![],
+        rates: Rates::default(),
         mtu: MTU,
         mac: None,
         kind,

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use conet_benches::process;
 use conet_hostinject::vhost::ServerSpec;
-use conet_hostinject::{GuestPort, GuestSpec, PortKind};
+use conet_hostinject::{GuestPort, GuestSpec, PortKind, Rates};
 use conet_netsys::{IfName, Netlink, Netns, NetnsName, Route, Veth};
 use conet_testkit::machine::Machine;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
@@ -158,6 +158,9 @@ impl Lane {
                 guest_link: ifname("eth0")?,
                 addresses: vec![IpAddr::V4(address)],
                 gateways: vec![IpAddr::V4(HOST)],
+                prefix: 24,
+                dns: vec![],
+                rates: Rates::default(),
                 mtu: MTU,
                 mac: None,
                 kind,

@@ -44,13 +44,13 @@ mod replica;
 mod sys;
 mod traffic;
 
-use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use conet_benches::report::Format;
-use conet_hostinject::vhost::{ServerArguments, run_server};
+use conet_hostinject::Lease;
+use conet_hostinject::vhost::{ServerArguments, VhostSpec, run_server};
 
 use crate::kind::Kind;
 
@@ -112,23 +112,22 @@ fn options(args: &[String]) -> Result<Options> {
 
 /// The server of a machine's port, as `conet guest-server` is one.
 fn server(arguments: &[String]) -> Result<()> {
-    let mut served = ServerArguments {
-        mac: "02:00:00:00:00:00".parse()?,
-        mtu: 0,
-        addresses: vec![],
-        control: "".into(),
-    };
+    let (mut mac, mut control) = ("02:00:00:00:00:00".parse()?, "".into());
+    let mut lease = Lease { addresses: vec![], gateways: vec![], prefix: 0, dns: vec![], mtu: 0 };
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { bail!("{} wants a value", pair.concat()) };
         match name.as_str() {
-            "--mac" => served.mac = value.parse()?,
-            "--mtu" => served.mtu = value.parse()?,
-            "--address" => served.addresses.push(value.parse::<IpAddr>()?),
-            "--control" => served.control = value.into(),
+            "--mac" => mac = value.parse()?,
+            "--mtu" => lease.mtu = value.parse()?,
+            "--address" => lease.addresses.push(value.parse()?),
+            "--gateway" => lease.gateways.push(value.parse()?),
+            "--dns" => lease.dns.push(value.parse()?),
+            "--prefix" => lease.prefix = value.parse()?,
+            "--control" => control = value.into(),
             other => bail!("a server knows no {other}"),
         }
     }
-    match run_server(served)? {}
+    match run_server(ServerArguments { spec: VhostSpec { mac, lease }, control })? {}
 }
 
 fn run() -> Result<()> {

@@ -1,5 +1,7 @@
 //! `conet guest …`.
 
+mod capture;
+
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
@@ -7,14 +9,15 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
+use conet_hostinject::Rate;
 use conet_hostinject::vhost::Transport;
 use conet_node::client::{Client, ClientError};
 use conet_node::enter;
-use conet_wire::control::{Guest, Machine, Request, Response};
+use conet_wire::control::{Guest, GuestRates, Machine, Request, Response};
 use serde_json::json;
 
 use super::process::ExecError;
-use crate::cli::{GuestCommand, Output, PortName};
+use crate::cli::{GuestCommand, Output, PortName, RateOptions};
 use crate::table;
 
 const UML: &str = "linux.uml";
@@ -22,8 +25,18 @@ const QEMU: &str = "qemu-system-x86_64";
 
 pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
     match command {
-        GuestCommand::Add { name, address, kind, output } => {
-            add(client, name, address, kind.as_str(), output)
+        GuestCommand::Add { name, address, kind, rates, output } => {
+            add(client, name, address, (kind.as_str(), &rates), output)
+        }
+        GuestCommand::Rate { name, rates } => {
+            let rates = rate_texts(&rates);
+            match client.ask(&Request::GuestRate { name, rates })? {
+                Response::Done {} => Ok(()),
+                _ => Err(ClientError::Unexpected.into()),
+            }
+        }
+        GuestCommand::Capture { name, write, seconds, packets } => {
+            capture::run(client, &name, write, &capture::Ends { seconds, packets })
         }
         GuestCommand::List { output } => list(client, output),
         GuestCommand::Args { name, memory, port, output } => {
@@ -38,10 +51,11 @@ fn add(
     client: &mut Client,
     name: String,
     addresses: Vec<Ipv4Addr>,
-    kind: &str,
+    (kind, rates): (&str, &RateOptions),
     output: Output,
 ) -> Result<()> {
-    let request = Request::GuestAdd { name, kind: kind.to_owned(), addresses };
+    let rates = rate_texts(rates);
+    let request = Request::GuestAdd { name, kind: kind.to_owned(), addresses, rates };
     let Response::Guest(guest) = client.ask(&request)? else {
         return Err(ClientError::Unexpected.into());
     };
@@ -49,6 +63,11 @@ fn add(
         return Ok(table::json(&serde_json::to_value(&guest)?)?);
     }
     Ok(table::line(&format!("{} {} ({})", guest.name, addresses_of(&guest), guest.kind))?)
+}
+
+fn rate_texts(options: &RateOptions) -> GuestRates {
+    let text = |one: Option<Rate>| one.or(options.rate).map(|rate| rate.to_string());
+    GuestRates { from: text(options.rate_from), to: text(options.rate_to) }
 }
 
 fn list(client: &mut Client, output: Output) -> Result<()> {

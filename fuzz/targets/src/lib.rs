@@ -15,6 +15,7 @@ mod session;
 mod session_image;
 mod socket;
 
+pub use conet_hostinject::fuzz_support::{vhost_messages, vhost_rings};
 pub use conet_transport::fuzz_support::hostile_ring;
 pub use conet_wire::control::fuzz_request as control_request;
 pub use image::process_image;
@@ -34,12 +35,19 @@ pub fn tunnel_errors(data: &[u8]) {
     conet_tunnel::fuzz_support::tunnel_errors(data);
 }
 
+/// A frame of a guest's; see [`conet_hostinject::fuzz_support`].
+pub fn guest_frame(data: &[u8]) {
+    // What was answered is for the port's own tests.
+    conet_hostinject::fuzz_support::guest_frame(data);
+}
+
 /// A function that must return, whatever the bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("control_request", control_request),
+    ("guest_frame", guest_frame),
     ("hostile_ring", hostile_ring),
     ("process_image", process_image),
     ("saved_socket", saved_socket),
@@ -47,4 +55,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("session_packet", session_packet),
     ("tunnel_errors", tunnel_errors),
     ("tunnel_packet", tunnel_packet),
+    ("vhost_messages", vhost_messages),
+    ("vhost_rings", vhost_rings),
 ];

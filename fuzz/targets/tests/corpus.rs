@@ -66,7 +66,8 @@ fn mutations_of_the_corpus_return() {
 }
 
 /// Targets whose mutations belong to the ordinary run.
-const NEW: &[&str] = &["hostile_ring", "session_image"];
+const NEW: &[&str] =
+    &["guest_frame", "hostile_ring", "session_image", "vhost_messages", "vhost_rings"];
 
 fn mutate(bytes: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = bytes.to_vec();

@@ -27,8 +27,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{
@@ -38,6 +39,7 @@ use rustix::net::{
 use rustix::process::umask;
 
 use super::net::{Card, LONGEST_FRAME, NetError};
+use crate::services::ADVERT_INTERVAL;
 
 /// How a guest's VMM reaches its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +132,7 @@ struct Peer<'a> {
     sent: usize,
 }
 
-/// Serves one VMM until it goes.
+/// Serves one VMM until it goes; `again` is readable when the card has been told something.
 ///
 /// # Errors
 /// [`FramesError`]: it said what it should not, or the host's device is gone.
@@ -139,7 +141,9 @@ pub(super) fn serve(
     transport: Transport,
     card: &mut Card,
     device: &File,
+    again: &OwnedFd,
 ) -> Result<(), FramesError> {
+    let mut advert = Instant::now() + ADVERT_INTERVAL;
     let mut peer = Peer {
         socket,
         is_stream: transport == Transport::Stream,
@@ -148,25 +152,49 @@ pub(super) fn serve(
         output: Vec::with_capacity(ROOM),
         sent: 0,
     };
+    // Of a hold that began before, and of what was kept meanwhile.
+    card.attend();
+    let mut is_told = true;
     loop {
+        let now = Instant::now();
+        if advert <= now {
+            advert = now + ADVERT_INTERVAL;
+            card.advertise();
+        }
         let (mut of_socket, mut of_device) = (PollFlags::IN, PollFlags::IN);
         if !peer.is_flushed() {
             of_socket |= PollFlags::OUT;
             of_device = PollFlags::empty();
+        } else if card.is_held() {
+            // Whoever holds it empties the device.
+            of_device = PollFlags::empty();
         }
-        let mut both = [PollFd::new(socket, of_socket), PollFd::new(device, of_device)];
-        match poll(&mut both, None) {
+        let mut fds = [
+            PollFd::new(socket, of_socket),
+            PollFd::new(device, of_device),
+            PollFd::new(again, PollFlags::IN),
+        ];
+        let wait = if is_told || card.has_answer() { Duration::ZERO } else { advert - now };
+        match poll(&mut fds, Timespec::try_from(wait).ok().as_ref()) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
-        let [of_socket, of_device] = both.map(|fd| fd.revents());
+        let [of_socket, of_device, told] = fds.map(|fd| fd.revents());
+        if !told.is_empty() {
+            // Its count; there is nothing else to read.
+            rustix::io::read(again, &mut [0; 8]).ok();
+            card.attend();
+            is_told = true;
+        }
         if of_socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
             && !peer.take(card)?
         {
             return Ok(());
         }
-        if !of_device.is_empty() || of_socket.contains(PollFlags::OUT) || card.has_answer() {
+        let is_due = !of_device.is_empty() || of_socket.contains(PollFlags::OUT);
+        if is_due || card.has_answer() || is_told {
             peer.give(card)?;
+            is_told = false;
         }
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn relay(vmm: UnixStream, library: UnixStream) -> io::Result<()> {
     passed
 }
 
-fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()> {
+pub(super) fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()> {
     let mut has_features = false;
     // The last word on each ring, from before that.
     let mut early = BTreeMap::new();

@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use conet_dataplane::DropReason;
 use rustix::io::Errno;
@@ -28,6 +29,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryLoadGuard, Gue
 
 use super::Counted;
 use super::ring::{Returns, call_for_more};
+use super::tap::Taps;
+use crate::gate::{Limit, Rates};
 use crate::segment::{ANSWER_MAX, ETHERNET, Segment, Verdict};
 
 type Memory = GuestMemoryLoadGuard<GuestMemoryMmap>;
@@ -97,6 +100,15 @@ pub(super) struct Card {
     waiting: Option<usize>,
     /// Answers that wait for buffers; the latest only, as a guest asks again.
     answer: Option<([u8; HEADER + ANSWER_MAX], usize)>,
+    /// How fast the guest may be, and what keeps it to that.
+    rates: Rates,
+    from_limit: Limit,
+    to_limit: Limit,
+    /// Who watches it.
+    taps: Taps,
+    /// What its host does with it now.
+    is_held: bool,
+    has_kept: bool,
     /// Whether a frame may lie in several chains.
     pub(super) merges: bool,
     counted: Arc<Mutex<Counted>>,
@@ -122,6 +134,12 @@ impl Card {
             to_guest: frame(),
             waiting: None,
             answer: None,
+            rates: Rates::default(),
+            from_limit: Limit::default(),
+            to_limit: Limit::default(),
+            taps: Taps::default(),
+            is_held: false,
+            has_kept: false,
             merges: false,
             counted,
             chains: Vec::new(),
@@ -141,9 +159,57 @@ impl Card {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).drops.count(reason);
     }
 
+    /// Sees what the port has been told meanwhile.
+    pub(super) fn attend(&mut self) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.rates != self.rates {
+            self.rates = counted.rates;
+            self.from_limit = Limit::new(self.rates.from_guest);
+            self.to_limit = Limit::new(self.rates.to_guest);
+        }
+        if !Arc::ptr_eq(&counted.taps, &self.taps) {
+            self.taps = Arc::clone(&counted.taps);
+        }
+        self.is_held = counted.hold.is_held();
+        if self.is_held
+            && let Some(len) = self.waiting.take()
+        {
+            let mut frame = self.to_guest.get_mut(DEVICE..len).unwrap_or_default().to_vec();
+            // As the device gave it; the card's header goes as far as that.
+            if let Some(header) = header_of(&self.to_guest) {
+                header.card_to_device().write(&mut frame);
+            }
+            let lost = counted.hold.accept(vec![frame]);
+            (0..lost).for_each(|_| counted.drops.count(DropReason::HoldFull));
+        }
+        counted.is_settled = self.is_held;
+        self.has_kept = counted.hold.kept().0 > 0;
+    }
+
     /// Whether the receive queue is to be looked at.
     pub(super) fn has_answer(&self) -> bool {
         self.answer.is_some()
+    }
+
+    /// Whether its host keeps the guest's packets.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Lets the router make itself known, unless the guest waits for an answer.
+    pub(super) fn advertise(&mut self) {
+        let mut advert = [0; ANSWER_MAX];
+        if self.answer.is_none()
+            && let Some(len) = self.segment.advert(&mut advert)
+        {
+            self.set_answer(&advert, len);
+        }
+    }
+
+    fn set_answer(&mut self, answer: &[u8; ANSWER_MAX], len: usize) {
+        let mut waiting = [0; HEADER + ANSWER_MAX];
+        waiting[HEADER..].copy_from_slice(answer);
+        self.answer = Some((waiting, HEADER + len));
     }
 
     /// Takes what the guest sends.
@@ -152,6 +218,7 @@ impl Card {
         queue: &mut Queue,
         memory: &Memory,
     ) -> Result<Turn, NetError> {
+        self.attend();
         let mut returns = Returns::begin(queue);
         let mut taken = 0;
         while taken < BUDGET {
@@ -183,6 +250,16 @@ impl Card {
 
     /// Does with a frame of the guest's what is to be done.
     fn frame(&mut self, len: usize) -> Result<(), NetError> {
+        for tap in self.taps.iter() {
+            tap.offer(self.from_guest.get(HEADER..len).unwrap_or_default());
+        }
+        if self.from_limit.is_set() {
+            let (bytes, parts) = (len.saturating_sub(PACKET), parts(&self.from_guest, len));
+            if !self.from_limit.admits(Instant::now(), bytes, parts) {
+                self.count(DropReason::GuestRate);
+                return Ok(());
+            }
+        }
         let frame = self.from_guest.get_mut(HEADER..len).unwrap_or_default();
         let mut answer = [0; ANSWER_MAX];
         let reason = match self.segment.handle_frame(frame, &mut answer) {
@@ -192,9 +269,7 @@ impl Card {
                 Err(Err(error)) => return Err(error),
             },
             Verdict::Answer(len) => {
-                let mut waiting = [0; HEADER + ANSWER_MAX];
-                waiting[HEADER..].copy_from_slice(&answer);
-                self.answer = Some((waiting, HEADER + len));
+                self.set_answer(&answer, len);
                 return Ok(());
             }
             Verdict::Drop(reason) => reason,
@@ -224,6 +299,7 @@ impl Card {
 
     /// Gives the guest what is for it, as far as it has buffers.
     pub(super) fn receive(&mut self, queue: &mut Queue, memory: &Memory) -> Result<Turn, NetError> {
+        self.attend();
         let mut returns = Returns::begin(queue);
         let mut call = false;
         let mut turn = Turn { call: false, more: true };
@@ -260,8 +336,17 @@ impl Card {
             return Ok(Some(len));
         }
         loop {
+            if self.is_held {
+                return Ok(None);
+            }
+            let kept = self.kept();
+            let is_kept = kept.is_some();
             let room = self.to_guest.get_mut(DEVICE..).unwrap_or_default();
-            let len = match rustix::io::read(self.device.as_fd(), room) {
+            let read = match kept {
+                Some(packet) => copy_into(room, &packet),
+                None => rustix::io::read(self.device.as_fd(), room),
+            };
+            let len = match read {
                 Ok(len) => len,
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR) => continue,
@@ -274,11 +359,29 @@ impl Card {
             };
             let header = self.to_guest.get(DEVICE..).and_then(header_of);
             let (Some(header), true) = (header, len > DEVICE_HEADER) else { continue };
+            if !is_kept && self.to_limit.is_set() {
+                let len = PACKET + len - DEVICE_HEADER;
+                let parts = parts_of(header, len);
+                if !self.to_limit.admits(Instant::now(), len - PACKET, parts) {
+                    self.count(DropReason::GuestRate);
+                    continue;
+                }
+            }
             let is_v6 = self.to_guest[PACKET] >> 4 == 6;
             header.to_card().write(&mut self.to_guest);
             self.segment.address(&mut self.to_guest[HEADER..PACKET], is_v6);
             return Ok(Some(PACKET + len - DEVICE_HEADER));
         }
+    }
+
+    /// What was kept for the guest while it was held.
+    fn kept(&mut self) -> Option<Vec<u8>> {
+        if !self.has_kept {
+            return None;
+        }
+        let packet = self.counted.lock().unwrap_or_else(PoisonError::into_inner).hold.next();
+        self.has_kept = packet.is_some();
+        packet
     }
 
     /// Copies a frame into the guest's buffers; false where it has too few just now.
@@ -341,6 +444,9 @@ impl Card {
             let written = written.and_then(|sum| u32::try_from(sum).ok()).unwrap_or(0);
             returns.put(queue, memory, head, written)?;
         }
+        for tap in self.taps.iter() {
+            tap.offer(frame.get(HEADER..).unwrap_or_default());
+        }
         Ok(true)
     }
 }
@@ -365,8 +471,9 @@ impl Card {
     /// The next frame for the guest; none where there is none now.
     pub(super) fn next_frame(&mut self) -> Result<Option<&[u8]>, NetError> {
         if let Some((frame, len)) = self.answer.take() {
-            self.to_guest[..len].copy_from_slice(&frame[..len]);
-            return Ok(Some(&self.to_guest[HEADER..len]));
+            let room = self.to_guest.get_mut(..len).unwrap_or_default();
+            room.copy_from_slice(frame.get(..len).unwrap_or_default());
+            return Ok(self.tapped(len));
         }
         while let Some(len) = self.next()? {
             let header = header_of(&self.to_guest);
@@ -375,9 +482,16 @@ impl Card {
                 self.count(DropReason::Device);
                 continue;
             }
-            return Ok(self.to_guest.get(HEADER..len));
+            return Ok(self.tapped(len));
         }
         Ok(None)
+    }
+
+    /// A frame that is about to go, shown to whoever watches.
+    fn tapped(&self, len: usize) -> Option<&[u8]> {
+        let frame = self.to_guest.get(HEADER..len)?;
+        self.taps.iter().for_each(|tap| tap.offer(frame));
+        Some(frame)
     }
 }
 
@@ -390,6 +504,23 @@ struct Header {
     gso_size: u16,
     csum_start: u16,
     csum_offset: u16,
+}
+
+/// How many packets a frame of the guest's becomes.
+fn parts(frame: &[u8], len: usize) -> usize {
+    header_of(frame).map_or(1, |header| parts_of(header, len))
+}
+
+fn parts_of(header: Header, len: usize) -> usize {
+    match (header.gso_type, header.gso_size) {
+        (GSO_NONE, _) | (_, 0) => 1,
+        (_, size) => len.saturating_sub(PACKET).div_ceil(usize::from(size)),
+    }
+}
+
+fn copy_into(room: &mut [u8], packet: &[u8]) -> rustix::io::Result<usize> {
+    room.get_mut(..packet.len()).ok_or(Errno::INVAL)?.copy_from_slice(packet);
+    Ok(packet.len())
 }
 
 fn header_of(bytes: &[u8]) -> Option<Header> {
@@ -431,6 +562,12 @@ impl Header {
             if self.flags & NEEDS_CSUM == 0 { 0 } else { self.csum_start.saturating_add(ETH) };
         let hdr_len = if self.gso_type == GSO_NONE { 0 } else { self.hdr_len.saturating_add(ETH) };
         Self { hdr_len, csum_start, ..self }
+    }
+
+    /// The opposite of [`Header::to_card`].
+    fn card_to_device(self) -> Self {
+        let back = |place: u16| place.saturating_sub(ETH);
+        Self { hdr_len: back(self.hdr_len), csum_start: back(self.csum_start), ..self }
     }
 
     fn write(self, into: &mut [u8]) {

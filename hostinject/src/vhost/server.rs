@@ -10,7 +10,8 @@
 //! The server outlives the daemon: a machine's network goes on while the daemon is
 //! restarted, and a hostile machine that brings its port down (memory that shrinks under
 //! it is SIGBUS) has brought down no other. Whether a server runs is told by its control
-//! socket alone, which ends with it: no file has its number.
+//! socket alone, which ends with it: no file has its number. What else it is asked is in
+//! [`gate`].
 //!
 //! It holds no capability, is nobody and gains nothing by execve; beside the two
 //! descriptors there is what anybody may do.
@@ -18,21 +19,19 @@
 //! Sources: `unix(7)` (`SO_PEERCRED`), `capabilities(7)`.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_dataplane::{DropCounts, DropReason};
-use conet_netsys::MacAddr;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Gid, Pid, Signal, Uid, kill_process};
@@ -41,12 +40,15 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::{Counted, ServeError, Transport, VhostSpec, serve_counted};
+use super::{Counted, ServeError, Transport, VhostSpec, gate, serve_counted, tap};
+use crate::{Lease, Rates};
 
 /// How long a server may take to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
+/// Longest line of a question.
+const LINE: u64 = 128;
 /// `nobody` and `nogroup`, as everywhere.
 const NOBODY: u32 = 65_534;
 
@@ -87,8 +89,8 @@ pub struct ServerStatus {
 /// A server that runs.
 #[derive(Debug)]
 pub(crate) struct Server {
-    control: PathBuf,
-    socket: PathBuf,
+    pub(super) control: PathBuf,
+    pub(super) socket: PathBuf,
 }
 
 impl Server {
@@ -115,9 +117,13 @@ impl Server {
         let (program, first) = at.command.split_first().ok_or_else(none)?;
         let mut command = Command::new(program);
         command.args(first).arg("--mac").arg(spec.mac.to_string());
-        command.arg("--mtu").arg(spec.mtu.to_string()).arg("--control").arg(&server.control);
-        for address in &spec.addresses {
-            command.arg("--address").arg(address.to_string());
+        let Lease { addresses, gateways, prefix, dns, mtu } = &spec.lease;
+        command.arg("--mtu").arg(mtu.to_string()).arg("--prefix").arg(prefix.to_string());
+        command.arg("--control").arg(&server.control);
+        for (flag, list) in [("--gateway", gateways), ("--dns", dns), ("--address", addresses)] {
+            for address in list {
+                command.arg(flag).arg(address.to_string());
+            }
         }
         // A signal for the daemon's group is not for it.
         command.process_group(0).current_dir("/");
@@ -147,6 +153,55 @@ impl Server {
         let mut stream = self.connect()?;
         stream.write_all(b"status\n")?;
         parse(BufReader::new(stream))
+    }
+
+    /// Has it keep the guest's packets.
+    pub(crate) fn hold(&self) -> io::Result<()> {
+        self.tell("hold\n")
+    }
+
+    /// Has it let them pass again, what is kept first.
+    pub(crate) fn release(&self) -> io::Result<()> {
+        self.tell("release\n")
+    }
+
+    /// How fast the guest may be from now on.
+    pub(crate) fn set_rates(&self, rates: Rates) -> io::Result<()> {
+        self.tell(&gate::rates_line(rates))
+    }
+
+    fn tell(&self, what: &str) -> io::Result<()> {
+        match self.ask(what.as_bytes())?.1.as_str() {
+            "ok" => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// What it has kept, which it has no more.
+    pub(crate) fn drain(&self) -> io::Result<Vec<Vec<u8>>> {
+        let (mut reader, line) = self.ask(b"drain\n")?;
+        match line.starts_with("held ") {
+            true => gate::read_packets(&mut reader),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Gives it what another host has kept; how many did not fit.
+    pub(crate) fn accept(&self, packets: &[Vec<u8>]) -> io::Result<usize> {
+        let mut question = b"accept\n".to_vec();
+        gate::write_packets(&mut question, packets)?;
+        let (_, line) = self.ask(&question)?;
+        let lost = line.strip_prefix("lost ").and_then(|count| count.parse().ok());
+        lost.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Asks, and reads a line.
+    fn ask(&self, question: &[u8]) -> io::Result<(BufReader<UnixStream>, String)> {
+        let mut stream = self.connect()?;
+        stream.write_all(question)?;
+        let (mut reader, mut line) = (BufReader::new(stream), String::new());
+        io::Read::take(&mut reader, LINE).read_line(&mut line)?;
+        Ok((reader, line.trim_end().to_owned()))
     }
 
     fn connect(&self) -> io::Result<UnixStream> {
@@ -179,6 +234,15 @@ impl Server {
     }
 }
 
+/// Watches the card of the machine whose VMM has this socket; see [`tap`].
+pub(crate) fn watch(socket: &Path) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket.with_extension("control"))?;
+    // A row says that it is alive more often than that.
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"capture\n")?;
+    Ok(stream)
+}
+
 /// Reads a status.
 fn parse(reader: impl BufRead) -> io::Result<ServerStatus> {
     let bad = || io::Error::from(io::ErrorKind::InvalidData);
@@ -205,14 +269,10 @@ fn parse(reader: impl BufRead) -> io::Result<ServerStatus> {
 }
 
 /// What a server is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServerArguments {
-    /// The guest's Ethernet address.
-    pub mac: MacAddr,
-    /// Longest packet in bytes that is not split on the way.
-    pub mtu: u16,
-    /// The addresses that the guest may use.
-    pub addresses: Vec<IpAddr>,
+    /// What is served.
+    pub spec: VhostSpec,
     /// Where to be asked.
     pub control: PathBuf,
 }
@@ -223,7 +283,7 @@ pub struct ServerArguments {
 /// # Errors
 /// [`ServeError`].
 pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible, ServeError> {
-    let ServerArguments { mac, mtu, addresses, control } = arguments;
+    let ServerArguments { spec, control } = arguments;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let device = io::stdout().as_fd().try_clone_to_owned()?;
     let mut listeners = vec![(Transport::Vhost, listener)];
@@ -232,16 +292,17 @@ pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible
     }
     // Last: who can ask finds all of it there.
     let control = bind(&control)?;
+    let held = File::from(device.try_clone()?);
     confine()?;
-    let spec = VhostSpec { mac, addresses, mtu };
     let counted = Arc::new(Mutex::new(Counted::default()));
     let (told, serves) = (Arc::clone(&counted), spec.to_string());
     thread::Builder::new().name("conet-vhost-ask".to_owned()).spawn(move || {
-        for stream in control.incoming().flatten() {
+        while gate::wait(&control, &held, &told).is_ok() {
+            let Ok((stream, _)) = control.accept() else { continue };
             // Whoever asks is the daemon; one that says nothing keeps nobody waiting.
             stream.set_read_timeout(Some(ANSWER)).ok();
             stream.set_write_timeout(Some(ANSWER)).ok();
-            answer(stream, &told, &serves).ok();
+            answer(stream, &held, &told, &serves).ok();
         }
     })?;
     serve_counted(&listeners, device, &spec, &counted)
@@ -255,12 +316,22 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-fn answer(mut stream: UnixStream, counted: &Mutex<Counted>, serves: &str) -> io::Result<()> {
+pub(super) fn answer(
+    whole: UnixStream,
+    device: &File,
+    counted: &Arc<Mutex<Counted>>,
+    serves: &str,
+) -> io::Result<()> {
     let mut line = String::new();
-    BufReader::new(io::Read::take(&stream, 16)).read_line(&mut line)?;
+    let mut stream = &whole;
+    let mut reader = BufReader::new(stream);
+    io::Read::take(&mut reader, LINE).read_line(&mut line)?;
     match line.trim_end() {
         "status" => {
-            let Counted { vmm, drops } = *counted.lock().unwrap_or_else(PoisonError::into_inner);
+            let (vmm, drops) = {
+                let counted = gate::lock(counted);
+                (counted.vmm, counted.drops)
+            };
             let mut text = format!("serves {serves}\n");
             text += &vmm.map_or_else(String::new, |pid| format!("vmm {pid}\n"));
             for (reason, count) in drops.nonzero() {
@@ -269,7 +340,8 @@ fn answer(mut stream: UnixStream, counted: &Mutex<Counted>, serves: &str) -> io:
             stream.write_all((text + "end\n").as_bytes())
         }
         "end" => std::process::exit(0),
-        _ => Ok(()),
+        "capture" => tap::begin(whole, counted),
+        line => gate::answer(line, &mut reader, stream, device, counted).map(drop),
     }
 }
 

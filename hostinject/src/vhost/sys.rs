@@ -1,9 +1,10 @@
-//! What no library has alone: one ioctl, and a descriptor out of its owner.
+//! What no library has alone: one ioctl, one socket option, and a descriptor out of its
+//! owner.
 
-#![allow(unsafe_code, reason = "an ioctl, and taking over a raw descriptor")]
+#![allow(unsafe_code, reason = "an ioctl, an option, a raw descriptor")]
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::ioctl::{Opcode, ioctl, opcode};
 
@@ -26,4 +27,23 @@ pub(super) fn set_offload(device: impl AsFd, flags: u32) -> io::Result<()> {
 pub(super) fn into_fd(device: impl IntoRawFd) -> OwnedFd {
     // SAFETY: the device gives up its descriptor, which is open and nobody else's.
     unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) }
+}
+
+/// Packets that a packet socket has dropped since it was asked last (`PACKET_STATISTICS` of
+/// `packet(7)`).
+///
+/// # Errors
+/// As `getsockopt(2)`.
+pub(crate) fn packet_drops(socket: impl AsFd) -> io::Result<u32> {
+    let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut len: libc::socklen_t = 8;
+    const _: () = assert!(size_of::<libc::tpacket_stats>() == 8);
+    let fd = socket.as_fd().as_raw_fd();
+    let at = std::ptr::from_mut(&mut counts).cast();
+    // SAFETY: the descriptor is borrowed and open; the kernel writes at most `len` bytes to
+    // `at`, which is a structure of that size that lives until after the call.
+    let done = unsafe {
+        libc::getsockopt(fd, libc::SOL_PACKET, libc::PACKET_STATISTICS, at, &raw mut len)
+    };
+    if done == 0 { Ok(counts.tp_drops) } else { Err(io::Error::last_os_error()) }
 }

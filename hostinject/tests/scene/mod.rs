@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use conet_hostinject::{GuestPort, GuestSpec, PortKind};
+use conet_hostinject::{GuestPort, GuestSpec, PortKind, Rates};
 use conet_netsys::{IfName, MacAddr, Netlink, Netns, NetnsName, Sysctl, Veth};
 use conet_tunnel::{
     Config, DEFAULT_MTU, DEFAULT_PORT, Mode, Offloads, PeerConfig, PrivateKey, Tunnel,
@@ -51,6 +51,9 @@ pub(crate) fn guest_spec(host: u8, guest: u8) -> GuestSpec {
         guest_link: ifname("eth0"),
         addresses: vec![guest_address(host, guest)],
         gateways: vec![IpAddr::from([10, 77, host, 1])],
+        rates: Rates::default(),
+        prefix: 24,
+        dns: vec![IpAddr::from([192, 0, 2, 53])],
         mtu: DEFAULT_MTU,
         mac: Some(MacAddr([2, 0, 10, 77, host, guest + 1])),
         kind: PortKind::Veth,

@@ -145,6 +145,9 @@ pub enum Problem {
         /// This node's overlay.
         overlay: Ipv4Net,
     },
+    /// A limit for a guest whose packets nobody sees.
+    #[error("a guest by veth has nobody to limit its packets; give it kind = \"tap\"")]
+    RateOfVeth,
     /// A guest outside the overlay, or at an address of it that no guest can have.
     #[error("{address} is not a guest's address in overlay {overlay}; {remedy}")]
     GuestAddress {

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use conet_hostinject::{Rate, Rates};
 use conet_tunnel::{Offloads, PresharedKey};
+use conet_wire::ip;
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeValue;
@@ -21,8 +23,8 @@ use super::reader::{Located, Section, Source};
 use super::sharing;
 use super::{
     ClockOffset, Config, DEFAULT_GUEST_UID_BASE, DEFAULT_LINK_TIMEOUT, DEFAULT_PORT,
-    DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, Mode, NodeConfig, PeerConfig,
-    PeerKey, SOCKET_NAME,
+    DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, GuestKind, Mode, NodeConfig,
+    PeerConfig, PeerKey, SOCKET_NAME,
 };
 use crate::identity::{Identity, KeyError, X25519Public};
 
@@ -48,6 +50,7 @@ const NODE_KEYS: &[&str] = &[
     "guest_uid_base",
     "link_timeout",
     "clock_offset",
+    "dns",
     "tun_offload",
     "udp_gso",
     "ipip_kernel",
@@ -67,7 +70,8 @@ const PEER_KEYS: &[&str] = &[
     "persistent_keepalive",
     "preshared_key",
 ];
-const GUEST_KEYS: &[&str] = &["name", "kind", "address", "addresses"];
+const GUEST_KEYS: &[&str] =
+    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to"];
 
 const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
 const A_PORT: &str = "a port from 1 to 65535";
@@ -166,6 +170,7 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
     let an_offset = "a signed number with ns, us, ms, s, m, h or d, as in \"-90s\"";
     let clock_offset = section.parsed::<ClockOffset>("clock_offset", an_offset)?;
     let link_timeout = link_timeout(section)?;
+    let dns = read_dns(section)?;
     let offloads = Offloads {
         device: section.boolean("tun_offload")?.unwrap_or(true),
         send: section.boolean("udp_gso")?.unwrap_or(true),
@@ -186,12 +191,30 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
         allow_root: section.boolean("allow_root")?.unwrap_or(false),
         guest_uid_base: guest_uid_base.unwrap_or(DEFAULT_GUEST_UID_BASE),
         link_timeout,
+        dns,
         clock_offset: clock_offset.map(|offset| offset.value).unwrap_or_default(),
         offloads,
         shared_address: section.boolean("shared_address")?.unwrap_or(false),
         host_ports: sharing::host_ports(section)?,
     };
     Ok((node, mode))
+}
+
+/// None where nothing is said, which is not the same as an empty list.
+fn read_dns(section: &mut Section<'_>) -> Result<Option<Vec<IpAddr>>, ConfigError> {
+    let expected = "a list of addresses, as in [\"192.0.2.53\"]";
+    if !section.has("dns") {
+        return Ok(None);
+    }
+    let mut resolvers = Vec::new();
+    for Located { value, line } in section.list::<IpAddr>("dns", expected)? {
+        if !ip::is_unicast(value) {
+            let problem = Problem::Value { value: value.to_string(), expected };
+            return Err(section.wrong(line, "dns", problem));
+        }
+        resolvers.push(value);
+    }
+    Ok(Some(resolvers))
 }
 
 fn link_timeout(section: &mut Section<'_>) -> Result<Duration, ConfigError> {
@@ -453,5 +476,23 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
         }
         addresses.push(address);
     }
-    Ok(GuestConfig { name, kind, addresses })
+    let rates = read_rates(section, kind)?;
+    Ok(GuestConfig { name, kind, addresses, rates })
+}
+
+/// How fast a guest may be: both ways, or each.
+fn read_rates(section: &mut Section<'_>, kind: GuestKind) -> Result<Rates, ConfigError> {
+    let expected = "a rate, as in \"100mbit\", \"10kpps\" or \"100mbit,10kpps\"";
+    let both = section.parsed::<Rate>("rate", expected)?;
+    let from = section.parsed::<Rate>("rate_from", expected)?;
+    let to = section.parsed::<Rate>("rate_to", expected)?;
+    let first = [("rate", &both), ("rate_from", &from), ("rate_to", &to)]
+        .into_iter()
+        .find_map(|(key, rate)| rate.as_ref().map(|rate| (key, rate.line)));
+    if let Some((key, line)) = first.filter(|_| kind == GuestKind::Netns) {
+        return Err(section.wrong(line, key, Problem::RateOfVeth));
+    }
+    let of = |one: Option<Located<Rate>>| one.map(|rate| rate.value);
+    let both = of(both).unwrap_or_default();
+    Ok(Rates { from_guest: of(from).unwrap_or(both), to_guest: of(to).unwrap_or(both) })
 }

@@ -112,6 +112,11 @@ impl<'a> Section<'a> {
         self.wrong(self.line, key, Problem::Missing { remedy })
     }
 
+    /// Whether a key is there that was not read yet.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
     /// A string, or nothing where the key is absent.
     pub(super) fn string(
         &mut self,

@@ -229,7 +229,7 @@ fn unknown_keys_and_sections_are_refused() {
     );
     refused(
         &format!("{NODE}[[guest]]\ncolour = 1"),
-        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses",
+        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses, rate, rate_from, rate_to",
     );
     refused(
         &format!("{NODE}[[peers]]\nname = \"a\""),
@@ -523,4 +523,30 @@ proptest::proptest! {
         let files = Files::new(&text);
         proptest::prop_assert!(files.load().is_err());
     }
+}
+
+#[test]
+fn a_guests_rate_is_for_both_ways_or_for_each() {
+    let with = |kind: &str, keys: &str| {
+        let text = guest("web", "10.77.1.2").replace("netns", kind);
+        Files::new(&format!("{NODE}{text}{keys}\n")).load()
+    };
+    let config = with("tap", "rate = \"100mbit\"\nrate_to = \"1gbit,50kpps\"").unwrap();
+    let rates = config.guests[0].rates;
+    let shown = [rates.from_guest, rates.to_guest].map(|rate| rate.to_string());
+    assert_eq!(shown, ["100mbit", "1gbit,50kpps"]);
+    let said = with("tap", "rate = \"fast\"").unwrap_err();
+    assert!(said.contains("guest.rate") && said.contains("\"100mbit\""), "{said}");
+    let said = with("netns", "rate_from = \"1mbit\"").unwrap_err();
+    assert!(said.contains("guest.rate_from") && said.contains("kind = \"tap\""), "{said}");
+}
+
+#[test]
+fn guests_are_told_of_named_resolvers_or_of_the_hosts() {
+    let dns = |keys: &str| Files::new(&format!("{NODE}{keys}\n")).load().map(|one| one.node.dns);
+    assert_eq!(dns(""), Ok(None));
+    assert_eq!(dns("dns = []"), Ok(Some(Vec::new())));
+    assert_eq!(dns("dns = [\"9.9.9.9\"]"), Ok(Some(vec![IpAddr::from([9, 9, 9, 9])])));
+    let said = dns("dns = [\"127.0.0.1\"]").unwrap_err();
+    assert!(said.contains("node.dns") && said.contains("127.0.0.1"), "{said}");
 }

@@ -33,7 +33,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use conet_hostinject::{GuestPort, machine_mac};
+use conet_dataplane::DropCounts;
+use conet_hostinject::{GuestPort, Rates, machine_mac};
 use conet_netsys::{IfName, Netlink, Netns, NetnsName};
 use conet_tunnel::DEFAULT_MTU;
 use conet_wire::control::{self, Failure, Response};
@@ -41,7 +42,7 @@ use conet_wire::control::{self, Failure, Response};
 pub(super) use attach::GuestError;
 pub use attach::SERVER_COMMAND;
 use attach::{Removal, attach, create, remove, remove_rest};
-use record::{Record, load, save};
+use record::{Record, load, rate_texts, rates_of, save};
 
 use crate::caller::Caller;
 use crate::config::{Config, GuestConfig, GuestKind, is_name};
@@ -166,10 +167,10 @@ impl Guests {
         caller: Caller,
         name: String,
         kind: &str,
-        addresses: Vec<Ipv4Addr>,
+        (addresses, rates): (Vec<Ipv4Addr>, &control::GuestRates),
         answer: Responder,
     ) {
-        let begun = may_change(caller).and_then(|()| self.plan(name, kind, addresses));
+        let begun = may_change(caller).and_then(|()| self.plan(name, kind, addresses, rates));
         // Before the rules take a link of that name for a guest's.
         let begun = begun.and_then(|guest| is_nobodys(&guest.name).map(|()| guest));
         let begun = begun.and_then(|guest| {
@@ -199,6 +200,7 @@ impl Guests {
         name: String,
         kind: &str,
         mut addresses: Vec<Ipv4Addr>,
+        rates: &control::GuestRates,
     ) -> Result<GuestConfig, Failure> {
         let kind = kind.parse::<GuestKind>().map_err(|error| {
             Failure::new("bad-kind", format!("{kind:?} is {error}"), "see conet guest add --help")
@@ -206,7 +208,8 @@ impl Guests {
         if addresses.is_empty() {
             addresses.extend(self.free_address());
         }
-        let guest = GuestConfig { name, kind, addresses };
+        let rates = read_rates(kind, rates)?;
+        let guest = GuestConfig { name, kind, addresses, rates };
         self.check(&guest)?;
         Ok(guest)
     }
@@ -274,6 +277,39 @@ impl Guests {
         }
     }
 
+    /// Changes how fast a guest may be. One of the configuration has its own again with the
+    /// next daemon.
+    pub(super) fn set_rates(
+        &mut self,
+        caller: Caller,
+        name: &str,
+        rates: &control::GuestRates,
+    ) -> Result<(), Failure> {
+        may_change(caller)?;
+        let none = self.no_such(name);
+        let guest = self.guests.iter_mut().find(|guest| guest.config.name == name).ok_or(none)?;
+        let rates = read_rates(guest.config.kind, rates)?;
+        let State::Up(port) = &mut guest.state else {
+            let message = format!("{name} is not there");
+            return Err(Failure::new("busy", message, "see conet guest list"));
+        };
+        port.set_rates(rates).map_err(|error| {
+            Failure::new("rate", super::start::chain(&error), "see conet guest list")
+        })?;
+        guest.config.rates = rates;
+        self.store()
+    }
+
+    fn no_such(&self, name: &str) -> Failure {
+        let known: Vec<_> = self.guests.iter().map(|guest| guest.config.name.as_str()).collect();
+        let known = if known.is_empty() { "there is none".into() } else { known.join(", ") };
+        Failure::new(
+            "no-such-guest",
+            format!("no guest is named {name}"),
+            format!("see conet guest list ({known})"),
+        )
+    }
+
     /// Removes a guest that was added.
     pub(super) fn remove(&mut self, caller: Caller, name: &str, answer: Responder) {
         if let Err(failure) = may_change(caller).and_then(|()| self.removable(name)) {
@@ -306,14 +342,7 @@ impl Guests {
     /// Whether a guest may be removed now.
     fn removable(&self, name: &str) -> Result<(), Failure> {
         let Some(guest) = self.guests.iter().find(|guest| guest.config.name == name) else {
-            let known: Vec<_> =
-                self.guests.iter().map(|guest| guest.config.name.as_str()).collect();
-            let known = if known.is_empty() { "there is none".into() } else { known.join(", ") };
-            return Err(Failure::new(
-                "no-such-guest",
-                format!("no guest is named {name}"),
-                format!("see conet guest list ({known})"),
-            ));
+            return Err(self.no_such(name));
         };
         match (guest.origin, &guest.state) {
             (Origin::Config, _) => Err(Failure::new(
@@ -470,17 +499,18 @@ impl Guest {
     }
 
     fn row(&mut self, config: &Config) -> control::Guest {
-        let (state, problem, drops) = match &mut self.state {
-            State::Adding => ("adding", None, 0),
-            State::Removing => ("removing", None, 0),
-            State::Unusable(problem) => ("unusable", Some(problem.clone()), 0),
+        let drops = match &self.state {
+            State::Up(port) => port.drops(),
+            _ => DropCounts::default(),
+        };
+        let (state, problem) = match &mut self.state {
+            State::Adding => ("adding", None),
+            State::Removing => ("removing", None),
+            State::Unusable(problem) => ("unusable", Some(problem.clone())),
             State::Up(port) => match port.is_up() {
-                Ok(true) => ("up", None, port.drops().total()),
-                Ok(false) => {
-                    let problem = "its link is down or gone".to_owned();
-                    ("down", Some(problem), port.drops().total())
-                }
-                Err(error) => ("down", Some(error.to_string()), port.drops().total()),
+                Ok(true) => ("up", None),
+                Ok(false) => ("down", Some("its link is down or gone".to_owned())),
+                Err(error) => ("down", Some(error.to_string())),
             },
         };
         control::Guest {
@@ -491,10 +521,24 @@ impl Guest {
             origin: if self.origin == Origin::Config { "config" } else { "added" }.to_owned(),
             state: state.to_owned(),
             problem,
-            drops,
+            drops: drops.total(),
+            drop_reasons: super::by_reason([drops]),
+            rates: rate_texts(self.config.rates),
             machine: self.machine(config),
         }
     }
+}
+
+/// How fast somebody wants a guest of this kind to be.
+fn read_rates(kind: GuestKind, rates: &control::GuestRates) -> Result<Rates, Failure> {
+    let rates = rates_of(rates).map_err(|error| {
+        Failure::new("bad-rate", error.to_string(), "see conet guest add --help")
+    })?;
+    if kind == GuestKind::Netns && rates != Rates::default() {
+        let message = "a guest by veth has nobody to limit its packets";
+        return Err(Failure::new("bad-rate", message, "make it of kind tap"));
+    }
+    Ok(rates)
 }
 
 /// Refuses the name of a link that is there.

@@ -2,6 +2,7 @@
 
 extern crate alloc;
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -32,9 +33,34 @@ pub struct Guest {
     /// Packets that its port has dropped; the kernel counts a veth's.
     #[serde(default)]
     pub drops: u64,
+    /// The same, by reason.
+    #[serde(default)]
+    pub drop_reasons: BTreeMap<String, u64>,
+    /// How fast it may be.
+    #[serde(default)]
+    pub rates: GuestRates,
     /// What a machine needs to be started with; none where it is a namespace.
     #[serde(default)]
     pub machine: Option<Machine>,
+}
+
+/// How fast a guest may be, each way as in `100mbit,10kpps`; nothing is unlimited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestRates {
+    /// What it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// What it receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+impl GuestRates {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn are_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The card of a guest that is a machine.

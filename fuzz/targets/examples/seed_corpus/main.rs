@@ -4,6 +4,7 @@
 //! The same run gives the same files. What a fuzzing run finds is added by hand,
 //! minimised.
 
+mod guest;
 mod image;
 
 use conet_migsock::options::{CARRIED, SavedOption};
@@ -19,6 +20,9 @@ use std::io;
 use std::path::Path;
 
 fn main() -> io::Result<()> {
+    write("guest_frame", &guest::frames())?;
+    write("vhost_messages", &guest::messages())?;
+    write("vhost_rings", &guest::rings())?;
     write("hostile_ring", &rings())?;
     write("session_image", &conet_fuzz_targets::session_images())?;
     write("process_image", &image::process_images())?;

@@ -8,6 +8,8 @@ use conet_hostinject::vhost::ServerSpec;
 use conet_hostinject::{AttachError, GuestPort, GuestSpec, PortKind};
 use conet_netsys::{IfName, NameError, NetError, Netns, NetnsName};
 use conet_tunnel::DEFAULT_MTU;
+use conet_wire::ip;
+use resolv_conf::ScopedIp;
 use thiserror::Error;
 
 use crate::config::{Config, GuestConfig, GuestKind};
@@ -65,6 +67,10 @@ fn spec(config: &Config, guest: &GuestConfig) -> Result<GuestSpec, GuestError> {
         name: NetnsName::new(&guest.name).map_err(wrong)?,
         addresses: guest.addresses.iter().copied().map(IpAddr::V4).collect(),
         gateways: vec![gateway],
+        // Ours, so that the gateway is in it: there are clients that need that.
+        prefix: config.node.overlay.prefix_len(),
+        rates: guest.rates,
+        dns: config.node.dns.clone().unwrap_or_else(resolvers),
         mtu: DEFAULT_MTU,
         mac: None,
         kind: match guest.kind {
@@ -74,6 +80,29 @@ fn spec(config: &Config, guest: &GuestConfig) -> Result<GuestSpec, GuestError> {
         },
         server: guest.kind.is_machine().then(|| server(config)),
     })
+}
+
+/// Resolvers of this host's that a guest may use too: one that listens on loopback is
+/// nobody's but the host's. systemd-resolved, which does, writes those that it asks itself
+/// into a file of the same format.
+fn resolvers() -> Vec<IpAddr> {
+    let of = |file| resolvers_of(&fs::read(file).unwrap_or_default());
+    let first = of("/etc/resolv.conf");
+    if first.is_empty() { of("/run/systemd/resolve/resolv.conf") } else { first }
+}
+
+fn resolvers_of(file: &[u8]) -> Vec<IpAddr> {
+    let Ok(config) = resolv_conf::Config::parse(file) else { return Vec::new() };
+    let all = config.nameservers.into_iter().map(|server| match server {
+        ScopedIp::V4(address) => IpAddr::V4(address),
+        // One of the link's own is told by its scope, and is no guest's to reach.
+        ScopedIp::V6(address, _) => IpAddr::V6(address),
+    });
+    let is_anybodys = |address: &IpAddr| match address {
+        IpAddr::V4(address) => !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    all.filter(|address| ip::is_unicast(*address) && is_anybodys(address)).collect()
 }
 
 /// Where machines' ports are served: beside the control socket, by this very program.
@@ -150,4 +179,19 @@ fn users(netns: &Netns) -> Result<Vec<u32>, NetError> {
             .is_ok_and(|found| found.as_os_str() == wanted.as_str())
     });
     Ok(inside.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_told_of_resolvers_that_it_can_reach() {
+        let file = b"# by hand\nnameserver 127.0.0.53\nsearch example.org\nnameserver 9.9.9.9\n\
+            nameserver ::1\nnameserver fe80::1%eth0\nnameserver 2620:fe::fe\noptions edns0\n";
+        let expected: [IpAddr; 2] = ["9.9.9.9", "2620:fe::fe"].map(|text| text.parse().unwrap());
+        assert_eq!(resolvers_of(file), expected);
+        assert_eq!(resolvers_of(b"nameserver nonsense\n\xff"), [] as [IpAddr; 0]);
+        assert_eq!(resolvers_of(b""), [] as [IpAddr; 0]);
+    }
 }

@@ -4,6 +4,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use conet_hostinject::{InvalidRate, Rate, Rates};
+use conet_wire::control::GuestRates;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{GuestConfig, UnknownKind};
@@ -18,6 +20,8 @@ pub(super) struct Record {
     name: String,
     kind: String,
     addresses: Vec<Ipv4Addr>,
+    #[serde(default)]
+    rates: GuestRates,
     /// Its removal has begun.
     #[serde(default)]
     pub(super) is_going: bool,
@@ -29,6 +33,7 @@ impl Record {
             name: guest.name.clone(),
             kind: guest.kind.as_str().to_owned(),
             addresses: guest.addresses.clone(),
+            rates: rate_texts(guest.rates),
             is_going,
         }
     }
@@ -36,8 +41,22 @@ impl Record {
     /// The guest. The file may be another version's.
     pub(super) fn guest(self) -> Result<GuestConfig, UnknownKind> {
         let kind = self.kind.parse()?;
-        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses })
+        // Of a later version: unlimited rather than no guest.
+        let rates = rates_of(&self.rates).unwrap_or_default();
+        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates })
     }
+}
+
+/// As the command line has them.
+pub(super) fn rate_texts(rates: Rates) -> GuestRates {
+    let text = |rate: Rate| (rate != Rate::default()).then(|| rate.to_string());
+    GuestRates { from: text(rates.from_guest), to: text(rates.to_guest) }
+}
+
+/// The opposite.
+pub(super) fn rates_of(texts: &GuestRates) -> Result<Rates, InvalidRate> {
+    let rate = |text: &Option<String>| text.as_deref().map_or(Ok(Rate::default()), str::parse);
+    Ok(Rates { from_guest: rate(&texts.from)?, to_guest: rate(&texts.to)? })
 }
 
 /// What was added to earlier daemons.

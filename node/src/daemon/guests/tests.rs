@@ -22,6 +22,7 @@ fn guests() -> Guests {
         post: Arc::new(|_| {}),
     };
     let web = GuestConfig {
+        rates: conet_hostinject::Rates::default(),
         name: "web".to_owned(),
         kind: GuestKind::Netns,
         addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
@@ -38,9 +39,11 @@ impl Drop for Guests {
     }
 }
 
+const UNLIMITED: control::GuestRates = control::GuestRates { from: None, to: None };
+
 fn refused(name: &str, kind: &str, addresses: &[[u8; 4]]) -> String {
     let addresses = addresses.iter().map(|octets| Ipv4Addr::from(*octets)).collect();
-    guests().plan(name.to_owned(), kind, addresses).unwrap_err().to_string()
+    guests().plan(name.to_owned(), kind, addresses, &UNLIMITED).unwrap_err().to_string()
 }
 
 #[test]
@@ -72,18 +75,18 @@ fn what_cannot_be_added_is_refused_with_the_remedy() {
 fn addresses_are_given_from_the_lowest_until_none_is_free() {
     let mut guests = guests();
     for (name, last) in [("a", 3), ("b", 4), ("c", 5), ("d", 6)] {
-        let guest = guests.plan(name.to_owned(), "tap", Vec::new()).unwrap();
+        let guest = guests.plan(name.to_owned(), "tap", Vec::new(), &UNLIMITED).unwrap();
         assert_eq!(guest.addresses, [Ipv4Addr::new(10, 77, 1, last)]);
         guests.push(guest, Origin::Added, State::Adding);
     }
-    let full = guests.plan("e".to_owned(), "netns", Vec::new()).unwrap_err();
+    let full = guests.plan("e".to_owned(), "netns", Vec::new(), &UNLIMITED).unwrap_err();
     assert_eq!(full.code, "full");
 }
 
 #[test]
 fn what_cannot_be_removed_is_refused_with_the_remedy() {
     let mut guests = guests();
-    let guest = guests.plan("new".to_owned(), "tap", Vec::new()).unwrap();
+    let guest = guests.plan("new".to_owned(), "tap", Vec::new(), &UNLIMITED).unwrap();
     guests.push(guest, Origin::Added, State::Adding);
     let code = |name: &str| guests.removable(name).unwrap_err().code;
     assert_eq!(code("web"), "configured");
@@ -102,9 +105,9 @@ fn a_user_changes_nothing() {
 #[test]
 fn what_was_added_is_written_and_the_configurations_is_not() {
     let mut guests = guests();
-    let one = guests.plan("one".to_owned(), "tap", Vec::new()).unwrap();
+    let one = guests.plan("one".to_owned(), "tap", Vec::new(), &UNLIMITED).unwrap();
     guests.push(one.clone(), Origin::Added, State::Adding);
-    let two = guests.plan("two".to_owned(), "netns", Vec::new()).unwrap();
+    let two = guests.plan("two".to_owned(), "netns", Vec::new(), &UNLIMITED).unwrap();
     guests.push(two.clone(), Origin::Added, State::Removing);
     guests.store().unwrap();
     assert_eq!(load(&guests.file), [Record::of(&one, false), Record::of(&two, true)]);
@@ -118,6 +121,7 @@ fn what_was_added_is_written_and_the_configurations_is_not() {
 fn an_added_guest_that_contradicts_the_configuration_is_kept_and_not_made() {
     let mut guests = guests();
     let other = GuestConfig {
+        rates: conet_hostinject::Rates::default(),
         name: "other".to_owned(),
         kind: GuestKind::Tap,
         addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
@@ -128,4 +132,19 @@ fn an_added_guest_that_contradicts_the_configuration_is_kept_and_not_made() {
     assert!(row.problem.unwrap().contains("the address of guest web"));
     guests.store().unwrap();
     assert_eq!(load(&guests.file), [Record::of(&other, false)]);
+}
+
+#[test]
+fn rates_are_for_guests_whose_packets_somebody_sees() {
+    let guests = guests();
+    let rates = |from: &str| control::GuestRates { from: Some(from.to_owned()), to: None };
+    let plan = |kind, from| guests.plan("x".to_owned(), kind, Vec::new(), &rates(from));
+    let tap = plan("tap", "10mbit,100pps").unwrap();
+    assert_eq!(tap.rates.from_guest.to_string(), "10mbit,100pps");
+    // It is there for the next daemon.
+    assert_eq!(Record::of(&tap, false).guest().unwrap().rates, tap.rates);
+    let said = plan("netns", "10mbit").unwrap_err().to_string();
+    assert!(said.contains("nobody to limit"), "{said}");
+    let said = plan("tap", "fast").unwrap_err().to_string();
+    assert!(said.contains("not a rate; write 100mbit"), "{said}");
 }
