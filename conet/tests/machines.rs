@@ -77,6 +77,21 @@ fn flags_are_told(host: &str, socket: &str, stream: &str) {
     failed(&guest(host, &["exec", "conet-vm", "--", "true"]));
 }
 
+/// And mended by removing its guest.
+fn a_killed_server_is_told(host: &str) {
+    ok(&guest(host, &["add", "conet-vm", "--kind", "uml"]));
+    let args = ok(&guest(host, &["args", "conet-vm", "--port", "bess"]));
+    assert!(args.contains("vec0:transport=bess,dst=") && args.contains("mtu=1420"), "{args}");
+    assert!(
+        failed(&guest(host, &["args", "conet-vm", "--port", "stream"])).contains("--port bess")
+    );
+    ok(&Command::new("pkill").args(["-KILL", "-f", "guest-server --mac"]).output().unwrap());
+    wait_until("the server's end", SOON, || row(host, "conet-vm").unwrap()["state"] == "down");
+    ok(&guest(host, &["remove", "conet-vm"]));
+    ok(&guest(host, &["add", "conet-vm", "--kind", "uml"]));
+    assert_eq!(row(host, "conet-vm").unwrap()["state"], "up");
+}
+
 #[test]
 fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     conet_testkit::privileged!(Need::Tun, Need::Program("python3"), Need::Program("pgrep"));
@@ -133,18 +148,7 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     let left = ok(&Lab::exec(host, &["sh", "-c", "ls $(dirname $0)", socket]));
     assert!(!left.contains("conet-vm"), "{left}");
 
-    // A server that is killed is told, and mended by removing its guest.
-    ok(&guest(host, &["add", "conet-vm", "--kind", "uml"]));
-    let args = ok(&guest(host, &["args", "conet-vm", "--port", "bess"]));
-    assert!(args.contains("vec0:transport=bess,dst=") && args.contains("mtu=1420"), "{args}");
-    assert!(
-        failed(&guest(host, &["args", "conet-vm", "--port", "stream"])).contains("--port bess")
-    );
-    ok(&Command::new("pkill").args(["-KILL", "-f", "guest-server --mac"]).output().unwrap());
-    wait_until("the server's end", SOON, || row(host, "conet-vm").unwrap()["state"] == "down");
-    ok(&guest(host, &["remove", "conet-vm"]));
-    ok(&guest(host, &["add", "conet-vm", "--kind", "uml"]));
-    assert_eq!(row(host, "conet-vm").unwrap()["state"], "up");
+    a_killed_server_is_told(host);
     ok(&conet(&["lab", "down"]));
     nothing_remains();
     assert_eq!(servers(), 0);

@@ -35,6 +35,7 @@ struct Port {
 
 impl Port {
     fn new(name: &str) -> Self {
+        let thread = thread::Builder::new().name(format!("port-{name}"));
         let name = NetnsName::new(&format!("conet-f{}-{name}", std::process::id())).unwrap();
         let netns = Netns::create(&name).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -61,7 +62,7 @@ impl Port {
                 mtu: 1420,
             },
         };
-        thread::spawn(move || vhost::serve_transports(&listeners, device, &spec));
+        thread.spawn(move || vhost::serve_transports(&listeners, device, &spec)).unwrap();
         Self { name, netns, directory }
     }
 
@@ -92,6 +93,26 @@ impl Drop for Port {
     }
 }
 
+/// A frame as the transport has it.
+fn framed(transport: Transport, frame: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if transport == Transport::Stream {
+        bytes.extend(u32::try_from(frame.len()).unwrap().to_be_bytes());
+    }
+    bytes.extend(frame);
+    bytes
+}
+
+/// A question for the gateway's Ethernet address.
+fn question(transport: Transport) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(MAC.0);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(MAC.0);
+    frame.extend(GUEST.iter().chain(&[0; 6]).chain(&HOST));
+    framed(transport, &frame)
+}
+
 /// A VMM.
 struct Guest {
     socket: Socket,
@@ -100,12 +121,7 @@ struct Guest {
 
 impl Guest {
     fn send(&mut self, frame: &[u8]) {
-        let mut bytes = Vec::new();
-        if self.transport == Transport::Stream {
-            bytes.extend(u32::try_from(frame.len()).unwrap().to_be_bytes());
-        }
-        bytes.extend(frame);
-        self.socket.write_all(&bytes).unwrap();
+        self.socket.write_all(&framed(self.transport, frame)).unwrap();
     }
 
     /// The next frame for which `is` holds.
@@ -131,12 +147,7 @@ impl Guest {
 
     /// Asks for the gateway's Ethernet address; whether the answer comes.
     fn asks_and_is_answered(&mut self) -> bool {
-        let mut frame = vec![0xff; 6];
-        frame.extend(MAC.0);
-        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-        frame.extend(MAC.0);
-        frame.extend(GUEST.iter().chain(&[0; 6]).chain(&HOST));
-        self.send(&frame);
+        self.socket.write_all(&question(self.transport)).unwrap();
         self.receive(|frame| frame[..6] == MAC.0 && frame[12..14] == [8, 6] && frame[21] == 2)
             .is_some()
     }
@@ -280,6 +291,40 @@ fn floods_cost_the_flooded_port_alone() {
         while host.recv(&mut buffer).is_ok() {}
         host.set_nonblocking(false).unwrap();
         assert!(port.guest(transport).asks_and_is_answered(), "{transport:?}");
+    }
+}
+
+/// Processor time of the thread of that name (proc(5), `schedstat`).
+fn spent_by(name: &str) -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let mut tasks = tasks.map(|task| task.unwrap().path());
+    let is_it = |task: &PathBuf| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let task = tasks.find(is_it).unwrap();
+    let times = std::fs::read_to_string(task.join("schedstat")).unwrap();
+    Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_vmm_that_asks_and_does_not_read_costs_no_processor() {
+    privileged!(Need::Tun);
+    const WATCHED: Duration = Duration::from_millis(500);
+    let port = Port::new("mute");
+    for transport in [Transport::Stream, Transport::Bess] {
+        let mut guest = port.guest(transport);
+        assert!(guest.asks_and_is_answered());
+        // More answers than the way back takes.
+        let question = question(transport);
+        (0..20_000).for_each(|_| guest.socket.write_all(&question).unwrap());
+        // What is under way.
+        thread::sleep(WATCHED);
+        let before = spent_by("port-mute");
+        thread::sleep(WATCHED);
+        let spent = spent_by("port-mute") - before;
+        assert!(spent < WATCHED / 2, "{transport:?}: {spent:?} of {WATCHED:?}");
+        drop(guest);
+        assert!(port.guest(transport).asks_and_is_answered(), "{transport:?}: the next one");
     }
 }
 

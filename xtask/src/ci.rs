@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::{leftovers, packages, test_run};
+use crate::{leftovers, packages, test_run, windows};
 
 /// The only target there is.
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -28,6 +28,7 @@ const STAGES: &[Stage] = &[
     ("fuzz", fuzz),
     ("bench", bench),
     ("demo", demo),
+    ("windows", windows),
 ];
 
 /// Runs all stages.
@@ -125,6 +126,15 @@ fn demo() -> Result<(), String> {
     } else {
         Err(format!("the demo ended with {}; failed steps: {failed:?}", output.status))
     }
+}
+
+/// The tunnel for Windows, where Debian's tools for that are to be had.
+fn windows() -> Result<(), String> {
+    if let Err(reason) = windows::prepare() {
+        eprintln!("ci: NOT RUN: the tunnel's tests for Windows: {reason}");
+        return Ok(());
+    }
+    if windows::run()? { Ok(()) } else { Err("tests failed".to_owned()) }
 }
 
 /// The names of the steps that are not ok in the demo's report.

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Some("peers") => peers::run(),
         Some("relay") => relay::run(&args.collect::<Vec<_>>()),
         Some("simulate") => simulate::run(&args.collect::<Vec<_>>()),
-        Some("windows") => windows::run(),
+        Some("windows") => windows::prepare().and_then(|()| windows::run()),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {

@@ -174,7 +174,9 @@ pub(super) fn serve(
             PollFd::new(device, of_device),
             PollFd::new(again, PollFlags::IN),
         ];
-        let wait = if is_told || card.has_answer() { Duration::ZERO } else { advert - now };
+        // Who does not read is waited for, whatever there is to say.
+        let is_due = peer.is_flushed() && (is_told || card.has_answer());
+        let wait = if is_due { Duration::ZERO } else { advert - now };
         match poll(&mut fds, Timespec::try_from(wait).ok().as_ref()) {
             Err(Errno::INTR) => continue,
             other => other?,

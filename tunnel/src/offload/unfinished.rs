@@ -1,7 +1,7 @@
 //! Packets that somebody has left unfinished, since they never were on a wire.
 //!
-//! Where sender and receiver share a machine (veth, virtio), and where the receiver's
-//! kernel has joined what came (GRO), a raw socket is given what a device would be given:
+//! Where sender and receiver share a machine (veth, virtio), and by its source where the
+//! receiver's kernel has joined what came (GRO), a raw socket is given what a device would be given:
 //! up to 64 KiB of a flow in one packet, and in place of the checksum the sum of the
 //! pseudo-header only. A device is told so by a header before the packet; a raw socket is
 //! not. It shows all the same: a checksum field that holds exactly that sum is one that
