@@ -97,6 +97,8 @@ pub(crate) enum Command {
         dns: Vec<IpAddr>,
         #[arg(long)]
         address: Vec<IpAddr>,
+        #[arg(long)]
+        queues: u16,
     },
     /// Ports of this host's that lead to its guests: add, list, remove.
     Forward {
@@ -224,6 +226,9 @@ pub(crate) enum GuestCommand {
         /// How its packets reach the host.
         #[arg(long, value_enum, default_value_t = KindName::Netns)]
         kind: KindName,
+        /// Pairs of queues of a machine's card, for one of several processors (kind qemu).
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+        queues: Option<u16>,
         #[command(flatten)]
         rates: RateOptions,
         #[command(flatten)]

@@ -38,9 +38,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Peers { output } => node::peers(&mut connect()?, output),
         Command::Forward { command } => forward::run(&mut connect()?, command),
         Command::Guest { command } => guest::run(&mut connect()?, command),
-        Command::GuestServer { mac, mtu, control, prefix, gateway, dns, address } => {
+        Command::GuestServer { mac, mtu, control, prefix, gateway, dns, address, queues } => {
             let lease = Lease { addresses: address, gateways: gateway, prefix, dns, mtu };
-            let spec = VhostSpec { mac, lease };
+            let spec = VhostSpec { mac, lease, queues };
             let arguments = ServerArguments { spec, control };
             let never = conet_hostinject::vhost::run_server(arguments)?;
             match never {}

@@ -155,6 +155,41 @@ fn a_machines_port_outlives_the_daemon_and_leaves_nothing() {
     drop(lab);
 }
 
+/// Told when it is added or by the configuration, printed for QEMU, and in the device.
+#[test]
+fn a_machine_has_the_queues_that_it_is_given() {
+    conet_testkit::privileged!(Need::Tun, Need::Program("pgrep"));
+    let host = "conet-h1";
+    let lab = Lab::up("wireguard");
+    ok(&guest(host, &["add", "conet-vm", "--kind", "qemu", "--queues", "3"]));
+    let queues = |name| row(host, name).unwrap()["machine"]["queues"].clone();
+    let args = || ok(&guest(host, &["args", "conet-vm"]));
+    assert_eq!(queues("conet-vm"), 3);
+    assert!(args().contains(",queues=3") && args().contains(",mq=on"), "{}", args());
+    // The next daemon knows, and finds the server that it wants.
+    let served = || ok(&Command::new("pgrep").args(["-f", "queues 3"]).output().unwrap());
+    let before = served();
+    Lab::kill_daemon(host);
+    Lab::restart(host);
+    wait_until("the machine", SOON, || row(host, "conet-vm").unwrap()["state"] == "up");
+    assert_eq!((queues("conet-vm"), served()), (3.into(), before));
+    for (kind, queues) in [("uml", "2"), ("tap", "2"), ("netns", "3")] {
+        let refusal = failed(&guest(host, &["add", "x", "--kind", kind, "--queues", queues]));
+        assert!(refusal.contains("of kind qemu"), "{refusal}");
+    }
+    for queues in ["0", "17"] {
+        failed(&guest(host, &["add", "x", "--kind", "qemu", "--queues", queues]));
+    }
+    ok(&guest(host, &["remove", "conet-vm"]));
+    let table = "\\n[[guest]]\\nname = \"conet-vm\"\\nkind = \"qemu\"\\naddress = \"10.77.1.20\"";
+    common::reconfigure(host, &format!("$s/$/{table}\\nqueues = 2/"));
+    assert_eq!((queues("conet-vm"), servers()), (2.into(), 1));
+    assert!(args().contains(",queues=2"), "{}", args());
+    ok(&conet(&["lab", "down"]));
+    nothing_remains();
+    drop(lab);
+}
+
 /// A machine whose memory file shrinks under its port brings down that port alone; one that
 /// has another address in the next configuration has a port for that.
 #[test]

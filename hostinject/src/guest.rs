@@ -78,6 +78,8 @@ pub struct GuestSpec {
     pub kind: PortKind,
     /// Where a machine's port is served; needed for [`PortKind::Vhost`] alone.
     pub server: Option<ServerSpec>,
+    /// Pairs of queues of a machine's card: 1 to [`vhost::MAX_QUEUES`].
+    pub queues: u16,
 }
 
 impl GuestSpec {
@@ -105,6 +107,7 @@ impl GuestSpec {
             mac: None,
             kind: PortKind::Veth,
             server: None,
+            queues: 1,
         })
     }
 
@@ -278,6 +281,7 @@ impl GuestPort {
         let served = VhostSpec {
             mac: spec.mac.unwrap_or_else(|| machine_mac(&spec.addresses)),
             lease: spec.lease(),
+            queues: spec.queues,
         };
         let found = Server::find(at, spec.name.as_str(), &served);
         let mut adopted = false;
@@ -416,12 +420,12 @@ impl GuestPort {
 /// Starts a server with a device that is made here.
 fn serve(spec: &GuestSpec, at: &ServerSpec, served: &VhostSpec) -> Result<Server, AttachError> {
     let (name, link) = (spec.name.clone(), spec.host_link);
-    let device = vhost::open_device(link).map_err(|source| AttachError::Device {
+    let device = vhost::open_device(link, spec.queues).map_err(|source| AttachError::Device {
         name: name.clone(),
         link,
         source,
     })?;
-    Server::start(at, spec.name.as_str(), device, served)
+    Server::start(at, spec.name.as_str(), &device, served)
         .map_err(|source| AttachError::Server { name, source })
 }
 

@@ -15,6 +15,8 @@
 //! the guest's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use conet_dataplane::DropReason;
 use conet_netsys::MacAddr;
@@ -59,11 +61,38 @@ pub(crate) enum Verdict {
     Drop(DropReason),
 }
 
-/// A guest's segment.
-#[derive(Debug)]
+/// The guest's Ethernet address, as it last said.
+#[derive(Debug, Clone)]
+struct Station(Arc<AtomicU64>);
+
+impl Station {
+    fn new(address: MacAddr) -> Self {
+        Self(Arc::new(AtomicU64::new(Self::number(address))))
+    }
+
+    fn number(address: MacAddr) -> u64 {
+        let [a, b, c, d, e, f] = address.0;
+        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
+
+    fn set(&self, address: MacAddr) {
+        // Written only where it is another: threads that read it share it.
+        if self.0.load(Ordering::Relaxed) != Self::number(address) {
+            self.0.store(Self::number(address), Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> MacAddr {
+        let [_, _, a, b, c, d, e, f] = self.0.load(Ordering::Relaxed).to_be_bytes();
+        MacAddr([a, b, c, d, e, f])
+    }
+}
+
+/// A guest's segment; what frames tell of the guest, all clones of it know.
+#[derive(Debug, Clone)]
 pub(crate) struct Segment {
     ours: MacAddr,
-    guest: MacAddr,
+    guest: Station,
     addresses: Vec<IpAddr>,
     services: Option<Services>,
 }
@@ -71,7 +100,7 @@ pub(crate) struct Segment {
 impl Segment {
     /// `guest` is its address to begin with; frames tell when it takes another.
     pub(crate) fn new(ours: MacAddr, guest: MacAddr, addresses: Vec<IpAddr>) -> Self {
-        Self { ours, guest, addresses, services: None }
+        Self { ours, guest: Station::new(guest), addresses, services: None }
     }
 
     /// A guest that may ask what its network is.
@@ -84,7 +113,7 @@ impl Segment {
     /// Writes what the guest is to hear every [`crate::services::ADVERT_INTERVAL`]; its
     /// length, none where there is nothing to say.
     pub(crate) fn advert(&self, answer: &mut [u8; ANSWER_MAX]) -> Option<usize> {
-        self.services.as_ref()?.advert(self.guest, answer)
+        self.services.as_ref()?.advert(self.guest.get(), answer)
     }
 
     /// Takes a frame from the guest.
@@ -97,18 +126,18 @@ impl Segment {
         if source.0[0] & 1 != 0 {
             return Verdict::Drop(DropReason::Malformed);
         }
-        self.guest = source;
+        self.guest.set(source);
         let answered = match ethernet.get_ethertype() {
             EtherTypes::Arp => self.answer_arp(ethernet.payload(), answer),
             EtherTypes::Ipv4 => match self.serve(false, ethernet.payload(), answer) {
                 Some(served) => return served,
-                None => return self.judge(&ethernet),
+                None => return self.judge(&ethernet, 0),
             },
             EtherTypes::Ipv6 => match solicitation(ethernet.payload()) {
                 Some((from, target)) => self.answer_solicitation(from, target, answer),
                 None => match self.serve(true, ethernet.payload(), answer) {
                     Some(served) => return served,
-                    None => return self.judge(&ethernet),
+                    None => return self.judge(&ethernet, 0),
                 },
             },
             _ => return Verdict::Drop(DropReason::Malformed),
@@ -116,12 +145,29 @@ impl Segment {
         answered.map_or(Verdict::Drop(DropReason::NotUnicast), Verdict::Answer)
     }
 
+    /// Takes the head of a frame that is longer than any question: Ethernet's header and
+    /// all of IP's are in it, and behind it there are so many bytes more.
+    pub(crate) fn handle_head(&mut self, head: &[u8], more: usize) -> Verdict {
+        let Some(ethernet) = EthernetPacket::new(head) else {
+            return Verdict::Drop(DropReason::Malformed);
+        };
+        let source = MacAddr(ethernet.get_source().octets());
+        if source.0[0] & 1 != 0 {
+            return Verdict::Drop(DropReason::Malformed);
+        }
+        self.guest.set(source);
+        match ethernet.get_ethertype() {
+            EtherTypes::Ipv4 | EtherTypes::Ipv6 => self.judge(&ethernet, more),
+            _ => Verdict::Drop(DropReason::Malformed),
+        }
+    }
+
     /// What a service says to a packet; none where it is for none.
     fn serve(&self, is_v6: bool, packet: &[u8], answer: &mut [u8; ANSWER_MAX]) -> Option<Verdict> {
         let services = self.services.as_ref()?;
         let served = match is_v6 {
-            true => services.handle_v6(self.guest, packet, answer),
-            false => services.handle_v4(self.guest, packet, answer),
+            true => services.handle_v6(self.guest.get(), packet, answer),
+            false => services.handle_v4(self.guest.get(), packet, answer),
         };
         served.map(|served| served.map_or_else(Verdict::Drop, Verdict::Answer))
     }
@@ -134,21 +180,24 @@ impl Segment {
 
     fn head(&self, frame: &mut [u8], kind: EtherType) {
         if let Some(mut ethernet) = MutableEthernetPacket::new(frame) {
-            ethernet.set_destination(PnetMac::from(self.guest.0));
+            ethernet.set_destination(PnetMac::from(self.guest.get().0));
             ethernet.set_source(PnetMac::from(self.ours.0));
             ethernet.set_ethertype(kind);
         }
     }
 
-    /// Whether a packet may pass.
-    fn judge(&self, ethernet: &EthernetPacket<'_>) -> Verdict {
+    /// Whether a packet may pass, of which so many bytes more are elsewhere.
+    fn judge(&self, ethernet: &EthernetPacket<'_>, more: usize) -> Verdict {
         if ethernet.get_destination().octets() != self.ours.0 {
             return Verdict::Drop(DropReason::NotUnicast);
         }
+        let payload = ethernet.payload();
         // What a link pads a short packet with is behind its stated length.
-        let stated = ip::packet_length(ethernet.payload()).ok();
-        let packet = stated.and_then(|length| ethernet.payload().get(..length));
-        let Some(Ok(view)) = packet.map(IpView::new) else {
+        let stated = ip::stated_length(payload).ok();
+        let Some(stated) = stated.filter(|stated| *stated <= payload.len() + more) else {
+            return Verdict::Drop(DropReason::Malformed);
+        };
+        let Some(Ok(view)) = payload.get(..stated.min(payload.len())).map(IpView::quoted) else {
             return Verdict::Drop(DropReason::Malformed);
         };
         let is_v6 = ethernet.get_ethertype() == EtherTypes::Ipv6;
@@ -159,7 +208,7 @@ impl Segment {
         } else if !self.addresses.contains(&view.source()) {
             Verdict::Drop(DropReason::SourceNotAllowed)
         } else {
-            Verdict::Packet(view.bytes().len())
+            Verdict::Packet(stated)
         }
     }
 
@@ -192,7 +241,7 @@ impl Segment {
         reply.set_operation(ArpOperations::Reply);
         reply.set_sender_hw_addr(PnetMac::from(self.ours.0));
         reply.set_sender_proto_addr(asked);
-        reply.set_target_hw_addr(PnetMac::from(self.guest.0));
+        reply.set_target_hw_addr(PnetMac::from(self.guest.get().0));
         reply.set_target_proto_addr(asks);
         Some(())
     }

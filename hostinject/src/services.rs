@@ -113,7 +113,7 @@ impl Lease {
 pub(crate) type Served = Result<usize, DropReason>;
 
 /// The services of one guest.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Services {
     ours: MacAddr,
     lease: Lease,

@@ -45,7 +45,7 @@ impl Port {
         });
         let device = netns.run(|| {
             let link = IfName::new("vm").unwrap();
-            let device = vhost::open_device(link).unwrap();
+            let device = vhost::open_device(link, 1).unwrap();
             let mut netlink = Netlink::open().unwrap();
             netlink.set_up(link).unwrap();
             netlink.add_address(link, "10.77.1.1/24".parse().unwrap()).unwrap();
@@ -54,6 +54,7 @@ impl Port {
         let device = device.unwrap();
         let spec = VhostSpec {
             mac: MAC,
+            queues: 1,
             lease: Lease {
                 addresses: vec![GUEST.into()],
                 gateways: vec![],

@@ -132,13 +132,13 @@ mod machines {
     const REPEATED: usize = 16;
 
     /// A machine's port on a host, served by a thread, by every transport.
-    fn port(host: &Host, directory: &Path) -> PathBuf {
+    fn port(host: &Host, directory: &Path, queues: u16) -> PathBuf {
         let socket = directory.join("port.vhost");
         let listeners: [(Transport, UnixListener); 3] = Transport::ALL
             .map(|transport| (transport, transport.bind(&transport.socket(&socket)).unwrap()));
         let (link, address) = (ifname("vm"), guest_address(1, 9));
         let device = host.scratch.netns.run(|| {
-            let device = vhost::open_device(link).unwrap();
+            let device = vhost::open_device(link, queues).unwrap();
             let mut netlink = Netlink::open().unwrap();
             netlink.set_mtu(link, u32::from(DEFAULT_MTU)).unwrap();
             netlink.add_address(link, IpNet::from(GATEWAY)).unwrap();
@@ -151,6 +151,7 @@ mod machines {
         });
         let spec = VhostSpec {
             mac: MacAddr([2, 0, 10, 77, 1, 10]),
+            queues,
             lease: Lease {
                 addresses: vec![address],
                 gateways: vec![],
@@ -195,16 +196,20 @@ mod machines {
         Machine::qemu(command, &[], &[], script)
     }
 
-    fn boot(program: &str, transport: Transport, socket: &Path, blocks: usize) -> Machine {
+    fn boot(
+        program: &str,
+        transport: Transport,
+        socket: &Path,
+        (queues, script): (u16, &str),
+    ) -> Machine {
         let path = transport.socket(socket).display().to_string();
         let mac = "02:00:0a:4d:01:0a";
+        let mq = if queues > 1 { "on" } else { "off" };
         match (program, transport) {
-            ("uml", Transport::Vhost) => {
-                uml(format!("virtio_uml.device={path}:1"), &script("eth0", blocks))
-            }
+            ("uml", Transport::Vhost) => uml(format!("virtio_uml.device={path}:1"), script),
             ("uml", _) => uml(
                 format!("vec0:transport=bess,dst={path},src={path}.uml,depth=128,mac={mac}"),
-                &script("vec0", blocks),
+                script,
             ),
             (_, Transport::Vhost) => qemu(
                 &[
@@ -214,12 +219,14 @@ mod machines {
                     "q35,memory-backend=m",
                     "-chardev",
                     &format!("socket,id=c,path={path},reconnect=1"),
+                    "-smp",
+                    &queues.to_string(),
                     "-netdev",
-                    "vhost-user,id=n,chardev=c",
+                    &format!("vhost-user,id=n,chardev=c,queues={queues}"),
                     "-device",
-                    &format!("virtio-net-pci,netdev=n,vectors=0,romfile=,mac={mac}"),
+                    &format!("virtio-net-pci,netdev=n,mq={mq},vectors=0,romfile=,mac={mac}"),
                 ],
-                &script("eth0", blocks),
+                script,
             ),
             _ => qemu(
                 &[
@@ -228,7 +235,7 @@ mod machines {
                     "-device",
                     &format!("virtio-net-pci,netdev=n,romfile=,mac={mac}"),
                 ],
-                &script("eth0", blocks),
+                script,
             ),
         }
     }
@@ -255,14 +262,28 @@ mod machines {
     fn exchange(program: &str, transport: Transport, mode: Mode, blocks: usize) {
         let scene = Scene::new(mode);
         let directory = tempfile::tempdir_in("/var/tmp").unwrap();
-        let socket = port(&scene.hosts[0], directory.path());
+        let socket = port(&scene.hosts[0], directory.path(), 1);
         let other = scene.guest(2, 1);
         let listen =
             || [5001, 5002, 5003].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap());
-        let [first, down, up] = other.netns().unwrap().run(listen).unwrap();
-        let mut machine = boot(program, transport, &socket, blocks);
+        let listeners = other.netns().unwrap().run(listen).unwrap();
+        let card = if (program, transport) == ("uml", Transport::Bess) { "vec0" } else { "eth0" };
+        let mut machine = boot(program, transport, &socket, (1, &script(card, blocks)));
         let line = machine.wait_for("bytes from");
         println!("{mode}, {program} by {transport:?}: {line}");
+        let (to_guest, from_guest) = streams_pass(&mut machine, listeners, blocks);
+        println!(
+            "{mode}, {program} by {transport:?}: {blocks} MiB to it {to_guest:?}, from it \
+             {from_guest:?}"
+        );
+    }
+
+    /// As the script has it: how long each way took.
+    fn streams_pass(
+        machine: &mut Machine,
+        [first, down, up]: [TcpListener; 3],
+        blocks: usize,
+    ) -> (Duration, Duration) {
         let sum = give(&first, REPEATED);
         assert!(machine.wait_for("first: ").contains(&sum));
         let begin = Instant::now();
@@ -281,10 +302,7 @@ mod machines {
         // It ends when both sides have.
         drop(stream);
         machine.wait_for("done");
-        println!(
-            "{mode}, {program} by {transport:?}: {blocks} MiB to it {to_guest:?}, from it {:?}",
-            begin.elapsed()
-        );
+        (to_guest, begin.elapsed())
     }
 
     #[test]
@@ -305,5 +323,62 @@ mod machines {
                 exchange("qemu", transport, mode, amount(100));
             }
         }
+    }
+
+    /// How often each thread of a pair of queues has slept.
+    fn slept() -> Vec<u64> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+        let read =
+            |path: PathBuf, file| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+        let of_pairs = tasks.filter(|task| read(task.clone(), "comm").trim() == "vring_worker");
+        let count = |task: PathBuf| {
+            let status = read(task, "status");
+            let line =
+                status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.map_or(0, |count| count.trim().parse().unwrap())
+        };
+        of_pairs.map(count).collect()
+    }
+
+    /// A machine of two processors has a pair of queues for each, and both carry.
+    #[test]
+    fn a_qemu_machine_of_two_processors_uses_both_pairs() {
+        privileged!(Need::Tun, Need::Program("qemu-system-x86_64"), Need::Program("busybox"));
+        let scene = Scene::new(Mode::WireGuard);
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let socket = port(&scene.hosts[0], directory.path(), 2);
+        let other = scene.guest(2, 1);
+        let listen =
+            || [5001, 5002, 5003].map(|port| TcpListener::bind(("0.0.0.0", port)).unwrap());
+        let listeners = other.netns().unwrap().run(listen).unwrap();
+        // Each processor sends by its own pair, and is answered by that.
+        let both = "echo queues $($b ls /sys/class/net/eth0/queues | $b tr '\\n' ' ')\n\
+            for cpu in 0 1; do $b sleep 1\n\
+            $b taskset -c $cpu $b ping -c 60 -i 0.05 10.77.1.1 > /dev/null; echo pair $cpu; done\n";
+        let script = script("eth0", REPEATED);
+        let (setup, streams) = script.split_at(script.find("$b nc").unwrap());
+        let mut machine =
+            boot("qemu", Transport::Vhost, &socket, (2, &format!("{setup}{both}{streams}")));
+        let queues = machine.wait_for("queues ");
+        assert!(
+            ["rx-0", "rx-1", "tx-0", "tx-1"].iter().all(|name| queues.contains(name)),
+            "{queues}"
+        );
+        let before = slept();
+        machine.wait_for("pair 0");
+        let between = slept();
+        machine.wait_for("pair 1");
+        let after = slept();
+        let rises = |from: &[u64], to: &[u64]| -> Vec<u64> {
+            from.iter().zip(to).map(|(from, to)| to - from).collect()
+        };
+        let (first, second) = (rises(&before, &between), rises(&between, &after));
+        println!("slept by turns: {first:?}, {second:?}");
+        assert_eq!((first.len(), second.len()), (2, 2), "a thread a pair");
+        // The busier thread of the one is not that of the other.
+        let busier = |rises: &[u64]| usize::from(rises[1] > rises[0]);
+        assert!(first.iter().max() >= Some(&30) && second.iter().max() >= Some(&30));
+        assert_ne!(busier(&first), busier(&second), "{first:?} {second:?}");
+        streams_pass(&mut machine, listeners, REPEATED);
     }
 }

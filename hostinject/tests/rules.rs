@@ -100,6 +100,7 @@ impl Scene {
                 mac: None,
                 kind,
                 server: None,
+                queues: 1,
             };
             let port = scene.host.run(|| GuestPort::attach(spec).unwrap()).unwrap();
             // An address of a guest's that is still being probed cannot be used.

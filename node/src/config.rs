@@ -366,6 +366,14 @@ impl GuestKind {
         matches!(self, Self::Qemu | Self::Uml)
     }
 
+    /// Whether its card can have so many pairs of queues. User-Mode Linux has one processor,
+    /// and its driver no control queue to switch others on with.
+    #[must_use]
+    pub fn may_have_queues(self, queues: u16) -> bool {
+        let most = if self == Self::Qemu { conet_hostinject::vhost::MAX_QUEUES } else { 1 };
+        (1..=most).contains(&queues)
+    }
+
     /// As the configuration spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -402,6 +410,8 @@ pub struct GuestConfig {
     pub addresses: Vec<Ipv4Addr>,
     /// How fast it may be; none for [`GuestKind::Netns`].
     pub rates: Rates,
+    /// Pairs of queues of its card; more than one for [`GuestKind::Qemu`] alone.
+    pub queues: u16,
 }
 
 /// A host's clock against its machine's, in nanoseconds; positive is ahead.

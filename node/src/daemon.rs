@@ -276,8 +276,8 @@ impl<P: Processes> Daemon<P> {
                 let set = self.guests.set_rates(caller, &name, &rates);
                 answer.answer(set.map(|()| Response::Done {}));
             }
-            Request::GuestAdd { name, kind, addresses, rates } => {
-                self.guests.add(caller, name, &kind, (addresses, &rates), answer);
+            Request::GuestAdd { name, kind, addresses, rates, queues } => {
+                self.guests.add(caller, name, &kind, (addresses, &rates, queues), answer);
                 // Its link is behind the rules before it is there.
                 self.forwards.on_change(&self.guests);
             }

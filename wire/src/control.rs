@@ -88,6 +88,9 @@ pub enum Request {
         /// How fast it may be.
         #[serde(default, skip_serializing_if = "GuestRates::are_unlimited")]
         rates: GuestRates,
+        /// Pairs of queues of a machine's card; one where it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        queues: Option<u16>,
     },
     /// Change how fast a guest may be: [`Response::Done`].
     GuestRate {
@@ -581,6 +584,7 @@ mod tests {
             kind: "tap".into(),
             addresses: vec![Ipv4Addr::new(10, 77, 1, 9)],
             rates: GuestRates::default(),
+            queues: None,
         };
         let rates = GuestRates { from: Some("1mbit".into()), to: None };
         let table: [(Request, &str); 14] = [

@@ -248,9 +248,18 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> IpView<T> {
 /// may be longer.
 ///
 /// # Errors
+/// As [`stated_length`], and where there are fewer bytes than stated.
+pub fn packet_length(bytes: &[u8]) -> Result<usize, IpError> {
+    let total = stated_length(bytes)?;
+    if bytes.len() < total { Err(IpError::Truncated) } else { Ok(total) }
+}
+
+/// Total length in bytes that the header states, however many `bytes` there are behind it.
+///
+/// # Errors
 /// [`IpError`] when the header is cut short or contradicts itself. IPv6 jumbo
 /// payloads (RFC 2675) are refused: no tunnel here carries them.
-pub fn packet_length(bytes: &[u8]) -> Result<usize, IpError> {
+pub fn stated_length(bytes: &[u8]) -> Result<usize, IpError> {
     let total = match bytes.first().map(|b| b >> 4) {
         None => return Err(IpError::Truncated),
         Some(4) if bytes.len() < IPV4_HEADER => return Err(IpError::Truncated),
@@ -272,7 +281,7 @@ pub fn packet_length(bytes: &[u8]) -> Result<usize, IpError> {
         }
         Some(_) => return Err(IpError::Version),
     };
-    if bytes.len() < total { Err(IpError::Truncated) } else { Ok(total) }
+    Ok(total)
 }
 
 /// Whether an address names one interface somewhere: not multicast, broadcast,

@@ -21,7 +21,7 @@ const PROGRAMS: [(&str, &str); 5] = [
 /// Packages and their tests.
 const TESTS: [(&str, &[&str]); 3] = [
     ("conet-tunnel", &["interop", "kernels"]),
-    ("conet-hostinject", &["vhost", "gigabyte"]),
+    ("conet-hostinject", &["gigabyte"]),
     ("conet", &["machines"]),
 ];
 /// Names the newest kernel package.

@@ -47,6 +47,7 @@ fn spec(lane: &Lane, kind: PortKind, number: u8) -> Result<GuestSpec> {
         mac: None,
         kind,
         server: Some(lane.server()?),
+        queues: 1,
     })
 }
 

@@ -18,6 +18,7 @@ pub(crate) enum Kind {
     BridgePair,
     UmlTap,
     UmlRaw,
+    UmlBound,
     Passt,
     PasstUml,
     Pasta,
@@ -26,16 +27,16 @@ pub(crate) enum Kind {
 
 use Kind::{
     Bridge, BridgePair, Netns, NetnsPair, Passt, PasstUml, Pasta, QemuStream, QemuVhost, Replica,
-    Slirp, Tap, UmlBess, UmlRaw, UmlTap, UmlVhost,
+    Slirp, Tap, UmlBess, UmlBound, UmlRaw, UmlTap, UmlVhost,
 };
 
 const UML: &str = "linux.uml";
 const QEMU: &str = "qemu-system-x86_64";
 
 impl Kind {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Netns, NetnsPair, Tap, UmlVhost, UmlBess, QemuVhost, QemuStream, Replica, Bridge,
-        BridgePair, UmlTap, UmlRaw, Passt, PasstUml, Pasta, Slirp,
+        BridgePair, UmlTap, UmlRaw, UmlBound, Passt, PasstUml, Pasta, Slirp,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -52,6 +53,7 @@ impl Kind {
             BridgePair => "bridge-pair",
             UmlTap => "uml-tap",
             UmlRaw => "uml-raw",
+            UmlBound => "uml-bound",
             Passt => "passt",
             PasstUml => "passt-uml",
             Pasta => "pasta",
@@ -69,7 +71,7 @@ impl Kind {
     }
 
     pub(crate) const fn is_uml(self) -> bool {
-        matches!(self, UmlVhost | UmlBess | UmlTap | UmlRaw | PasstUml)
+        matches!(self, UmlVhost | UmlBess | UmlTap | UmlRaw | UmlBound | PasstUml)
     }
 
     pub(crate) const fn is_qemu(self) -> bool {
@@ -112,6 +114,10 @@ impl Kind {
             .map(|name| format!("{name} {}", version(name).unwrap_or_else(|| "unknown".into())))
             .collect();
         match self {
+            UmlBound => Some(format!(
+                "{}, served by this benchmark, see benches/hostinject/bound.rs",
+                of.join(", ")
+            )),
             _ if !of.is_empty() => Some(of.join(", ")),
             Replica => Some("of this benchmark, see benches/hostinject/replica.rs".to_owned()),
             _ => None,

@@ -135,7 +135,7 @@ impl Lane {
             Kind::Bridge => self.bridge(false)?,
             Kind::BridgePair => self.bridge(true)?,
             Kind::Replica => self.replica()?,
-            Kind::UmlTap | Kind::UmlRaw => machines::start(self)?,
+            Kind::UmlTap | Kind::UmlRaw | Kind::UmlBound => machines::start(self)?,
             Kind::Passt | Kind::PasstUml | Kind::Pasta | Kind::Slirp => peers::start(self)?,
         }
         if self.machine.is_none() {
@@ -165,6 +165,7 @@ impl Lane {
                 mac: None,
                 kind,
                 server: Some(self.server()?),
+                queues: 1,
             };
             let port = self.host.netns.run(|| GuestPort::attach(spec))??;
             if port.netns().is_some() {

@@ -11,6 +11,7 @@ use conet_testkit::machine::Machine;
 
 use crate::kind::Kind;
 use crate::lane::{GUEST, HOST, Lane, MTU, appears, ifname};
+use crate::peers::exists;
 
 /// Starts the lane's machine, and makes the host's end where that is the machine's own.
 pub(crate) fn start(lane: &mut Lane) -> Result<()> {
@@ -55,6 +56,15 @@ pub(crate) fn start(lane: &mut Lane) -> Result<()> {
             netlink.set_up(ifname("raw")?)?;
             lane.host.address("guest", HOST)?;
             uml(lane, "vec0:transport=raw,ifname=raw,depth=128,gro=1".to_owned(), "vec0", MTU)
+        }
+        Kind::UmlBound => {
+            let socket = lane.socket("bound");
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["--role", "bound"]).arg(&socket).arg("guest");
+            lane.spawn(command, false)?;
+            exists(&socket)?;
+            lane.host.address("guest", HOST)?;
+            uml(lane, format!("virtio_uml.device={}:1", socket.display()), "eth0", MTU)
         }
         Kind::QemuVhost => {
             let socket = lane.vhost_socket()?;

@@ -14,6 +14,7 @@
 //! | `bridge` | a Linux bridge, the guest by a veth pair on it |
 //! | `netns-pair`, `bridge-pair` | the client is not the host but a second guest beside |
 //! | `uml-tap`, `uml-raw` | User-Mode Linux's own transports |
+//! | `uml-bound` | User-Mode Linux by vhost-user, served by the least that can (`bound`) |
 //! | `passt`, `pasta`, `slirp4netns` | for QEMU; for a namespace; for a namespace |
 //! | `passt-uml` | passt for User-Mode Linux, through a process that frames for it (`peers`) |
 //!
@@ -33,6 +34,7 @@
 //! `--json`, `--case TEXT`, `--lane NAME` (repeatable), `--rounds N`, `--seconds N`.
 
 mod agent;
+mod bound;
 mod counts;
 mod crowd;
 mod kind;
@@ -113,6 +115,7 @@ fn options(args: &[String]) -> Result<Options> {
 /// The server of a machine's port, as `conet guest-server` is one.
 fn server(arguments: &[String]) -> Result<()> {
     let (mut mac, mut control) = ("02:00:00:00:00:00".parse()?, "".into());
+    let mut queues = 1;
     let mut lease = Lease { addresses: vec![], gateways: vec![], prefix: 0, dns: vec![], mtu: 0 };
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { bail!("{} wants a value", pair.concat()) };
@@ -124,10 +127,11 @@ fn server(arguments: &[String]) -> Result<()> {
             "--dns" => lease.dns.push(value.parse()?),
             "--prefix" => lease.prefix = value.parse()?,
             "--control" => control = value.into(),
+            "--queues" => queues = value.parse()?,
             other => bail!("a server knows no {other}"),
         }
     }
-    match run_server(ServerArguments { spec: VhostSpec { mac, lease }, control })? {}
+    match run_server(ServerArguments { spec: VhostSpec { mac, lease, queues }, control })? {}
 }
 
 fn run() -> Result<()> {
@@ -138,6 +142,7 @@ fn run() -> Result<()> {
         return match role.as_str() {
             "agent" => agent::run(),
             "replica" => replica::run(rest),
+            "bound" => bound::run(rest),
             "server" => server(rest),
             "shim" => peers::shim(rest),
             other => bail!("no role {other}"),

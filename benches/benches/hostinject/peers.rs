@@ -108,7 +108,8 @@ fn slirp(lane: &mut Lane) -> Result<()> {
     Ok(())
 }
 
-fn exists(path: &Path) -> Result<()> {
+/// Waits for a socket that somebody else makes.
+pub(crate) fn exists(path: &Path) -> Result<()> {
     let began = Instant::now();
     while !path.exists() {
         ensure!(began.elapsed() < Duration::from_secs(10), "no socket {}", path.display());

@@ -25,8 +25,8 @@ const QEMU: &str = "qemu-system-x86_64";
 
 pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
     match command {
-        GuestCommand::Add { name, address, kind, rates, output } => {
-            add(client, name, address, (kind.as_str(), &rates), output)
+        GuestCommand::Add { name, address, kind, queues, rates, output } => {
+            add(client, name, address, (kind.as_str(), &rates, queues), output)
         }
         GuestCommand::Rate { name, rates } => {
             let rates = rate_texts(&rates);
@@ -51,11 +51,11 @@ fn add(
     client: &mut Client,
     name: String,
     addresses: Vec<Ipv4Addr>,
-    (kind, rates): (&str, &RateOptions),
+    (kind, rates, queues): (&str, &RateOptions, Option<u16>),
     output: Output,
 ) -> Result<()> {
     let rates = rate_texts(rates);
-    let request = Request::GuestAdd { name, kind: kind.to_owned(), addresses, rates };
+    let request = Request::GuestAdd { name, kind: kind.to_owned(), addresses, rates, queues };
     let Response::Guest(guest) = client.ask(&request)? else {
         return Err(ClientError::Unexpected.into());
     };
@@ -154,7 +154,7 @@ fn flags(
             let device = format!("virtio-net-pci,netdev=conet,mac={mac}");
             (QEMU, vec!["-netdev".to_owned(), netdev, "-device".to_owned(), device])
         }
-        (_, PortName::Vhost) => (QEMU, vhost_of_qemu(socket, mac, memory)),
+        (_, PortName::Vhost) => (QEMU, vhost_of_qemu(socket, mac, (memory, machine.queues))),
     };
     let mut arguments = match program {
         UML => vec![format!("mem={memory}M")],
@@ -164,16 +164,21 @@ fn flags(
     Ok((program, arguments))
 }
 
-fn vhost_of_qemu(socket: &str, mac: &str, memory: u32) -> Vec<String> {
+fn vhost_of_qemu(socket: &str, mac: &str, (memory, queues): (u32, u16)) -> Vec<String> {
+    // The guest uses as many pairs as it has processors.
+    let [several, mq] = match queues {
+        1 => [String::new(), String::new()],
+        _ => [format!(",queues={queues}"), ",mq=on".to_owned()],
+    };
     let pairs = [
         // The port sees the guest's memory.
         ("-object", format!("memory-backend-memfd,id=conet,size={memory}M,share=on")),
         ("-machine", "memory-backend=conet".to_owned()),
         // Once a second, until the port is there again.
         ("-chardev", format!("socket,id=conet,path={socket},reconnect=1")),
-        ("-netdev", "vhost-user,id=conet,chardev=conet".to_owned()),
+        ("-netdev", format!("vhost-user,id=conet,chardev=conet{several}")),
         // Without MSI-X, whose calls QEMU 7.2 loses with vhost-user where it emulates.
-        ("-device", format!("virtio-net-pci,netdev=conet,mac={mac},vectors=0")),
+        ("-device", format!("virtio-net-pci,netdev=conet,mac={mac}{mq},vectors=0")),
     ];
     pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }

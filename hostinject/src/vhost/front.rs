@@ -7,6 +7,8 @@
 //! - QEMU (as of 7.2) enables rings before it has set features, and does not repeat it. They
 //!   are answered here, and passed on when it has.
 //!
+//! Which rings are switched on is told to who wants to know as well: the library tells nobody.
+//!
 //! Everything else passes unread. Only messages go here, some twenty when a guest boots;
 //! packets do not.
 //!
@@ -19,7 +21,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -49,8 +51,13 @@ const MOST_RINGS: usize = 64;
 const TABLE: usize = 8;
 const REGION: usize = 32;
 
-/// Passes messages on, both ways, until one side ends.
-pub(super) fn relay(vmm: UnixStream, library: UnixStream) -> io::Result<()> {
+/// Passes messages on, both ways, until one side ends; `switched` is told of each ring that
+/// the VMM switches off, and then the library; and of each that it switches on, after.
+pub(super) fn relay(
+    vmm: UnixStream,
+    library: UnixStream,
+    switched: impl FnMut(usize, bool),
+) -> io::Result<()> {
     let (mut from_library, mut to_vmm) = (library.try_clone()?, vmm.try_clone()?);
     let back = thread::Builder::new().name("conet-vhost-back".to_owned()).spawn(move || {
         let mut bytes = [0; HEADER + LONGEST];
@@ -61,14 +68,18 @@ pub(super) fn relay(vmm: UnixStream, library: UnixStream) -> io::Result<()> {
         }
         to_vmm.shutdown(Shutdown::Both).ok();
     })?;
-    let passed = pass(&vmm, &library);
+    let passed = pass(&vmm, &library, switched);
     library.shutdown(Shutdown::Both).ok();
     vmm.shutdown(Shutdown::Both).ok();
     back.join().ok();
     passed
 }
 
-pub(super) fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()> {
+pub(super) fn pass(
+    mut vmm: &UnixStream,
+    library: &UnixStream,
+    mut switched: impl FnMut(usize, bool),
+) -> io::Result<()> {
     let mut has_features = false;
     // The last word on each ring, from before that.
     let mut early = BTreeMap::new();
@@ -95,13 +106,33 @@ pub(super) fn pass(mut vmm: &UnixStream, library: &UnixStream) -> io::Result<()>
         }
         let len = if request == SET_MEM_TABLE { table_len(body) } else { size };
         header[8..].copy_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
-        send(library, bytes.get(..HEADER + len).unwrap_or_default(), &fds)?;
+        let passed = bytes.get(..HEADER + len).unwrap_or_default();
+        // What is off is so before the library knows, what is on is so after.
+        if request == SET_VRING_ENABLE {
+            tell(passed, false, &mut switched);
+        }
+        send(library, passed, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+        if request == SET_VRING_ENABLE {
+            tell(passed, true, &mut switched);
+        }
         if request == SET_FEATURES {
             has_features = true;
             for (_, message) in std::mem::take(&mut early) {
+                tell(&message, false, &mut switched);
                 send(library, &message, &[])?;
+                tell(&message, true, &mut switched);
             }
         }
+    }
+}
+
+/// Tells of a ring that is switched so: its number, and whether it is on, each four bytes.
+fn tell(message: &[u8], on: bool, switched: &mut impl FnMut(usize, bool)) {
+    let word = |at: usize| message.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
+    if let (Some(ring), Some(state)) = (word(HEADER), word(HEADER + 4))
+        && on == (state == 1)
+    {
+        switched(usize::try_from(ring).unwrap_or(usize::MAX), on);
     }
 }
 
@@ -123,14 +154,14 @@ fn too_long() -> io::Error {
 }
 
 /// Reads a header and the descriptors that come with it; none at the end.
-fn receive(vmm: &UnixStream, header: &mut [u8]) -> io::Result<Option<Vec<OwnedFd>>> {
+pub(super) fn receive(vmm: impl AsFd, header: &mut [u8]) -> io::Result<Option<Vec<OwnedFd>>> {
     let mut fds = Vec::new();
     let mut at = 0;
     while at < header.len() {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(&mut header[at..])];
-        let got = match recvmsg(vmm, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        let got = match recvmsg(&vmm, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => continue,
             other => other?,
         };
@@ -151,11 +182,14 @@ fn receive(vmm: &UnixStream, header: &mut [u8]) -> io::Result<Option<Vec<OwnedFd
 }
 
 /// Sends a message, its descriptors with its first byte.
-fn send(mut library: &UnixStream, message: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+pub(super) fn send(
+    mut library: &UnixStream,
+    message: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(too_long());
     }
     let sent = sendmsg(library, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;

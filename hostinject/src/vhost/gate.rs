@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::Counted;
+use super::{Counted, Device};
 use crate::gate::{HOLD_PACKETS, Rate, Rates};
 
 /// Longest packet with its header.
@@ -32,31 +32,44 @@ const SETTLE: Duration = Duration::from_millis(200);
 const BATCH: usize = 256;
 
 /// Waits until somebody asks, and keeps a held guest's packets meanwhile.
-pub(super) fn wait(control: &impl AsFd, device: &File, counted: &Mutex<Counted>) -> io::Result<()> {
-    let mut room = vec![0; LONGEST + 1];
+pub(super) fn wait(
+    control: &impl AsFd,
+    device: &Device,
+    counted: &Mutex<Counted>,
+) -> io::Result<()> {
     loop {
         let is_held = lock(counted).hold.is_held();
-        let mut fds = [PollFd::new(control, PollFlags::IN), PollFd::new(device, PollFlags::IN)];
-        let watched = if is_held { &mut fds[..] } else { &mut fds[..1] };
-        match poll(watched, None) {
+        let mut fds = vec![PollFd::new(control, PollFlags::IN)];
+        let queues = device.queues().iter().map(|queue| PollFd::new(&**queue, PollFlags::IN));
+        fds.extend(queues.filter(|_| is_held));
+        match poll(&mut fds, None) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
-        let [asked, packets] = fds.map(|fd| fd.revents());
-        if is_held && !packets.is_empty() && pull(device, counted, &mut room).is_err() {
+        let (asked, packets) = fds.split_first().map_or((false, false), |(asked, queues)| {
+            let is_set = |fd: &PollFd<'_>| !fd.revents().is_empty();
+            (is_set(asked), queues.iter().any(is_set))
+        });
+        if packets && pull_all(device, counted).is_err() {
             // The device is gone; whoever serves it ends this process.
             thread::sleep(SETTLE);
         }
-        if !asked.is_empty() {
+        if asked {
             return Ok(());
         }
     }
 }
 
-/// Keeps what the device has.
-fn pull(device: &File, counted: &Mutex<Counted>, room: &mut [u8]) -> io::Result<()> {
+/// Keeps what the device has, in each queue.
+fn pull_all(device: &Device, counted: &Mutex<Counted>) -> io::Result<()> {
+    device.queues().iter().try_for_each(|queue| pull(queue, counted))
+}
+
+/// Keeps what one of its queues has.
+pub(super) fn pull(device: &File, counted: &Mutex<Counted>) -> io::Result<()> {
+    let mut room = vec![0; LONGEST + 1];
     for _ in 0..BATCH {
-        match rustix::io::read(device, &mut *room) {
+        match rustix::io::read(device, &mut room) {
             Ok(len) => {
                 let mut counted = lock(counted);
                 if let Err(reason) = counted.hold.keep(room.get(..len).unwrap_or_default()) {
@@ -76,26 +89,26 @@ pub(super) fn answer(
     line: &str,
     reader: &mut impl BufRead,
     mut writer: impl Write,
-    device: &File,
+    device: &Device,
     counted: &Mutex<Counted>,
 ) -> io::Result<bool> {
     let mut words = line.split(' ');
     match (words.next(), words.next(), words.next()) {
         (Some("rates"), Some(from), Some(to)) => {
             let rates = Rates { from_guest: rate(from)?, to_guest: rate(to)? };
-            lock(counted).rates = rates;
+            lock(counted).set_rates(rates);
             writer.write_all(b"ok\n")?;
         }
         (Some("hold"), None, None) => {
             let mut counted = lock(counted);
             counted.hold.hold();
-            counted.is_settled = false;
+            counted.settled = 0;
             counted.wake();
             writer.write_all(b"ok\n")?;
         }
         (Some("release"), None, None) => {
             // What waits in the device has come before what comes now.
-            pull(device, counted, &mut vec![0; LONGEST + 1])?;
+            pull_all(device, counted)?;
             let mut counted = lock(counted);
             counted.hold.release();
             counted.wake();
@@ -103,7 +116,7 @@ pub(super) fn answer(
         }
         (Some("drain"), None, None) => {
             settle(counted);
-            pull(device, counted, &mut vec![0; LONGEST + 1])?;
+            pull_all(device, counted)?;
             let packets = lock(counted).hold.drain();
             writer.write_all(format!("held {}\n", packets.len()).as_bytes())?;
             write_packets(&mut writer, &packets)?;
@@ -126,11 +139,7 @@ pub(super) fn answer(
 /// Waits for the card to give back the frame that it has in hand, if there is a card.
 fn settle(counted: &Mutex<Counted>) {
     let begin = Instant::now();
-    let is_settled = || {
-        let counted = lock(counted);
-        counted.is_settled || counted.waker.is_none()
-    };
-    while !is_settled() && begin.elapsed() < SETTLE {
+    while !lock(counted).is_settled() && begin.elapsed() < SETTLE {
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -181,8 +190,8 @@ fn bad() -> io::Error {
     io::ErrorKind::InvalidData.into()
 }
 
-pub(super) fn lock(counted: &Mutex<Counted>) -> std::sync::MutexGuard<'_, Counted> {
-    counted.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -220,7 +229,7 @@ mod tests {
         card: Card,
         memory: GuestMemoryAtomic<GuestMemoryMmap>,
         queue: Queue,
-        device: Arc<File>,
+        device: Device,
         host: UnixDatagram,
         counted: Arc<Mutex<Counted>>,
         given: u16,
@@ -252,11 +261,12 @@ mod tests {
             }
             let (device, host) = UnixDatagram::pair().unwrap();
             device.set_nonblocking(true).unwrap();
-            let device = Arc::new(File::from(OwnedFd::from(device)));
+            let device = Device::of([OwnedFd::from(device)]);
             let address = IpAddr::from([10, 77, 1, 2]);
             let segment = Segment::new(OURS, MacAddr([2; 6]), vec![address]);
             let counted = Arc::new(Mutex::new(Counted::default()));
-            let card = Card::new(Arc::clone(&device), segment, 1420, Arc::clone(&counted));
+            let first = Arc::clone(device.first());
+            let card = Card::new(0, first, segment, 1420, Arc::clone(&counted));
             drop(guest);
             Self { card, memory, queue, device, host, counted, given: 0 }
         }
@@ -298,7 +308,7 @@ mod tests {
         }
 
         fn pull(&self) {
-            pull(&self.device, &self.counted, &mut vec![0; LONGEST + 1]).unwrap();
+            pull_all(&self.device, &self.counted).unwrap();
         }
     }
 
@@ -341,7 +351,7 @@ mod tests {
             ["web.control", "web.vhost"].map(|name| directory.path().join(name));
         let listener = UnixListener::bind(&control).unwrap();
         let server = Server { control, socket: socket.clone() };
-        let (device, counted) = (scene.device.try_clone().unwrap(), Arc::clone(&scene.counted));
+        let (device, counted) = (scene.device.clone(), Arc::clone(&scene.counted));
         thread::spawn(move || {
             while wait(&listener, &device, &counted).is_ok() {
                 let (stream, _) = listener.accept().unwrap();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! daemon                                   server (this very program, told to be one)
-//!   makes the device, binds the socket ──► standard input: socket, output: device
+//!   makes the device, binds the socket ──► standard input: a socket by which both come,
+//!                                          a descriptor for each queue of the device
 //!                                          binds NAME.stream, NAME.bess by itself
 //!   connects to NAME.control ────────────► "status" → lines; "end" → it ends
 //! ```
@@ -13,13 +14,13 @@
 //! socket alone, which ends with it: no file has its number. What else it is asked is in
 //! [`gate`].
 //!
-//! It holds no capability, is nobody and gains nothing by execve; beside the two
+//! It holds no capability, is nobody and gains nothing by execve; beside its
 //! descriptors there is what anybody may do.
 //!
 //! Sources: `unix(7)` (`SO_PEERCRED`), `capabilities(7)`.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -40,7 +41,8 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::{Counted, ServeError, Transport, VhostSpec, gate, serve_counted, tap};
+use super::device::MAX_QUEUES;
+use super::{Counted, Device, ServeError, Transport, VhostSpec, front, gate, serve_counted, tap};
 use crate::{Lease, Rates};
 
 /// How long a server may take to start, and to end.
@@ -105,7 +107,7 @@ impl Server {
     pub(crate) fn start(
         at: &ServerSpec,
         name: &str,
-        device: OwnedFd,
+        device: &Device,
         spec: &VhostSpec,
     ) -> io::Result<Self> {
         let server = Self { control: at.control(name), socket: at.socket(name) };
@@ -120,6 +122,7 @@ impl Server {
         let Lease { addresses, gateways, prefix, dns, mtu } = &spec.lease;
         command.arg("--mtu").arg(mtu.to_string()).arg("--prefix").arg(prefix.to_string());
         command.arg("--control").arg(&server.control);
+        command.arg("--queues").arg(spec.queues.to_string());
         for (flag, list) in [("--gateway", gateways), ("--dns", dns), ("--address", addresses)] {
             for address in list {
                 command.arg(flag).arg(address.to_string());
@@ -127,7 +130,9 @@ impl Server {
         }
         // A signal for the daemon's group is not for it.
         command.process_group(0).current_dir("/");
-        command.stdin(OwnedFd::from(listener)).stdout(device).stderr(Stdio::inherit());
+        let (ours, its) = UnixStream::pair()?;
+        hand_over(&ours, &listener, device)?;
+        command.stdin(OwnedFd::from(its)).stdout(Stdio::null()).stderr(Stdio::inherit());
         let mut child = command.spawn()?;
         let begin = Instant::now();
         while server.status().is_err() {
@@ -277,22 +282,40 @@ pub struct ServerArguments {
     pub control: PathBuf,
 }
 
-/// Is a guest's server, with the VMM's socket as standard input and the device as
-/// standard output; ends when it is told to.
+/// Gives a server that is to start what it serves.
+fn hand_over(to: &UnixStream, listener: &UnixListener, device: &Device) -> io::Result<()> {
+    let queues = device.queues().iter().map(|queue| queue.as_fd());
+    let fds: Vec<_> = std::iter::once(listener.as_fd()).chain(queues).collect();
+    front::send(to, &[0], &fds)
+}
+
+/// Takes what the daemon gives.
+fn take_over(from: &impl AsFd) -> io::Result<(UnixListener, Device)> {
+    let none = || io::Error::from(io::ErrorKind::InvalidInput);
+    let fds = front::receive(from, &mut [0])?.ok_or_else(none)?;
+    let mut fds = fds.into_iter();
+    let listener = fds.next().ok_or_else(none)?;
+    if !(1..=usize::from(MAX_QUEUES)).contains(&fds.len()) {
+        return Err(none());
+    }
+    Ok((UnixListener::from(listener), Device::of(fds)))
+}
+
+/// Is a guest's server, with a socket as standard input by which the VMM's socket and the
+/// device come; ends when it is told to.
 ///
 /// # Errors
 /// [`ServeError`].
 pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible, ServeError> {
     let ServerArguments { spec, control } = arguments;
-    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let device = io::stdout().as_fd().try_clone_to_owned()?;
+    let (listener, device) = take_over(&io::stdin())?;
     let mut listeners = vec![(Transport::Vhost, listener)];
     for transport in [Transport::Stream, Transport::Bess] {
         listeners.push((transport, transport.bind(&transport.socket(&control))?));
     }
     // Last: who can ask finds all of it there.
     let control = bind(&control)?;
-    let held = File::from(device.try_clone()?);
+    let held = device.clone();
     confine()?;
     let counted = Arc::new(Mutex::new(Counted::default()));
     let (told, serves) = (Arc::clone(&counted), spec.to_string());
@@ -305,7 +328,7 @@ pub fn run_server(arguments: ServerArguments) -> Result<std::convert::Infallible
             answer(stream, &held, &told, &serves).ok();
         }
     })?;
-    serve_counted(&listeners, device, &spec, &counted)
+    serve_counted(&listeners, &device, &spec, &counted)
 }
 
 /// For the owner alone, from the beginning.
@@ -318,7 +341,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 pub(super) fn answer(
     whole: UnixStream,
-    device: &File,
+    device: &Device,
     counted: &Arc<Mutex<Counted>>,
     serves: &str,
 ) -> io::Result<()> {

@@ -58,6 +58,7 @@ pub(crate) fn guest_spec(host: u8, guest: u8) -> GuestSpec {
         mac: Some(MacAddr([2, 0, 10, 77, host, guest + 1])),
         kind: PortKind::Veth,
         server: None,
+        queues: 1,
     }
 }
 

@@ -148,6 +148,9 @@ pub enum Problem {
     /// A limit for a guest whose packets nobody sees.
     #[error("a guest by veth has nobody to limit its packets; give it kind = \"tap\"")]
     RateOfVeth,
+    /// More pairs of queues than such a guest's card can have.
+    #[error("a guest has 1 pair of queues; one of kind = \"qemu\" may have up to 16")]
+    Queues,
     /// A guest outside the overlay, or at an address of it that no guest can have.
     #[error("{address} is not a guest's address in overlay {overlay}; {remedy}")]
     GuestAddress {

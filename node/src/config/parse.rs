@@ -71,7 +71,7 @@ const PEER_KEYS: &[&str] = &[
     "preshared_key",
 ];
 const GUEST_KEYS: &[&str] =
-    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to"];
+    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to", "queues"];
 
 const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
 const A_PORT: &str = "a port from 1 to 65535";
@@ -477,7 +477,15 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
         addresses.push(address);
     }
     let rates = read_rates(section, kind)?;
-    Ok(GuestConfig { name, kind, addresses, rates })
+    let queues = section.integer("queues", "a number from 1 to 16")?;
+    let queues = match queues {
+        None => 1,
+        Some(Located { value, line }) if !kind.may_have_queues(value) => {
+            return Err(section.wrong(line, "queues", Problem::Queues));
+        }
+        Some(queues) => queues.value,
+    };
+    Ok(GuestConfig { name, kind, addresses, rates, queues })
 }
 
 /// How fast a guest may be: both ways, or each.

@@ -167,10 +167,11 @@ impl Guests {
         caller: Caller,
         name: String,
         kind: &str,
-        (addresses, rates): (Vec<Ipv4Addr>, &control::GuestRates),
+        (addresses, rates, queues): (Vec<Ipv4Addr>, &control::GuestRates, Option<u16>),
         answer: Responder,
     ) {
         let begun = may_change(caller).and_then(|()| self.plan(name, kind, addresses, rates));
+        let begun = begun.and_then(|guest| with_queues(guest, queues));
         // Before the rules take a link of that name for a guest's.
         let begun = begun.and_then(|guest| is_nobodys(&guest.name).map(|()| guest));
         let begun = begun.and_then(|guest| {
@@ -209,7 +210,7 @@ impl Guests {
             addresses.extend(self.free_address());
         }
         let rates = read_rates(kind, rates)?;
-        let guest = GuestConfig { name, kind, addresses, rates };
+        let guest = GuestConfig { name, kind, addresses, rates, queues: 1 };
         self.check(&guest)?;
         Ok(guest)
     }
@@ -493,6 +494,7 @@ impl Guest {
             socket: attach::server(config).socket(&self.config.name).display().to_string(),
             mac: machine_mac(&addresses).to_string(),
             mtu: DEFAULT_MTU,
+            queues: self.config.queues,
             gateway: config.node.gateway(),
             vmm: status.and_then(|status| status.vmm),
         })
@@ -539,6 +541,20 @@ fn read_rates(kind: GuestKind, rates: &control::GuestRates) -> Result<Rates, Fai
         return Err(Failure::new("bad-rate", message, "make it of kind tap"));
     }
     Ok(rates)
+}
+
+/// A guest with so many pairs of queues, where it can have them.
+fn with_queues(mut guest: GuestConfig, queues: Option<u16>) -> Result<GuestConfig, Failure> {
+    guest.queues = queues.unwrap_or(1);
+    if guest.kind.may_have_queues(guest.queues) {
+        return Ok(guest);
+    }
+    let message = format!(
+        "a guest of kind {} cannot have {} pairs of queues",
+        guest.kind.as_str(),
+        guest.queues
+    );
+    Err(Failure::new("bad-queues", message, "give it 1, or up to 16 to one of kind qemu"))
 }
 
 /// Refuses the name of a link that is there.

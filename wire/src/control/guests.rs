@@ -63,6 +63,11 @@ impl GuestRates {
     }
 }
 
+/// What a daemon has that does not say.
+const fn one() -> u16 {
+    1
+}
+
 /// The card of a guest that is a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -72,6 +77,9 @@ pub struct Machine {
     pub mac: String,
     /// Longest packet in bytes.
     pub mtu: u16,
+    /// Pairs of queues of its card.
+    #[serde(default = "one")]
+    pub queues: u16,
     /// Its gateway, the host.
     pub gateway: Ipv4Addr,
     /// The VMM that is connected.

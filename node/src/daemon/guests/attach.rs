@@ -79,6 +79,7 @@ fn spec(config: &Config, guest: &GuestConfig) -> Result<GuestSpec, GuestError> {
             GuestKind::Qemu | GuestKind::Uml => PortKind::Vhost,
         },
         server: guest.kind.is_machine().then(|| server(config)),
+        queues: guest.queues,
     })
 }
 

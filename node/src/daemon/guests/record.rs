@@ -22,6 +22,8 @@ pub(super) struct Record {
     addresses: Vec<Ipv4Addr>,
     #[serde(default)]
     rates: GuestRates,
+    #[serde(default)]
+    queues: Option<u16>,
     /// Its removal has begun.
     #[serde(default)]
     pub(super) is_going: bool,
@@ -34,6 +36,7 @@ impl Record {
             kind: guest.kind.as_str().to_owned(),
             addresses: guest.addresses.clone(),
             rates: rate_texts(guest.rates),
+            queues: (guest.queues != 1).then_some(guest.queues),
             is_going,
         }
     }
@@ -43,7 +46,8 @@ impl Record {
         let kind = self.kind.parse()?;
         // Of a later version: unlimited rather than no guest.
         let rates = rates_of(&self.rates).unwrap_or_default();
-        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates })
+        let queues = self.queues.filter(|queues| kind.may_have_queues(*queues)).unwrap_or(1);
+        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates, queues })
     }
 }
 

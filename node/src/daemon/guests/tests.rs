@@ -23,6 +23,7 @@ fn guests() -> Guests {
     };
     let web = GuestConfig {
         rates: conet_hostinject::Rates::default(),
+        queues: 1,
         name: "web".to_owned(),
         kind: GuestKind::Netns,
         addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
@@ -122,6 +123,7 @@ fn an_added_guest_that_contradicts_the_configuration_is_kept_and_not_made() {
     let mut guests = guests();
     let other = GuestConfig {
         rates: conet_hostinject::Rates::default(),
+        queues: 1,
         name: "other".to_owned(),
         kind: GuestKind::Tap,
         addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
