@@ -286,6 +286,8 @@ pub struct Peer {
     pub mode: String,
     /// Where its sessions are.
     pub endpoint: Option<String>,
+    /// How its session's packets go while it stands: `udp`, or `tcp` where UDP is blocked.
+    pub carrier: Option<String>,
     /// Where its packets go.
     pub tunnel_endpoint: Option<String>,
     /// Inner addresses that are routed to it.
