@@ -362,7 +362,7 @@ pub struct Process {
     /// Times that it was brought home because of what it did.
     pub sent_home: u64,
     /// Calls that ran at home for it while it was away, as of the last look at it, which
-    /// there are two of in a second: what it does just before its end is not in it.
+    /// there are twenty of in a second: what it does just before its end is not in it.
     pub calls_forwarded: u64,
     /// How long the last move held it, in microseconds.
     pub freeze_us: Option<u64>,
