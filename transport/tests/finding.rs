@@ -1,33 +1,17 @@
 //! Two nodes that move at once, with nobody left at their old places: who knows both helps.
 
-use conet_testkit::random::Random;
-use conet_transport::session::handshake::{
-    Entropy, EntropyFailed, FEATURES, PrivateKey, PublicKey,
-};
-use conet_transport::session::{Event, Hub, HubConfig, Limits};
+mod common;
+
+use conet_transport::session::handshake::{FEATURES, PrivateKey, PublicKey};
+use conet_transport::session::{Event, Hub, HubConfig};
 use conet_transport::time::Instant;
 use conet_wire::session::handshake::FEATURE_FIND;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-struct Seeded(Random);
-
-impl Entropy for Seeded {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
-        self.0.fill(bytes);
-        Ok(())
-    }
-}
-
 fn hub(key: u8, seed: u64, features: u32) -> Hub {
-    let config = HubConfig {
-        private_key: PrivateKey::new([key; 32]),
-        limits: Limits::default(),
-        started: Duration::from_secs(1) + Duration::from_nanos(seed),
-        features,
-        entropy: Box::new(Seeded(Random::new(seed))),
-    };
+    let config = HubConfig { features, ..common::config(key, seed) };
     Hub::new(config).expect("entropy")
 }
 
