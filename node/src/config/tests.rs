@@ -544,6 +544,21 @@ fn a_guests_rate_is_for_both_ways_or_for_each() {
 }
 
 #[test]
+fn a_machine_of_qemus_may_have_several_pairs_of_queues() {
+    let with = |kind: &str, keys: &str| {
+        let text = guest("web", "10.77.1.2").replace("netns", kind);
+        Files::new(&format!("{NODE}{text}{keys}\n")).load().map(|one| one.guests[0].queues)
+    };
+    assert_eq!((with("qemu", ""), with("qemu", "queues = 16")), (Ok(1), Ok(16)));
+    assert_eq!(with("uml", "queues = 1"), Ok(1));
+    for (kind, queues) in [("qemu", "0"), ("qemu", "17"), ("uml", "2"), ("netns", "4")] {
+        let said = with(kind, &format!("queues = {queues}")).unwrap_err();
+        assert!(said.contains("guest.queues") && said.contains("up to 16"), "{said}");
+    }
+    assert!(with("qemu", "queues = \"2\"").is_err());
+}
+
+#[test]
 fn guests_are_told_of_named_resolvers_or_of_the_hosts() {
     let dns = |keys: &str| Files::new(&format!("{NODE}{keys}\n")).load().map(|one| one.node.dns);
     assert_eq!(dns(""), Ok(None));

@@ -8,7 +8,7 @@ use conet_hostinject::{InvalidRate, Rate, Rates};
 use conet_wire::control::GuestRates;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{GuestConfig, UnknownKind};
+use crate::config::{GuestConfig, GuestKind, UnknownKind};
 use crate::store;
 
 /// The file's name.
@@ -43,7 +43,7 @@ impl Record {
 
     /// The guest. The file may be another version's.
     pub(super) fn guest(self) -> Result<GuestConfig, UnknownKind> {
-        let kind = self.kind.parse()?;
+        let kind: GuestKind = self.kind.parse()?;
         // Of a later version: unlimited rather than no guest.
         let rates = rates_of(&self.rates).unwrap_or_default();
         let queues = self.queues.filter(|queues| kind.may_have_queues(*queues)).unwrap_or(1);
