@@ -23,14 +23,14 @@ extern crate alloc;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 mod guests;
 
-pub use guests::{Forward, Guest, GuestRates, Machine};
+pub use guests::{Forward, Guest, GuestRates, Held, Machine};
 
 /// Longest request line in bytes, without its newline. The longest names and
 /// numbers that a request can hold fit many times.
@@ -82,9 +82,9 @@ pub enum Request {
         name: String,
         /// How it is plumbed: `netns`, `tap`, `qemu` or `uml`.
         kind: String,
-        /// Its addresses in the overlay; a free one where there are none.
+        /// Its addresses in the overlay; a free one of each family where there are none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        addresses: Vec<Ipv4Addr>,
+        addresses: Vec<IpAddr>,
         /// How fast it may be.
         #[serde(default, skip_serializing_if = "GuestRates::are_unlimited")]
         rates: GuestRates,
@@ -95,6 +95,34 @@ pub enum Request {
         name: String,
         /// How fast it may be from now on.
         rates: GuestRates,
+    },
+    /// Keep a guest's packets from now on, in order: [`Response::Held`].
+    GuestHold {
+        /// Its name.
+        name: String,
+    },
+    /// Take out what is kept of a guest that is held, and stays so: [`Response::Drained`].
+    /// It is root's alone, since packets are in it.
+    GuestDrain {
+        /// Its name.
+        name: String,
+    },
+    /// Give a guest that is held what another host has kept, before what is kept here, in
+    /// pieces: [`Response::Done`], and [`Response::Accepted`] to the last.
+    GuestAccept {
+        /// Its name.
+        name: String,
+        /// How many bytes came before this piece; 0 begins anew.
+        at: u64,
+        /// The next bytes of [`crate::held`]'s layout, base64.
+        piece: String,
+        /// Whether it is the last.
+        last: bool,
+    },
+    /// Let a guest's packets pass again, what is kept first: [`Response::Held`].
+    GuestRelease {
+        /// Its name.
+        name: String,
     },
     /// Remove a guest that was added: [`Response::Done`].
     GuestRemove {
@@ -192,6 +220,22 @@ pub enum Response {
     },
     /// To [`Request::GuestAdd`].
     Guest(Guest),
+    /// To [`Request::GuestHold`] and [`Request::GuestRelease`]: what is kept at that moment.
+    Held(Held),
+    /// To [`Request::GuestDrain`].
+    Drained {
+        /// How much it is.
+        held: Held,
+        /// In [`crate::held`]'s layout, base64.
+        packets: String,
+    },
+    /// To [`Request::GuestAccept`].
+    Accepted {
+        /// How much was given.
+        held: Held,
+        /// Packets that did not fit, the newest of all.
+        lost: u64,
+    },
     /// To [`Request::Forwards`].
     Forwards {
         /// The configuration's first, then in the order of their addition.
@@ -579,7 +623,7 @@ mod tests {
         let added = Request::GuestAdd {
             name: "web".into(),
             kind: "tap".into(),
-            addresses: vec![Ipv4Addr::new(10, 77, 1, 9)],
+            addresses: vec![IpAddr::from([10, 77, 1, 9])],
             rates: GuestRates::default(),
         };
         let rates = GuestRates { from: Some("1mbit".into()), to: None };

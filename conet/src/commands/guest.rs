@@ -1,9 +1,10 @@
 //! `conet guest …`.
 
 mod capture;
+mod hold;
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -42,6 +43,11 @@ pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
         GuestCommand::Args { name, memory, port, output } => {
             args(client, &name, memory, port, output)
         }
+        GuestCommand::Hold { name, output } => hold::hold(client, &name, output),
+        GuestCommand::Drain { name, to, output } => hold::drain(client, &name, &to, output),
+        GuestCommand::Release { name, from, output } => {
+            hold::release(client, &name, from.as_deref(), output)
+        }
         GuestCommand::Remove { name } => remove(client, name),
         GuestCommand::Exec { name, command } => exec(client, &name, &command),
     }
@@ -50,7 +56,7 @@ pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
 fn add(
     client: &mut Client,
     name: String,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     (kind, rates): (&str, &RateOptions),
     output: Output,
 ) -> Result<()> {
@@ -196,6 +202,6 @@ fn exec(client: &mut Client, name: &str, command: &[OsString]) -> Result<()> {
 }
 
 fn addresses_of(guest: &Guest) -> String {
-    let all: Vec<_> = guest.addresses.iter().map(Ipv4Addr::to_string).collect();
+    let all: Vec<_> = guest.addresses.iter().map(IpAddr::to_string).collect();
     all.join(", ")
 }

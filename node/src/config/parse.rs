@@ -151,11 +151,9 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
     let address = section.parsed::<IpAddr>("address", an_address)?.ok_or_else(|| {
         section.missing("address", "add this host's own address, as in address = \"192.0.2.1\"")
     })?;
-    let overlay = section.parsed("overlay", "an IPv4 prefix, as in \"10.77.1.0/24\"")?;
-    let overlay = overlay.ok_or_else(|| {
-        section.missing("overlay", "add the guests' prefix, as in overlay = \"10.77.1.0/24\"")
-    })?;
-    let overlay = check::overlay(section, overlay)?;
+    let prefixes = "a prefix, as in \"10.77.1.0/24\", or a list of one of IPv4 and one of IPv6";
+    let prefixes = section.one_or_more::<IpNet>("overlay", prefixes)?;
+    let overlay = check::overlay(section, &prefixes)?;
     let port = port(section, "port")?.map_or(DEFAULT_PORT, |port| port.value);
     let wireguard_port = port_for_wireguard(section, port)?;
     let mode = section.parsed("mode", A_MODE)?.map_or(Mode::WireGuard, |mode| mode.value);
@@ -452,8 +450,8 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
     let name = check::new_name(section, name, config)?;
     let kind = section.parsed("kind", "\"netns\" or \"tap\"")?;
     let kind = kind.ok_or_else(|| section.missing("kind", "add kind = \"netns\""))?.value;
-    let one = section.parsed("address", "an IPv4 address, as in \"10.77.1.2\"")?;
-    let many = section.list("addresses", "a list of IPv4 addresses, as in [\"10.77.1.2\"]")?;
+    let one = section.parsed("address", "an address, as in \"10.77.1.2\"")?;
+    let many = section.list("addresses", "a list of addresses, as in [\"10.77.1.2\"]")?;
     let given = match (one, many.first()) {
         (Some(_), Some(second)) => {
             let problem = Problem::Both { other: "address" };

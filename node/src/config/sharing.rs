@@ -1,5 +1,7 @@
 //! The keys about what guests share with their host: its address and its ports.
 
+use std::net::IpAddr;
+
 use conet_hostinject::HostPorts;
 
 use super::Config;
@@ -30,7 +32,11 @@ pub(super) fn host_ports(section: &mut Section<'_>) -> Result<HostPorts, ConfigE
 pub(super) fn forwards(section: &mut Section<'_>, config: &mut Config) -> Result<(), ConfigError> {
     const KEY: &str = "forwards";
     for Located { value: forward, line } in section.list::<Forward>(KEY, A_FORWARD)? {
-        if !config.guests.iter().any(|guest| guest.name == forward.guest) {
+        let guest = config.guests.iter().find(|guest| guest.name == forward.guest);
+        if guest.is_some_and(|guest| !guest.addresses.iter().any(IpAddr::is_ipv4)) {
+            return Err(section.wrong(line, KEY, Problem::NoIpv4 { guest: forward.guest }));
+        }
+        if guest.is_none() {
             let known = config.guests.iter().map(|guest| guest.name.as_str());
             let suggestion = Suggestion::of(&forward.guest, known);
             let problem = Problem::UnknownGuest { name: forward.guest, suggestion };

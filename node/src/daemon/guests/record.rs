@@ -1,7 +1,7 @@
 //! Added guests in the state directory: one small JSON file, replaced whole.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use conet_hostinject::{InvalidRate, Rate, Rates};
@@ -19,7 +19,7 @@ pub(super) const FILE: &str = "guests.json";
 pub(super) struct Record {
     name: String,
     kind: String,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     #[serde(default)]
     rates: GuestRates,
     /// Its removal has begun.

@@ -19,13 +19,14 @@ fn guests() -> Guests {
         file: dir.keep().join(record::FILE),
         config,
         guests: Vec::new(),
+        pieces: None,
         post: Arc::new(|_| {}),
     };
     let web = GuestConfig {
         rates: conet_hostinject::Rates::default(),
         name: "web".to_owned(),
         kind: GuestKind::Netns,
-        addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
+        addresses: vec![IpAddr::from([10, 77, 1, 2])],
     };
     guests.push(web, Origin::Config, State::Unusable("not made in this test".to_owned()));
     guests
@@ -42,7 +43,7 @@ impl Drop for Guests {
 const UNLIMITED: control::GuestRates = control::GuestRates { from: None, to: None };
 
 fn refused(name: &str, kind: &str, addresses: &[[u8; 4]]) -> String {
-    let addresses = addresses.iter().map(|octets| Ipv4Addr::from(*octets)).collect();
+    let addresses = addresses.iter().map(|octets| IpAddr::from(*octets)).collect();
     guests().plan(name.to_owned(), kind, addresses, &UNLIMITED).unwrap_err().to_string()
 }
 
@@ -76,7 +77,7 @@ fn addresses_are_given_from_the_lowest_until_none_is_free() {
     let mut guests = guests();
     for (name, last) in [("a", 3), ("b", 4), ("c", 5), ("d", 6)] {
         let guest = guests.plan(name.to_owned(), "tap", Vec::new(), &UNLIMITED).unwrap();
-        assert_eq!(guest.addresses, [Ipv4Addr::new(10, 77, 1, last)]);
+        assert_eq!(guest.addresses, [IpAddr::from([10, 77, 1, last])]);
         guests.push(guest, Origin::Added, State::Adding);
     }
     let full = guests.plan("e".to_owned(), "netns", Vec::new(), &UNLIMITED).unwrap_err();
@@ -124,10 +125,10 @@ fn an_added_guest_that_contradicts_the_configuration_is_kept_and_not_made() {
         rates: conet_hostinject::Rates::default(),
         name: "other".to_owned(),
         kind: GuestKind::Tap,
-        addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
+        addresses: vec![IpAddr::from([10, 77, 1, 2])],
     };
     guests.restore(Record::of(&other, false));
-    let row = guests.list().pop().unwrap();
+    let row = guests.list(&BTreeMap::new()).pop().unwrap();
     assert_eq!((row.name.as_str(), row.state.as_str()), ("other", "unusable"));
     assert!(row.problem.unwrap().contains("the address of guest web"));
     guests.store().unwrap();
