@@ -6,7 +6,8 @@
 //! eth0=slirp[,MAC[,tcp|udp:PORT:PORT[:COUNT][/…]]]      ports of the host's, of the guest's
 //! ```
 //!
-//! A name may stand in quotation marks, for a comma in it; two of them are one.
+//! A name may stand in quotation marks, for a comma in it. Two of them behind each other
+//! are one of the name's; no connection of Windows' has one in it, and no name here.
 //!
 //! What it is not: coLinux. That needs a Windows of 32 bits, where no daemon of conet's
 //! runs; what the line says of the *card* (its number, its Ethernet address, slirp's
@@ -100,7 +101,9 @@ pub enum LineError {
     #[error("its Ethernet address is none; write one card's, as in 00:ff:12:34:56:78, or none")]
     Mac,
     /// A bridge to nothing, or a name that does not fit.
-    #[error("its adapter has no name of 1 to 127 bytes; write it, as in pcap-bridge,\"LAN\"")]
+    #[error(
+        "its adapter's name has not 1 to 127 bytes, or a quotation mark; write it, as in pcap-bridge,\"LAN\""
+    )]
     Adapter,
     /// Not the word that a bridge takes.
     #[error("a bridge is promisc or nopromisc; write one of them, or nothing")]
@@ -188,7 +191,8 @@ fn split(text: &str) -> Result<Vec<String>, LineError> {
 }
 
 fn named(adapter: String) -> Result<String, LineError> {
-    let is_one = (1..=MAX_NAME).contains(&adapter.len()) && !adapter.contains(char::is_control);
+    let is_strange = |letter: char| letter.is_control() || letter == '"';
+    let is_one = (1..=MAX_NAME).contains(&adapter.len()) && !adapter.contains(is_strange);
     if is_one { Ok(adapter) } else { Err(LineError::Adapter) }
 }
 
@@ -199,9 +203,8 @@ impl FromStr for Redirection {
         let wrong = LineError::Redirection;
         let mut words = text.split(':');
         let transport = words.next();
-        let is_named = |one: &Transport| {
-            transport.is_some_and(|name| name.eq_ignore_ascii_case(one.as_str()))
-        };
+        let is_named =
+            |one: &Transport| transport.is_some_and(|name| name.eq_ignore_ascii_case(one.as_str()));
         let transport = Transport::ALL.into_iter().find(is_named);
         let mut port = || {
             let word = words.next()?;
@@ -221,7 +224,7 @@ impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "eth{}=", self.card)?;
         let mac = self.mac.map(|mac| mac.to_string()).unwrap_or_default();
-        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let quoted = |name: &str| format!("\"{name}\"");
         let fields = match &self.by {
             By::Tap { adapter, host } => {
                 let adapter = adapter.as_deref().map(quoted).unwrap_or_default();
@@ -273,9 +276,15 @@ mod tests {
         for (text, card, mac, by, shown) in [
             ("eth0=tuntap", 0, None, By::Tap { adapter: None, host: None }, None),
             ("eth0=tuntap,,00:11:22:33:44:55", 0, mac, By::Tap { adapter: None, host: None }, None),
-            ("eth1=tuntap,\"LAN-Connection 14\",00:11:22:33:44:55", 1, mac, tap("LAN-Connection 14"), None),
+            (
+                "eth1=tuntap,\"LAN-Connection 14\",00:11:22:33:44:55",
+                1,
+                mac,
+                tap("LAN-Connection 14"),
+                None,
+            ),
             ("eth0=tuntap,TAP", 0, None, tap("TAP"), Some("eth0=tuntap,\"TAP\"")),
-            ("eth0=tuntap,\"a, \"\"b\"\"\"", 0, None, tap("a, \"b\""), None),
+            ("eth0=tuntap,\"a, b\"", 0, None, tap("a, b"), None),
             (
                 "eth0=tuntap,,,192.168.0.1",
                 0,
@@ -283,7 +292,13 @@ mod tests {
                 By::Tap { adapter: None, host: Some(Ipv4Addr::new(192, 168, 0, 1)) },
                 None,
             ),
-            ("eth15=pcap-bridge,\"Local Area Connection\"", 15, None, bridge(Driver::Pcap, None), None),
+            (
+                "eth15=pcap-bridge,\"Local Area Connection\"",
+                15,
+                None,
+                bridge(Driver::Pcap, None),
+                None,
+            ),
             (
                 " eth0=ndis-bridge,Local Area Connection,00:11:22:33:44:55,nopromisc\n",
                 0,
@@ -318,6 +333,8 @@ mod tests {
             ("eth0=tuntap,TAP,,here", LineError::Host),
             ("eth0=tuntap,TAP,,,more", LineError::Behind),
             ("eth0=pcap-bridge", LineError::Adapter),
+            ("eth0=pcap-bridge,\"\"", LineError::Adapter),
+            ("eth0=tuntap,a\"\"b", LineError::Adapter),
             ("eth0=pcap-bridge,LAN,,some", LineError::Promiscuous),
             ("eth0=slirp,,tcp:22", LineError::Redirection),
             ("eth0=slirp,,icmp:1:1", LineError::Redirection),

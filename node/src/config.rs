@@ -51,10 +51,12 @@
 //!
 //! [[guest]]
 //! name = "web"
-//! kind = "netns"                    # or "tap", "qemu", "uml"
+//! kind = "netns"                    # or "tap", "qemu", "uml", "colinux"
 //! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "fd77:1::2"]
 //! # rate = "100mbit,10kpps"         how fast it may send and receive; also rate_from and
 //! #                                 rate_to, for one way; not for netns
+//! # line = 'eth0=tuntap,"TAP",00:ff:12:34:56:78'   of coLinux's configuration, for kind
+//! #                                 colinux: a guest by tap whose card is as the line says
 //! ```
 //!
 //! A `[[peer]]` may tunnel and nothing else. To run processes is granted apart,
@@ -93,6 +95,7 @@ pub use error::{ConfigError, Problem, Suggestion, TomlMessage};
 pub use ipnet::Ipv4Net;
 pub use overlay::{InvalidOverlay, Overlay};
 
+use crate::colinux::Line;
 use crate::forward::Forward;
 use crate::identity::{Identity, KEY_LEN, KeyError, PublicKey, X25519Public, decode_key};
 
@@ -338,11 +341,13 @@ pub enum GuestKind {
     Qemu,
     /// A User-Mode Linux that somebody starts, by vhost-user.
     Uml,
+    /// A namespace by TAP whose card is as a line of coLinux's configuration says.
+    Colinux,
 }
 
 impl GuestKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Netns, Self::Tap, Self::Qemu, Self::Uml];
+    pub const ALL: [Self; 5] = [Self::Netns, Self::Tap, Self::Qemu, Self::Uml, Self::Colinux];
 
     /// Whether it is a machine of its own, not a namespace of this one.
     #[must_use]
@@ -358,13 +363,14 @@ impl GuestKind {
             Self::Tap => "tap",
             Self::Qemu => "qemu",
             Self::Uml => "uml",
+            Self::Colinux => "colinux",
         }
     }
 }
 
 /// A word that names no kind of guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a kind of guest; write netns, tap, qemu or uml")]
+#[error("not a kind of guest; write netns, tap, qemu, uml or colinux")]
 pub struct UnknownKind;
 
 impl FromStr for GuestKind {
@@ -386,6 +392,8 @@ pub struct GuestConfig {
     pub addresses: Vec<IpAddr>,
     /// How fast it may be; none for [`GuestKind::Netns`].
     pub rates: Rates,
+    /// What it was told to coLinux; there for [`GuestKind::Colinux`], and no other.
+    pub line: Option<Line>,
 }
 
 /// A host's clock against its machine's, in nanoseconds; positive is ahead.

@@ -17,12 +17,13 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("dpkg-deb", "dpkg"),
     ("xz", "xz-utils"),
+    ("dhclient", "isc-dhcp-client"),
 ];
 /// Packages and their tests.
 const TESTS: [(&str, &[&str]); 3] = [
     ("conet-tunnel", &["interop", "kernels"]),
     ("conet-hostinject", &["vhost", "gigabyte"]),
-    ("conet", &["machines"]),
+    ("conet", &["machines", "start"]),
 ];
 /// Names the newest kernel package.
 const META_PACKAGE: &str = "linux-image-amd64";

@@ -49,6 +49,9 @@ pub(crate) enum GuestCommand {
         output: Output,
     },
     /// Print what to start a guest that is a machine with: QEMU's or User-Mode Linux's.
+    ///
+    /// Of a guest of kind colinux it is the line of coLinux's configuration that conet.toml
+    /// has for it.
     Args {
         /// The guest.
         name: String,
@@ -61,6 +64,26 @@ pub(crate) enum GuestCommand {
         port: PortName,
         #[command(flatten)]
         output: Output,
+    },
+    /// Start a guest that is a machine, with its card; it has this command's pid (needs root).
+    ///
+    /// As in: conet guest start vm --port dgram -- -kernel vmlinuz -initrd initrd
+    Start {
+        /// The guest.
+        name: String,
+        /// Its memory, in MiB.
+        #[arg(long, value_name = "MIB", default_value_t = 512,
+              value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+        memory: u32,
+        /// How it reaches its port.
+        #[arg(long, value_enum, default_value_t = PortName::Vhost)]
+        port: PortName,
+        /// What to start in place of qemu-system-x86_64 or linux.uml.
+        #[arg(long, value_name = "CMD")]
+        program: Option<OsString>,
+        /// What else the machine is told, behind --.
+        #[arg(last = true, value_name = "ARG")]
+        arguments: Vec<OsString>,
     },
     /// Write what a guest's card carries, both ways, as pcapng; Ctrl-C ends it (needs root).
     ///
@@ -171,6 +194,28 @@ pub(crate) enum PortName {
     Stream,
     /// Frames as messages, for a User-Mode Linux without virtio.
     Bess,
+    /// The same, by a descriptor that a User-Mode Linux inherits; by conet guest start.
+    Fd,
+    /// Frames as messages, for QEMU, by a descriptor that it inherits; by conet guest start.
+    Dgram,
+}
+
+impl PortName {
+    /// As it is typed.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Vhost => "vhost",
+            Self::Stream => "stream",
+            Self::Bess => "bess",
+            Self::Fd => "fd",
+            Self::Dgram => "dgram",
+        }
+    }
+
+    /// Whether it is a descriptor that somebody passes on.
+    pub(crate) fn is_inherited(self) -> bool {
+        matches!(self, Self::Fd | Self::Dgram)
+    }
 }
 
 impl KindName {

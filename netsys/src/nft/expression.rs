@@ -172,25 +172,8 @@ impl Expression<'_> {
                 });
                 compare(m, EQUAL, &LOCAL.to_ne_bytes());
             }
-            Self::PortFrom(first, last) => {
-                load(m, KEY, 2, 2, 2);
-                expression(m, "range", |m| {
-                    m.be32(1, KEY);
-                    m.be32(2, EQUAL);
-                    m.nest(3, |m| m.put(1, &first.to_be_bytes()));
-                    m.nest(4, |m| m.put(1, &last.to_be_bytes()));
-                });
-            }
-            Self::OfKnownConnection => {
-                // Established 2, related 4: NF_CT_STATE_BIT.
-                let known = 0x06_u32.to_ne_bytes();
-                expression(m, "ct", |m| {
-                    m.be32(1, KEY);
-                    m.be32(2, 0);
-                });
-                masked(m, 4, &known);
-                compare(m, OTHER, &[0; 4]);
-            }
+            Self::PortFrom(first, last) => port_between(m, first, last),
+            Self::OfKnownConnection => of_known_connection(m),
             Self::PortIn(map) => {
                 load(m, KEY, 2, 2, 2);
                 lookup(m, map, Found::Gives(PORT));
@@ -245,6 +228,27 @@ impl Expression<'_> {
             _ => {}
         }
     }
+}
+
+fn port_between(m: &mut Attributes<'_>, first: u16, last: u16) {
+    load(m, KEY, 2, 2, 2);
+    expression(m, "range", |m| {
+        m.be32(1, KEY);
+        m.be32(2, EQUAL);
+        m.nest(3, |m| m.put(1, &first.to_be_bytes()));
+        m.nest(4, |m| m.put(1, &last.to_be_bytes()));
+    });
+}
+
+fn of_known_connection(m: &mut Attributes<'_>) {
+    // Established 2, related 4: NF_CT_STATE_BIT.
+    let known = 0x06_u32.to_ne_bytes();
+    expression(m, "ct", |m| {
+        m.be32(1, KEY);
+        m.be32(2, 0);
+    });
+    masked(m, 4, &known);
+    compare(m, OTHER, &[0; 4]);
 }
 
 fn address(m: &mut Attributes<'_>, source: bool, net: IpNet, inside: bool) {

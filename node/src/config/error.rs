@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use super::overlay::Overlay;
+use crate::colinux::LineError;
 use crate::forward::ForwardProblem;
 use crate::identity::KeyError;
 
@@ -149,6 +150,17 @@ pub enum Problem {
     /// A limit for a guest whose packets nobody sees.
     #[error("a guest by veth has nobody to limit its packets; give it kind = \"tap\"")]
     RateOfVeth,
+    /// A line that is none of coLinux's about a card.
+    #[error("`{value}`: {problem}")]
+    Colinux {
+        /// The line.
+        value: String,
+        /// What is wrong with it, and the remedy.
+        problem: LineError,
+    },
+    /// A line of coLinux's for a guest of another kind.
+    #[error("is for a guest in place of coLinux; give it kind = \"colinux\", or leave this out")]
+    LineOfOther,
     /// A guest outside the overlay, or at an address of it that no guest can have.
     #[error("{address} is not a guest's address in overlay {overlay}; {remedy}")]
     GuestAddress {

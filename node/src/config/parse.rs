@@ -26,6 +26,7 @@ use super::{
     DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, GuestKind, Mode, NodeConfig,
     PeerConfig, PeerKey, SOCKET_NAME,
 };
+use crate::colinux::Line;
 use crate::identity::{Identity, KeyError, X25519Public};
 
 const SECTIONS: &[&str] = &["node", "peer", "guest"];
@@ -71,7 +72,7 @@ const PEER_KEYS: &[&str] = &[
     "preshared_key",
 ];
 const GUEST_KEYS: &[&str] =
-    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to"];
+    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to", "line"];
 
 const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
 const A_PORT: &str = "a port from 1 to 65535";
@@ -111,6 +112,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config, ConfigError> {
     for mut section in guests {
         let guest = read_guest(&mut section, &config)?;
         config.guests.push(guest);
+        sharing::redirections(&section, &mut config)?;
     }
     sharing::forwards(&mut section, &mut config)?;
     Ok(config)
@@ -475,7 +477,26 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
         addresses.push(address);
     }
     let rates = read_rates(section, kind)?;
-    Ok(GuestConfig { name, kind, addresses, rates })
+    let line = read_line(section, kind)?;
+    Ok(GuestConfig { name, kind, addresses, rates, line })
+}
+
+/// A line of coLinux's, of a guest that is in place of one, and of no other.
+fn read_line(section: &mut Section<'_>, kind: GuestKind) -> Result<Option<Line>, ConfigError> {
+    const KEY: &str = "line";
+    let text = section.string(KEY, "a line of coLinux's, as in 'eth0=tuntap,\"TAP\"'")?;
+    match (text, kind) {
+        (None, GuestKind::Colinux) => Err(section.missing(
+            KEY,
+            "add the card's line of its configuration, as in line = 'eth0=tuntap,\"TAP\"'",
+        )),
+        (None, _) => Ok(None),
+        (Some(Located { value, line }), GuestKind::Colinux) => {
+            let parsed = value.parse().map(Some);
+            parsed.map_err(|problem| section.wrong(line, KEY, Problem::Colinux { value, problem }))
+        }
+        (Some(Located { line, .. }), _) => Err(section.wrong(line, KEY, Problem::LineOfOther)),
+    }
 }
 
 /// How fast a guest may be: both ways, or each.

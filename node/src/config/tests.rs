@@ -232,7 +232,7 @@ fn unknown_keys_and_sections_are_refused() {
     );
     refused(
         &format!("{NODE}[[guest]]\ncolour = 1"),
-        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses, rate, rate_from, rate_to",
+        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses, rate, rate_from, rate_to, line",
     );
     refused(
         &format!("{NODE}[[peers]]\nname = \"a\""),

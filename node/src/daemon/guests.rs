@@ -208,11 +208,15 @@ impl Guests {
         let kind = kind.parse::<GuestKind>().map_err(|error| {
             Failure::new("bad-kind", format!("{kind:?} is {error}"), "see conet guest add --help")
         })?;
+        if kind == GuestKind::Colinux {
+            let message = "a guest in place of coLinux needs the line of its card";
+            return Err(Failure::new("bad-kind", message, "write it into conet.toml, with line ="));
+        }
         if addresses.is_empty() {
             addresses = self.free_addresses(kind);
         }
         let rates = read_rates(kind, rates)?;
-        let guest = GuestConfig { name, kind, addresses, rates };
+        let guest = GuestConfig { name, kind, addresses, rates, line: None };
         self.check(&guest)?;
         Ok(guest)
     }
@@ -513,6 +517,7 @@ impl Guest {
                 _ => None,
             }
             .map(|(packets, bytes)| control::Held { packets, bytes }),
+            line: self.config.line.as_ref().map(ToString::to_string),
             machine: self.machine(config),
         }
     }

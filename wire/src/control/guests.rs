@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Guest {
     /// Its name.
     pub name: String,
-    /// How it is plumbed: `netns` (by veth), `tap`, or by vhost-user `qemu` or `uml`.
+    /// How it is plumbed: `netns` (by veth), `tap` or `colinux` (by TAP), or by vhost-user
+    /// `qemu` or `uml`.
     pub kind: String,
     /// Its first overlay address.
     pub address: String,
@@ -42,6 +43,9 @@ pub struct Guest {
     /// What is kept for it, where it is held.
     #[serde(default)]
     pub held: Option<Held>,
+    /// What coLinux was told of the card of a guest in its place.
+    #[serde(default)]
+    pub line: Option<String>,
     /// What a machine needs to be started with; none where it is a namespace.
     #[serde(default)]
     pub machine: Option<Machine>,

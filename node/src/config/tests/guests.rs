@@ -85,3 +85,49 @@ fn an_ipv6_address_that_no_guest_can_have_is_told() {
          it one of the overlay's",
     );
 }
+
+fn colinux(line: &str) -> String {
+    format!("{NODE}{}line = '{line}'\n", guest("co", "10.77.1.2").replace("netns", "colinux"))
+}
+
+#[test]
+fn a_line_of_colinux_makes_a_guest_with_its_card() {
+    let config = Files::new(&colinux("eth1=tuntap,\"TAP 2\",00:ff:12:34:56:78")).load().unwrap();
+    let line = config.guests[0].line.as_ref().unwrap();
+    assert_eq!((config.guests[0].kind, line.card), (GuestKind::Colinux, 1));
+    assert_eq!(line.to_string(), "eth1=tuntap,\"TAP 2\",00:ff:12:34:56:78");
+    // Ports that slirp led to it are forwards like others.
+    let slirp = colinux("eth0=slirp,,tcp:2222:22/udp:5000:6000:10");
+    let forwards: Vec<_> = Files::new(&slirp).load().unwrap().forwards;
+    let shown: Vec<_> = forwards.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["tcp:2222:co:22", "udp:5000-5009:co:6000-6009"]);
+    refused(
+        &slirp.replace("[[guest]]", "forwards = [\"tcp:2222:co\"]\n[[guest]]"),
+        "conet.toml:6: node.forwards: tcp:2222:co takes ports that tcp:2222:co:22 takes; take other \
+         ports of the host",
+    );
+}
+
+#[test]
+fn a_line_that_is_none_of_colinuxs_is_told() {
+    refused(
+        &colinux("eth0=vde,x"),
+        "conet.toml:10: guest.line: `eth0=vde,x`: names no way of coLinux's; write tuntap, slirp, \
+         pcap-bridge or ndis-bridge",
+    );
+    refused(
+        &colinux("").replace("line = ''\n", ""),
+        "conet.toml:6: guest.line: missing; add the card's line of its configuration, as in line = \
+         'eth0=tuntap,\"TAP\"'",
+    );
+    refused(
+        &colinux("eth0=tuntap").replace("colinux", "tap"),
+        "conet.toml:10: guest.line: is for a guest in place of coLinux; give it kind = \"colinux\", \
+         or leave this out",
+    );
+    refused(
+        &colinux("eth0=slirp,,tcp:47700:22"),
+        "conet.toml:6: guest.line: tcp:47700:co:22 takes tcp port 47700, which is this node's own for \
+         links of processes; take other ports of the host",
+    );
+}

@@ -43,7 +43,7 @@ impl Record {
         let kind = self.kind.parse()?;
         // Of a later version: unlimited rather than no guest.
         let rates = rates_of(&self.rates).unwrap_or_default();
-        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates })
+        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates, line: None })
     }
 }
 

@@ -24,6 +24,7 @@ fn guests() -> Guests {
     };
     let web = GuestConfig {
         rates: conet_hostinject::Rates::default(),
+        line: None,
         name: "web".to_owned(),
         kind: GuestKind::Netns,
         addresses: vec![IpAddr::from([10, 77, 1, 2])],
@@ -56,8 +57,9 @@ fn what_cannot_be_added_is_refused_with_the_remedy() {
             "x",
             "xen",
             &[],
-            "\"xen\" is not a kind of guest; write netns, tap, qemu or uml; see conet",
+            "\"xen\" is not a kind of guest; write netns, tap, qemu, uml or colinux; see conet",
         ),
+        ("x", "colinux", &[], "a guest in place of coLinux needs the line of its card; write it"),
         ("x", "tap", &[[10, 77, 2, 2]], "10.77.2.2 is not a guest's address in overlay"),
         ("x", "tap", &[[10, 77, 1, 1]], "10.77.1.1 is not a guest's address in overlay"),
         ("x", "tap", &[[10, 77, 1, 7]], "10.77.1.7 is not a guest's address in overlay"),
@@ -123,6 +125,7 @@ fn an_added_guest_that_contradicts_the_configuration_is_kept_and_not_made() {
     let mut guests = guests();
     let other = GuestConfig {
         rates: conet_hostinject::Rates::default(),
+        line: None,
         name: "other".to_owned(),
         kind: GuestKind::Tap,
         addresses: vec![IpAddr::from([10, 77, 1, 2])],
