@@ -37,9 +37,11 @@ use conet_wire::session::frame::{Lane, Status};
 use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
+use find::Find;
 use moves::Tomb;
 use table::Table;
 
+mod find;
 mod input;
 mod moves;
 mod output;
@@ -154,6 +156,10 @@ pub struct Hub {
     /// Peers with pieces that were to wait for the next batch.
     held: VecDeque<usize>,
     events: VecDeque<Event>,
+    /// Questions about peers, and answers, with who said them.
+    finds: VecDeque<(usize, Find)>,
+    /// The peer that was asked last where another is.
+    last_asked: usize,
     strays: Strays,
     bulk: Option<BulkPort>,
     bulk_expected: Instant,
@@ -200,6 +206,8 @@ impl Hub {
             ready: VecDeque::new(),
             held: VecDeque::new(),
             events: VecDeque::new(),
+            finds: VecDeque::new(),
+            last_asked: 0,
             strays: Strays::default(),
             bulk: None,
             bulk_expected: Instant::START,
@@ -456,6 +464,14 @@ impl Hub {
         let key = peer.key();
         while let Some(event) = peer.poll_event() {
             self.events.push_back(match event {
+                PeerEvent::Asked(about) => {
+                    self.finds.push_back((at, Find::Asked(about)));
+                    continue;
+                }
+                PeerEvent::Told(about, place) => {
+                    self.finds.push_back((at, Find::Told(about, place)));
+                    continue;
+                }
                 PeerEvent::Up => Event::Up(key),
                 PeerEvent::Down(reason) => Event::Down(key, reason),
                 PeerEvent::Call(run) => Event::Call {

@@ -43,6 +43,7 @@ use core::ops::Range;
 use core::time::Duration;
 
 mod calls;
+mod find;
 mod frames;
 mod freeze;
 mod keys;
@@ -61,6 +62,10 @@ pub(crate) enum PeerEvent {
     Call(Run),
     Cancelled(IncomingId),
     Ended(CallId, Result<Vec<u8>, CallError>),
+    /// It wants to know where somebody is.
+    Asked(PublicKey),
+    /// It says where somebody is.
+    Told(PublicKey, SocketAddr),
 }
 
 #[derive(Debug)]
@@ -156,15 +161,18 @@ pub(crate) struct Peer {
     /// We have sent ourselves another way, and the peer has not come along yet.
     is_ahead: bool,
     candidate: Option<Candidate>,
-    /// Where the peer may be found, by what its old node says.
+    /// Where the peer may be found, by what its old node says, or others.
     hint: Option<SocketAddr>,
+    /// Others were asked where it is.
+    is_sought: bool,
     current: Option<Keys>,
     next: Option<Keys>,
     previous: Option<Keys>,
     asking: Option<Asking>,
     ask_at: Option<Instant>,
     ask_pause: Duration,
-    handshake_out: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Packets that are not made as they go: handshakes, and what is said about others.
+    prepared: VecDeque<(SocketAddr, Vec<u8>)>,
     newest_counter: Option<u64>,
     /// Ours in this session; a moved one brings its own.
     pub(crate) incarnation: u64,
@@ -222,13 +230,14 @@ impl Peer {
             is_ahead: false,
             candidate: None,
             hint: None,
+            is_sought: false,
             current: None,
             next: None,
             previous: None,
             asking: None,
             ask_at: address.map(|_| now),
             ask_pause: limits.handshake_retry,
-            handshake_out: VecDeque::new(),
+            prepared: VecDeque::new(),
             newest_counter: None,
             incarnation,
             remote_incarnation: None,
@@ -422,7 +431,7 @@ impl Peer {
 
     /// The earliest moment at which time alone changes something.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        if !self.handshake_out.is_empty() || self.has_something_to_say() {
+        if !self.prepared.is_empty() || self.has_something_to_say() {
             return Some(now);
         }
         let ask = self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some());
