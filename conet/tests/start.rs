@@ -161,8 +161,8 @@ fn machines_with_ipv6_reach_the_other_host_in_every_mode() {
         Need::Program("busybox"),
         Need::Program("dhclient")
     );
-    let module = "M=/usr/lib/uml/modules/$(busybox uname -r)/kernel/net/ipv6/ipv6.ko\n\
-        [ -e $M ] && busybox insmod $M\n";
+    let module = "M=/usr/lib/uml/modules/$(busybox uname -r)/kernel\n\
+        for m in lib/crc-ccitt net/ipv6/ipv6; do busybox insmod $M/$m.ko; done\n";
     let up = |card: &str| format!("busybox ip link set {card} up\n");
     // The client as its distribution has it; what it is told is set by two lines.
     let client = "cat > /tmp/told <<'END'\n#!/bin/sh\n[ $reason = BOUND6 ] || exit 0\n\

@@ -481,6 +481,31 @@ fn no_guest_is_another_whatever_its_host_is_set_to() {
     }
 }
 
+/// More counters than one answer of the kernel's holds, and sets than one message.
+#[test]
+fn a_thousand_guests_are_checked_and_counted_each() {
+    privileged!();
+    let scene = Scene::new(PortKind::Veth);
+    let many = (0..1500u16).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let addresses =
+            vec![IpAddr::from([10, 78, high, low]), ip(&format!("fd78::{:x}", number + 2))];
+        GuestLink { link: ifname(&format!("guest-{number}")), addresses }
+    });
+    let mut all = shared();
+    all.guests.extend(many);
+    let mut rules = scene.rules();
+    rules.apply(&all).unwrap();
+    let spoofed = rules.spoofed().unwrap();
+    assert_eq!(spoofed.len(), 1502);
+    assert_eq!(spoofed["guest-1499"], 0);
+    let a = scene.guests[0].netns().unwrap();
+    assert!(pings(a, server(true)) && pings(a, server(false)));
+    assert_eq!(rules.spoofed().unwrap()["a"], 0);
+    rules.apply(&shared()).unwrap();
+    assert_eq!(rules.spoofed().unwrap().len(), 2);
+}
+
 #[test]
 fn rules_go_without_a_trace_and_outlive_who_made_them() {
     privileged!(Need::Program("nft"));
