@@ -189,6 +189,7 @@ fn what_cannot_be_held_or_released_is_told() {
     assert!(!fs::exists(&none.0).unwrap(), "nothing is left of a drain that was refused");
     ok(&guest(host, &["hold", "conet-t"]));
     send((host, "conet-t", "10.77.1.50"), 0..10);
+    assert!(ok(&guest(host, &["list"])).contains("up, held: 10"));
     // A file that is there is nobody's to replace; the packets stay.
     fs::write(&cut.0, "mine").unwrap();
     assert!(failed(&guest(host, &["drain", "conet-t", "--to", &cut.0])).contains("is not there"));

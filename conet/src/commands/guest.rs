@@ -93,7 +93,10 @@ fn list(client: &mut Client, output: Output) -> Result<()> {
             guest.name.clone(),
             guest.kind.clone(),
             addresses_of(guest),
-            guest.state.clone(),
+            match guest.held {
+                Some(held) => format!("{}, held: {}", guest.state, held.packets),
+                None => guest.state.clone(),
+            },
             guest.origin.clone(),
             guest.drops.to_string(),
             table::or_dash(guest.problem.as_ref()),
