@@ -67,6 +67,14 @@ print('ready', flush=True)
 while True:
     print(s.recv(100).decode(), flush=True)";
 
+/// Takes a guest's packets out, and is killed before they are anywhere.
+const DIES: &str = r#"
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.connect('/run/conet/control.sock')
+s.sendall(b'{"request":"guest-drain","name":"conet-t"}\n')
+assert b'"packets":10' in s.recv(1000)"#;
+
 struct Hears(Child, BufReader<ChildStdout>);
 
 impl Hears {
@@ -201,6 +209,10 @@ fn what_cannot_be_held_or_released_is_told() {
     let full = failed(&Lab::exec(host, &by_stdout));
     assert!(full.contains("kept for it still"), "{full}");
     assert_eq!(held(host, "conet-t"), Some(10));
+
+    // Who takes them out and does not say that they are safe has not taken them.
+    ok(&Lab::exec(host, &["python3", "-c", DIES]));
+    assert_eq!(held(host, "conet-t"), Some(0));
 
     ok(&guest(host, &["drain", "conet-t", "--to", &kept.0]));
     let bytes = fs::read(&kept.0).unwrap();

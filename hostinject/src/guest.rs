@@ -518,10 +518,15 @@ fn keep_routers(host: &mut Netlink) -> Result<(), NetError> {
 /// Without IPv6 addresses a link is silent in IPv6: no solicitations into the
 /// tunnel, and no link-local way around the gateway. A kernel without IPv6 lacks
 /// the switch, which is as good.
+///
+/// With them nobody looks whether an address is another's: there are two on the link, and
+/// which has which is settled. So addresses are there at once, and a guest that answers for
+/// its gateway's takes nothing away.
 fn switch_ipv6(spec: &GuestSpec, link: IfName) -> Result<(), NetError> {
     let value = if spec.has_v6() { "0" } else { "1" };
     match Sysctl::DisableIpv6(Some(link)).write(value) {
         Err(e) if e.is_missing() && !spec.has_v6() => Ok(()),
+        Ok(()) if spec.has_v6() => Sysctl::AcceptDad(Some(link)).write("0"),
         other => other,
     }
 }

@@ -69,7 +69,8 @@ fn crossing(mode: Mode) {
     println!("{mode}: ping {rtt:?}, TCP {:.0} and {:.0} Mb/s", rate(there), rate(back));
 
     let seen = capture.stop();
-    assert!(seen.packets > 1000, "{seen:?}");
+    // Segments of 64 KiB, and what a busy machine's capture misses.
+    assert!(seen.packets > 100, "{} packets", seen.packets);
     assert_eq!(seen.foreign, Vec::<String>::new(), "{mode}: host addresses only on the LAN");
     assert_eq!(seen.contains(PATTERN), mode == Mode::IpIp, "{mode}");
     let tunnel = scene.hosts[0].tunnel.snapshot().unwrap();
@@ -260,6 +261,13 @@ fn guests_with_ipv6_reach_each_other_by_both_families() {
         scene.hosts[usize::from(h) - 1].attach(spec)
     };
     let (one, two) = (attach(1), attach(2));
+    // There at once: nobody has to be asked whether they are.
+    for (netns, address) in
+        [(one.netns().unwrap(), "fd00:1::2"), (scene.hosts[0].netns(), "fd00:1::1")]
+    {
+        let address: IpAddr = address.parse().unwrap();
+        drop(netns.run(|| TcpListener::bind((address, 0))).unwrap().unwrap());
+    }
     ping(one.netns().unwrap(), guest_address(2, 1)).expect("IPv4");
     let six: IpAddr = "fd00:2::2".parse().unwrap();
     let listener = two.netns().unwrap().run(|| TcpListener::bind((six, 0)).unwrap()).unwrap();

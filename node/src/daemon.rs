@@ -320,6 +320,10 @@ impl<P: Processes> Daemon<P> {
                 answer.answer(self.guests.hold(caller, &name).map(Response::Held));
             }
             Request::GuestDrain { name } => answer.answer(self.guests.drain(caller, &name)),
+            Request::GuestDrained { name } => {
+                let confirmed = self.guests.confirm(caller, &name);
+                answer.answer(confirmed.map(|()| Response::Done {}));
+            }
             Request::GuestAccept { name, at, piece, last } => {
                 let piece = Piece { at, text: &piece, is_last: last };
                 answer.answer(self.guests.accept(caller, &name, piece));

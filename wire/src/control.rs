@@ -104,8 +104,14 @@ pub enum Request {
         name: String,
     },
     /// Take out what is kept of a guest that is held, and stays so: [`Response::Drained`].
-    /// It is root's alone, since packets are in it.
+    /// It is root's alone, since packets are in it. What [`Request::GuestDrained`] does not
+    /// confirm is kept again by the next request about the guest's packets.
     GuestDrain {
+        /// Its name.
+        name: String,
+    },
+    /// What was taken out is safe: [`Response::Done`].
+    GuestDrained {
         /// Its name.
         name: String,
     },

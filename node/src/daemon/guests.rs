@@ -92,6 +92,8 @@ pub(super) struct Guests {
     guests: Vec<Guest>,
     /// Packets that somebody is about to give to one of them.
     pieces: Option<gate::Pieces>,
+    /// Packets that were taken out of one, and may not have arrived anywhere.
+    drained: Option<gate::Drained>,
     post: Post,
 }
 
@@ -106,7 +108,7 @@ impl Guests {
     /// daemon, in the calling thread's network namespace as their host.
     pub(super) fn start(config: Arc<Config>, post: Post) -> Result<Self, GuestError> {
         let file = config.node.state_dir.join(record::FILE);
-        let mut all = Self { config, file, guests: Vec::new(), pieces: None, post };
+        let mut all = Self { config, file, guests: Vec::new(), pieces: None, drained: None, post };
         for guest in all.config.guests.clone() {
             match attach(&all.config, &guest) {
                 Ok(port) => all.push(guest, Origin::Config, State::Up(port)),

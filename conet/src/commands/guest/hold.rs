@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What was drained is in the file before it is gone from the port for good: where the file
-//! cannot be written, the port gets it back.
+//! cannot be written, or this is killed, the port has it again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -58,8 +58,9 @@ pub(super) fn drain(client: &mut Client, name: &str, to: &Path, output: Output) 
             None => io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush()),
         };
         if let Err(error) = written {
-            let back = give(client, name, &bytes);
-            let kept = if back.is_ok() { "kept for it still" } else { "lost" };
+            // Not confirmed, so this has them kept again.
+            let back = ask(client, Request::GuestHold { name: name.to_owned() });
+            let kept = if back.is_ok() { "kept for it still" } else { "perhaps lost" };
             let said = format!("cannot write {}; {} are {kept}", to.display(), shown(held));
             return Err(anyhow::Error::new(error).context(said));
         }
@@ -69,6 +70,11 @@ pub(super) fn drain(client: &mut Client, name: &str, to: &Path, output: Output) 
         if !by_stdout {
             std::fs::remove_file(to).ok();
         }
+    })?;
+    // Where this fails they may be in both places, which is better than in none.
+    let confirmed = client.ask(&Request::GuestDrained { name: name.to_owned() });
+    confirmed.with_context(|| {
+        format!("{} are in {}, and perhaps kept here again", shown(held), to.display())
     })?;
     if output.json {
         return Ok(table::json(&json!({ "guest": name, "drained": held }))?);

@@ -76,7 +76,7 @@ pub(super) fn start(
     }
     let program = program.unwrap_or_else(|| usual.into());
     let source = Command::new(&program).args(flags).args(arguments).exec();
-    Err(ExecError { program: program.into(), source }.into())
+    Err(ExecError { program, source }.into())
 }
 
 /// The port's socket for frames as messages.

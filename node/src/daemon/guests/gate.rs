@@ -5,6 +5,10 @@
 //! together here, of one guest at a time: whoever begins anew ends what somebody else has
 //! begun, which is told so. Nothing reaches the port before all of it is there, is whole,
 //! and is for that guest.
+//!
+//! What is taken out stays here until whoever took it says that it is safe. Where that is
+//! never said, the next request about the guest's packets keeps it again, before what came
+//! since: somebody may have it twice then, and nobody loses it.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,6 +24,13 @@ use crate::caller::Caller;
 pub(super) struct Pieces {
     name: String,
     bytes: Vec<u8>,
+}
+
+/// What was taken out of a guest's port and not confirmed.
+#[derive(Debug)]
+pub(super) struct Drained {
+    name: String,
+    packets: Vec<Vec<u8>>,
 }
 
 /// A piece of what another host has kept.
@@ -52,16 +63,22 @@ impl Guests {
     }
 
     /// Keeps a guest's packets from now on.
-    pub(in crate::daemon) fn hold(&self, caller: Caller, name: &str) -> Result<Held, Failure> {
+    pub(in crate::daemon) fn hold(&mut self, caller: Caller, name: &str) -> Result<Held, Failure> {
         may_change(caller)?;
+        self.keep_again(name);
         let port = self.port(name)?;
         port.hold().map_err(|error| refused(name, &error))?;
         Ok(held_of(port))
     }
 
     /// Lets them pass again, what is kept first; that is told.
-    pub(in crate::daemon) fn let_go(&self, caller: Caller, name: &str) -> Result<Held, Failure> {
+    pub(in crate::daemon) fn let_go(
+        &mut self,
+        caller: Caller,
+        name: &str,
+    ) -> Result<Held, Failure> {
         may_change(caller)?;
+        self.keep_again(name);
         let port = self.port(name)?;
         let kept = held_of(port);
         port.release().map_err(|error| refused(name, &error))?;
@@ -69,16 +86,44 @@ impl Guests {
     }
 
     /// Takes out what is kept.
-    pub(in crate::daemon) fn drain(&self, caller: Caller, name: &str) -> Result<Response, Failure> {
-        if caller.uid != 0 {
-            let message = "only root takes a guest's packets out";
-            return Err(Failure::new("denied", message, "ask root, as by sudo"));
+    pub(in crate::daemon) fn drain(
+        &mut self,
+        caller: Caller,
+        name: &str,
+    ) -> Result<Response, Failure> {
+        must_be_root(caller)?;
+        if let Some(other) = self.drained.as_ref().map(|drained| drained.name.clone()) {
+            self.keep_again(&other);
         }
         let port = self.port(name)?;
         must_be_held(name, port)?;
         let packets = port.drain().map_err(|error| refused(name, &error))?;
-        let held = counted(&packets);
-        Ok(Response::Drained { held, packets: STANDARD.encode(held::emit(&packets)) })
+        let (held, bytes) = (counted(&packets), held::emit(&packets));
+        self.drained = Some(Drained { name: name.to_owned(), packets });
+        Ok(Response::Drained { held, packets: STANDARD.encode(bytes) })
+    }
+
+    /// What was taken out is safe.
+    pub(in crate::daemon) fn confirm(&mut self, caller: Caller, name: &str) -> Result<(), Failure> {
+        must_be_root(caller)?;
+        match self.drained.take_if(|drained| drained.name == name) {
+            Some(_) => Ok(()),
+            None => {
+                let message = format!("what was taken out of {name} is kept for it again");
+                Err(Failure::new("interrupted", message, "throw it away, and drain anew"))
+            }
+        }
+    }
+
+    /// Keeps again what was taken out of a guest's port and may not have arrived anywhere.
+    fn keep_again(&mut self, name: &str) {
+        let Some(drained) = self.drained.take_if(|drained| drained.name == name) else { return };
+        // One that is gone, or of another kind now, has nothing to keep.
+        let kept = self.port(name).map(|port| port.accept(drained.packets));
+        match kept {
+            Ok(Ok(lost)) => tracing::info!(guest = name, lost, "drained packets are kept again"),
+            other => tracing::warn!(guest = name, ?other, "drained packets are lost"),
+        }
     }
 
     /// Takes a piece of what another host has kept, and gives it to the port when it is
@@ -90,6 +135,7 @@ impl Guests {
         piece: Piece<'_>,
     ) -> Result<Response, Failure> {
         may_change(caller)?;
+        self.keep_again(name);
         must_be_held(name, self.port(name)?)?;
         let mut pieces = match (piece.at, self.pieces.take()) {
             (0, _) => Pieces { name: name.to_owned(), bytes: Vec::new() },
@@ -150,6 +196,13 @@ fn must_be_held(name: &str, port: &GuestPort) -> Result<(), Failure> {
     }
     let message = format!("{name} is not held");
     Err(Failure::new("not-held", message, format!("hold it first: conet guest hold {name}")))
+}
+
+fn must_be_root(caller: Caller) -> Result<(), Failure> {
+    if caller.uid == 0 {
+        return Ok(());
+    }
+    Err(Failure::new("denied", "only root takes a guest's packets out", "ask root, as by sudo"))
 }
 
 fn not_there(name: &str) -> Failure {

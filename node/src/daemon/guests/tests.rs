@@ -20,6 +20,7 @@ fn guests() -> Guests {
         config,
         guests: Vec::new(),
         pieces: None,
+        drained: None,
         post: Arc::new(|_| {}),
     };
     let web = GuestConfig {
