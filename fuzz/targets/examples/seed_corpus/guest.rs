@@ -159,5 +159,18 @@ pub(crate) fn held() -> Seeds {
     four[held::HEADER + 16..held::HEADER + 20].copy_from_slice(&[10, 77, 1, 2]);
     let mut six = vec![0; held::HEADER + 48];
     six[held::HEADER] = 0x60;
-    vec![("none", held::emit(&[])), ("both-families", held::emit(&[four, six]))]
+    let both = held::emit(&[four.clone(), six]);
+    let mut long = both.clone();
+    let lengths = long.len() - 4..;
+    long.splice(lengths, [0xff; 4]);
+    let mut cut = both.clone();
+    cut.truncate(both.len() - 5);
+    vec![
+        ("none", held::emit(&[])),
+        ("cut", cut),
+        ("something-behind", [&both[..], &[0]].concat()),
+        ("long", long),
+        ("many", held::emit(&vec![four; 9])),
+        ("both-families", both),
+    ]
 }
