@@ -24,12 +24,11 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use conet_dataplane::DropReason;
-use conet_wire::held;
 
 /// Most packets that are kept for a guest that is held.
-pub const HOLD_PACKETS: usize = held::MAX_PACKETS;
+pub const HOLD_PACKETS: usize = 4096;
 /// Most bytes of them.
-pub const HOLD_BYTES: usize = held::MAX_BYTES;
+pub const HOLD_BYTES: usize = 8 << 20;
 /// How much faster a guest may be for a moment: what the rate gives in this time.
 const BURST: Duration = Duration::from_millis(125);
 /// But at least two of the largest segments, and packets for a window of TCP's.

@@ -12,12 +12,15 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use conet_hostinject::{GateError, GuestPort};
+use conet_hostinject::{GateError, GuestPort, HOLD_BYTES, HOLD_PACKETS};
 use conet_wire::control::{self, Failure, Held, Response};
 use conet_wire::held;
 
 use super::{Guests, State, may_change, read_rates};
 use crate::caller::Caller;
+
+// What one port keeps another one takes.
+const _: () = assert!(HOLD_PACKETS == held::MAX_PACKETS && HOLD_BYTES == held::MAX_BYTES);
 
 /// What has come so far of packets for a guest.
 #[derive(Debug)]
