@@ -26,6 +26,14 @@ impl Lanes {
         self.0 == 0
     }
 
+    /// Takes the most urgent one out.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<Lane> {
+        let lane = Lane::ALL.get(self.0.trailing_zeros() as usize)?;
+        self.0 &= self.0 - 1;
+        Some(*lane)
+    }
+
     #[inline]
     pub(crate) const fn and(self, others: Self) -> Self {
         Self(self.0 | others.0)

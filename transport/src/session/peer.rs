@@ -23,11 +23,13 @@
 //! Not here: which peers exist, indices, the private key (see [`super::hub`]).
 
 use super::bulk::{Bulk, BulkPort};
-use super::client::{CallError, CallId, Client, NotTaken};
+use super::client::{CallId, Client, NotTaken};
 use super::flow::{Arrivals, Fates, Flow};
 use super::handshake::{Established, Initiator, PublicKey};
+use super::hub::Event;
 use super::key::Root;
 use super::limits::Limits;
+use super::outbox::Lanes;
 use super::path::{Candidate, Tokens};
 use super::protect::{OpenError, Opener, Replay, Sealer};
 use super::rtt::Rtt;
@@ -52,16 +54,6 @@ mod ways;
 
 pub(crate) use keys::Admission;
 pub use status::{Counters, DownReason, PeerStatus};
-
-/// What happened, apart from [`Counters`]; see [`super::hub::Event`].
-#[derive(Debug)]
-pub(crate) enum PeerEvent {
-    Up,
-    Down(DownReason),
-    Call(Run),
-    Cancelled(IncomingId),
-    Ended(CallId, Result<Vec<u8>, CallError>),
-}
 
 #[derive(Debug)]
 struct Keys {
@@ -198,11 +190,14 @@ pub(crate) struct Peer {
     /// One piece in so many is of the oldest payload.
     turn: u32,
     fates: Fates,
-    events: VecDeque<PeerEvent>,
+    /// That it is up or down.
+    events: VecDeque<Event>,
     /// Indices that the hub may give to others.
     pub(crate) retired: Vec<u32>,
     /// Stands in the hub's row of peers to ask for packets.
     pub(crate) is_ready: bool,
+    /// Stands in the hub's row of peers with events.
+    pub(crate) is_eventful: bool,
     counters: Counters,
 }
 
@@ -258,6 +253,7 @@ impl Peer {
             events: VecDeque::new(),
             retired: Vec::new(),
             is_ready: false,
+            is_eventful: false,
             counters: Counters::default(),
         }
     }
@@ -283,18 +279,28 @@ impl Peer {
         self.current.is_some()
     }
 
+    #[inline]
+    pub(crate) fn has_event(&self) -> bool {
+        !self.server.asked.is_empty() || !self.client.ended.is_empty() || !self.events.is_empty()
+    }
+
     /// What happened next.
-    pub(crate) fn poll_event(&mut self) -> Option<PeerEvent> {
-        if let Some(event) = self.events.pop_front() {
-            return Some(event);
+    #[inline]
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        if !self.events.is_empty() {
+            return self.events.pop_front();
         }
+        let peer = self.key;
         if let Some(asked) = self.server.asked.pop_front() {
             return Some(match asked {
-                Asked::Run(run) => PeerEvent::Call(run),
-                Asked::Cancel(id) => PeerEvent::Cancelled(id),
+                Asked::Run(Run { id, lane, payload, argument }) => {
+                    Event::Call { peer, id, lane, payload, argument }
+                }
+                Asked::Cancel(id) => Event::Cancelled { peer, id },
             });
         }
-        self.client.take_ended().map(|(id, result)| PeerEvent::Ended(id, result))
+        let (call, result) = self.client.ended.pop_front()?;
+        Some(Event::Ended { peer, call, result })
     }
 
     // Data.
@@ -313,13 +319,7 @@ impl Peer {
         let length = packet.len();
         self.counters.received_packets += 1;
         self.counters.received_bytes += length as u64;
-        if self.next.as_ref().is_some_and(|keys| keys.local_index == index)
-            && let Some(keys) = self.next.take()
-        {
-            self.switch(now, keys);
-        }
-        let is_current = self.current.as_ref().is_some_and(|keys| keys.local_index == index);
-        let which = if is_current { Which::Current } else { Which::Previous };
+        let which = if self.is_current(index) { Which::Current } else { self.confirm(now, index) };
         self.heard = now;
         self.unanswered = None;
         if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
@@ -345,12 +345,32 @@ impl Peer {
         true
     }
 
+    #[inline]
+    fn is_current(&self, index: u32) -> bool {
+        self.current.as_ref().is_some_and(|keys| keys.local_index == index)
+    }
+
+    /// A packet has opened under other keys than the current ones: perhaps it confirms the
+    /// next.
+    #[cold]
+    fn confirm(&mut self, now: Instant, index: u32) -> Which {
+        if let Some(keys) = self.next.take_if(|keys| keys.local_index == index) {
+            self.switch(now, keys);
+        }
+        if self.is_current(index) { Which::Current } else { Which::Previous }
+    }
+
     /// Opens a packet under the keys with this index: its header, where its payload lies, and
     /// whether no later one has come before it.
     #[inline]
     fn open(&mut self, index: u32, packet: &mut [u8]) -> Option<(Header, Range<usize>, bool)> {
-        let all = [&mut self.current, &mut self.next, &mut self.previous];
-        let keys = all.into_iter().flatten().find(|keys| keys.local_index == index)?;
+        let keys = match &mut self.current {
+            Some(keys) if keys.local_index == index => keys,
+            _ => {
+                let others = [&mut self.next, &mut self.previous];
+                others.into_iter().flatten().find(|keys| keys.local_index == index)?
+            }
+        };
         match keys.opener.open_in_place(packet) {
             Ok((header, range)) => {
                 let newest = header.number + 1 == keys.opener.next_number();
@@ -450,9 +470,21 @@ impl Peer {
 
     /// Whether there is a frame to send that is no piece.
     fn has_frame(&self) -> bool {
+        !self.lanes().is_empty() || self.has_rare_frame()
+    }
+
+    /// Lanes in which calls or answers wait.
+    #[inline]
+    fn lanes(&self) -> Lanes {
+        self.server.outbox.lanes().and(self.client.outbox.lanes())
+    }
+
+    /// Whether there is a frame to send that is no call's.
+    #[inline]
+    fn has_rare_frame(&self) -> bool {
         self.arrivals.is_due()
-            || self.server.has_something_to_say()
-            || self.client.has_something_to_say()
+            || self.server.has_slots_to_say()
+            || self.client.has_release_to_say()
             || self.ping_due
             || self.pong_due.is_some()
             || self.proof_due.is_some()

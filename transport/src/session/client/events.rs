@@ -2,8 +2,8 @@
 
 use super::output::{GRANT_PAUSE, PIECES_PAUSE};
 use super::{
-    Active, Assembly, Body, CallError, CallId, Client, Ended, Instant, Link, PARKED_PROBE, PROBE,
-    QUEUED, ReplyVerdict, Rtt, SlotHead, State, Status, Waiting,
+    Active, Assembly, Body, CallError, CallId, Client, Instant, Link, PARKED_PROBE, PROBE, QUEUED,
+    ReplyVerdict, Rtt, SlotHead, State, Status, Waiting,
 };
 use crate::session::flow::Tracked;
 use crate::session::rtt::back_off_parked;
@@ -25,12 +25,27 @@ impl Client {
         let slot = self.slots.get_mut(usize::from(head.slot));
         // A reply in pieces has no frame of its own.
         let slot = slot.filter(|_| data.len() == head.total as usize);
-        let verdict = slot.map(|slot| slot.slot.on_reply(head.sequence));
-        if verdict != Some(ReplyVerdict::Complete) {
+        let slot = slot.and_then(|slot| {
+            (slot.slot.on_reply(head.sequence) == ReplyVerdict::Complete).then_some(slot)
+        });
+        let Some(slot) = slot else {
             self.stale_replies += 1;
             return;
-        }
-        if let Some(active) = self.take_active(head.slot) {
+        };
+        let is_result = matches!(status, Status::Done | Status::Stopped);
+        if is_result
+            && let State::Active(active) = &mut slot.state
+            && active.reply.is_none()
+            && let Body::Whole(bytes) = &mut active.body
+        {
+            // As nearly all: the result goes where the call was.
+            let (id, bytes) = (active.id, core::mem::take(bytes));
+            if let Some(sent) = active.first_sent.filter(|_| !active.repeated) {
+                rtt.on_upper_bound(now.since(sent));
+            }
+            self.active -= 1;
+            self.ended.push_back((id, Ok(self.pool.copy_into(bytes, data))));
+        } else if let Some(active) = self.take_active(head.slot) {
             let whole = matches!(active.body, Body::Whole(_));
             if let Some(sent) = active.first_sent.filter(|_| !active.repeated && whole) {
                 rtt.on_upper_bound(now.since(sent));
@@ -362,10 +377,5 @@ impl Client {
                 self.say(number);
             }
         }
-    }
-
-    /// What has ended since the last time.
-    pub(crate) fn take_ended(&mut self) -> Option<Ended> {
-        self.ended.pop_front()
     }
 }

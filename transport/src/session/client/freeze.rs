@@ -6,7 +6,6 @@ use super::{
 };
 use crate::session::image::{ImageError, Reader, Writer};
 use alloc::boxed::Box;
-use core::cmp::Reverse;
 use core::time::Duration;
 
 const FREE: u8 = 0;
@@ -157,7 +156,7 @@ impl Client {
             if let (State::Free, Ok(number)) = (&slot.state, u16::try_from(at))
                 && at < self.granted
             {
-                self.free.push(Reverse(number));
+                self.free.put(number);
             }
         }
         self.shrink();

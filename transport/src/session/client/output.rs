@@ -44,9 +44,10 @@ impl Client {
                         self.repeats += u64::from(active.reply.is_none());
                     }
                     active.first_sent.get_or_insert(now);
-                    active.due = Some(now + active.pause);
+                    let due = now + active.pause;
+                    active.due = Some(due);
                     active.pause = back_off(active.pause).max(active.pause);
-                    next = active.due;
+                    next = Some(due);
                 }
                 State::Draining { due, pause } if *due <= now => {
                     if !packet.push(&Frame::Cancel { slot: number, sequence }) {
@@ -70,8 +71,9 @@ impl Client {
         true
     }
 
-    pub(crate) fn has_something_to_say(&self) -> bool {
-        self.release || !self.outbox.lanes().is_empty()
+    #[inline]
+    pub(crate) const fn has_release_to_say(&self) -> bool {
+        self.release
     }
 
     /// The piece of a large call that should go next.
@@ -185,11 +187,11 @@ impl Active {
         }
         let head = SlotHead { slot, sequence, total: u32::try_from(length).unwrap_or(u32::MAX) };
         let plain = !lanes || (self.marks.lane == Lane::Calls && self.marks.after.is_none());
-        packet.push(&if plain {
-            Frame::Call { head, data }
+        if plain {
+            packet.push(&Frame::Call { head, data })
         } else {
-            Frame::Marked { head, marks: self.marks, data }
-        })
+            packet.push(&Frame::Marked { head, marks: self.marks, data })
+        }
     }
 }
 

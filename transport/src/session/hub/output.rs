@@ -44,7 +44,9 @@ impl Hub {
         buf: &mut [u8],
         batch: Option<usize>,
     ) -> Option<Transmit> {
-        if let Some((to, packet)) = self.asides.pop_front() {
+        if !self.asides.is_empty()
+            && let Some((to, packet)) = self.asides.pop_front()
+        {
             let length = packet.len();
             buf.get_mut(..length)?.copy_from_slice(&packet);
             return Some(Transmit::one(to, length));

@@ -3,7 +3,7 @@
 //! Acknowledgements and keep-alives, then lane by lane answers and calls, then one piece
 //! of a large payload: whoever waits for a microsecond does not queue behind a bulk.
 
-use super::{DownReason, FEATURE_LANES, Lane, Peer};
+use super::{DownReason, FEATURE_LANES, Peer};
 use crate::session::bulk::Probe;
 use crate::session::hub::Transmit;
 use crate::session::packet::Packet;
@@ -80,8 +80,36 @@ impl Peer {
         Some(Transmit::one(to, length))
     }
 
+    /// Frames that are no call's; says whether one is answered at once.
     #[inline(never)]
-    fn acknowledge(&mut self, now: Instant, lanes: bool, packet: &mut Packet<'_>) {
+    fn emit_rare(&mut self, now: Instant, packet: &mut Packet<'_>) -> bool {
+        let mut is_answered = false;
+        if self.arrivals.is_due() {
+            self.acknowledge(now, packet);
+        }
+        if self.ping_due && packet.push(&Frame::Ping { token: self.pings }) {
+            self.pinged = Some((self.pings, now));
+            self.pings += 1;
+            self.ping_due = false;
+            is_answered = true;
+        }
+        if let Some(token) = self.pong_due.take() {
+            packet.push(&Frame::Pong { token });
+        }
+        if let Some(token) = self.proof_due.take() {
+            packet.push(&Frame::Proof { token });
+        }
+        if let Some(slots) = self.server.take_slots() {
+            packet.push(&slots);
+        }
+        if let Some(release) = self.client.take_release() {
+            packet.push(&release);
+        }
+        is_answered
+    }
+
+    fn acknowledge(&mut self, now: Instant, packet: &mut Packet<'_>) {
+        let lanes = self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_LANES));
         let seen = self.arrivals.take(now);
         let bitmap = seen.bitmap_bytes();
         packet.push(&if lanes { seen.frame(&bitmap) } else { Frame::Ack(seen.narrow()) });
@@ -108,43 +136,20 @@ impl Peer {
         buf: &mut [u8],
         with_piece: bool,
     ) -> Option<Transmit> {
-        let has_something = self.has_frame() || (with_piece && self.has_piece());
-        if !has_something {
+        let (has_rare, mut lanes) = (self.has_rare_frame(), self.lanes());
+        if lanes.is_empty() && !has_rare && !(with_piece && self.has_piece()) {
             return None;
         }
-        let lanes = self.current.as_ref()?.has(FEATURE_LANES);
         let mut packet = Packet::new(buf, self.limits.datagram);
-        let mut is_answered = false;
-        if self.arrivals.is_due() {
-            self.acknowledge(now, lanes, &mut packet);
-        }
-        if self.ping_due && packet.push(&Frame::Ping { token: self.pings }) {
-            self.pinged = Some((self.pings, now));
-            self.pings += 1;
-            self.ping_due = false;
-            is_answered = true;
-        }
-        if let Some(token) = self.pong_due.take() {
-            packet.push(&Frame::Pong { token });
-        }
-        if let Some(token) = self.proof_due.take() {
-            packet.push(&Frame::Proof { token });
-        }
-        if let Some(slots) = self.server.take_slots() {
-            packet.push(&slots);
-        }
-        if let Some(release) = self.client.take_release() {
-            packet.push(&release);
-        }
+        let mut is_answered = has_rare && self.emit_rare(now, &mut packet);
         let before = packet.payload_len();
-        let lanes = self.server.outbox.lanes().and(self.client.outbox.lanes());
-        let is_all = Lane::ALL.iter().filter(|lane| lanes.has(**lane)).all(|&lane| {
-            let all = self.server.emit(lane, &mut packet);
+        let mut is_all = true;
+        while is_all && let Some(lane) = lanes.take() {
+            is_all = self.server.emit(lane, &mut packet);
             let before = packet.payload_len();
-            let all = all && self.client.emit(now, lane, &mut packet);
+            is_all = is_all && self.client.emit(now, lane, &mut packet);
             is_answered |= packet.payload_len() > before;
-            all
-        });
+        }
         if packet.payload_len() > before {
             self.small = now;
         }

@@ -67,8 +67,8 @@ impl Server {
                 State::Done(Kept { body: Body::Pieces(_), .. }) => server.large.push(number),
                 _ => {}
             }
-            if matches!(state, State::Waiting { .. }) {
-                server.waiting.push(number);
+            if let State::Waiting { after, .. } = &state {
+                server.waiting.push((after.slot, number));
             }
             let slot = ServerSlot::resume(sequence, works);
             server.slots.push(Slot { slot, state, lane, say: None });

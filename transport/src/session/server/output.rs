@@ -5,8 +5,9 @@ use crate::session::client::{Piece, choose, granted, push_piece};
 use crate::session::flow::Tracked;
 
 impl Server {
-    pub(crate) fn has_something_to_say(&self) -> bool {
-        self.say_slots || !self.outbox.lanes().is_empty()
+    #[inline]
+    pub(crate) const fn has_slots_to_say(&self) -> bool {
+        self.say_slots
     }
 
     /// Says how many slots there are again, if the client has not obeyed.
@@ -33,9 +34,26 @@ impl Server {
                 continue;
             };
             let sequence = slot.slot.sequence();
+            if let (
+                Some(Say::Reply { tracked }),
+                State::Done(Kept { status, body: Body::Whole(data) }),
+            ) = (slot.say, &slot.state)
+            {
+                let total = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                let head = SlotHead { slot: number, sequence, total };
+                let frame = Frame::Reply { head, status: *status, data };
+                if tracked && packet.tracked.is_some() || !packet.push(&frame) {
+                    return false;
+                }
+                if tracked {
+                    packet.tracked = Some(Tracked::Reply { slot: number, sequence });
+                }
+                slot.say = None;
+                self.outbox.pop(lane);
+                continue;
+            }
             let empty = SlotHead { slot: number, sequence, total: 0 };
             let ended = Frame::Reply { head: empty, status: Status::Cancelled, data: &[] };
-            let mut track = None;
             let frame = match (slot.say, &slot.state) {
                 (Some(Say::Working), State::Running { .. } | State::Waiting { .. }) => {
                     Some(Frame::Working { slot: number, sequence })
@@ -45,25 +63,13 @@ impl Server {
                     let (direction, upto) = (Direction::Call, granted(assembly));
                     Some(Frame::Grant { slot: number, sequence: *sequence, direction, upto })
                 }
-                (
-                    Some(Say::Reply { tracked }),
-                    State::Done(Kept { status, body: Body::Whole(data) }),
-                ) => {
-                    track = tracked.then_some(Tracked::Reply { slot: number, sequence });
-                    let total = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                    let head = SlotHead { slot: number, sequence, total };
-                    Some(Frame::Reply { head, status: *status, data })
-                }
                 // What was to be said is no longer true.
                 _ => None,
             };
-            if let Some(frame) = frame {
-                if track.is_some() && packet.tracked.is_some() || !packet.push(&frame) {
-                    return false;
-                }
-                if track.is_some() {
-                    packet.tracked = track;
-                }
+            if let Some(frame) = frame
+                && !packet.push(&frame)
+            {
+                return false;
             }
             slot.say = None;
             self.outbox.pop(lane);

@@ -207,3 +207,22 @@ proptest! {
         }
     }
 }
+
+/// Each of many calls waits for the one before it, and the first is cancelled: they all end,
+/// by a loop. A recursion went as deep as the row is long, which its client chooses.
+#[test]
+fn a_row_as_long_as_there_are_slots_ends_without_recursion() {
+    let limits = Limits { slots: 1 << 14, ..LIMITS };
+    let mut server = Rig::new(limits);
+    server.set_lanes(true);
+    let last = u16::try_from(limits.slots - 1).expect("few enough");
+    // From the end, so that none is told at once that the one before it has ended.
+    for slot in (1..=last).rev() {
+        let after = Some(After { slot: slot - 1, sequence: 1, anyhow: true });
+        server.0.on_call(head(slot, 1, 1), Marks { lane: Lane::Calls, after }, b"x");
+    }
+    assert_eq!(server.waiting.len(), usize::from(last));
+    assert_eq!(server.on_cancel(0, 1), None);
+    assert!(server.waiting.is_empty());
+    assert_eq!(server.on_call(head(last, 2, 1), b"y").map(|_| ()), Some(()), "its slot is free");
+}
