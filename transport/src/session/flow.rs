@@ -307,14 +307,24 @@ impl Flow {
 pub(crate) struct Arrivals {
     ack: Seen,
     any: bool,
-    due: bool,
+    /// Packets that have arrived since the last acknowledgement, and when the first did.
+    due: u32,
+    since: Instant,
     at: Instant,
 }
+
+/// Packets that one acknowledgement tells of beside calls, and how long it waits to go with an
+/// answer: some calls' time, a fraction of what a probe waits for.
+const TOGETHER: u32 = 4;
+const WITH_ANSWER: Duration = Duration::from_micros(50);
 
 impl Arrivals {
     /// Tracked packet `number` arrived and was taken.
     pub(crate) fn on_tracked(&mut self, now: Instant, number: u64, marked: bool) {
-        self.due = true;
+        if self.due == 0 {
+            self.since = now;
+        }
+        self.due = self.due.saturating_add(1);
         self.ack.marked = self.ack.marked.wrapping_add(marked.into());
         if !self.any {
             self.ack.largest = number;
@@ -337,13 +347,20 @@ impl Arrivals {
         }
     }
 
+    /// Whether there is something to acknowledge.
+    #[inline]
     pub(crate) const fn is_due(&self) -> bool {
-        self.due
+        self.due > 0
+    }
+
+    /// When an acknowledgement goes by itself that could go with an answer.
+    pub(crate) fn alone_at(&self) -> Instant {
+        if self.due < TOGETHER { self.since + WITH_ANSWER } else { Instant::START }
     }
 
     /// The acknowledgement to send; none is due afterwards.
     pub(crate) fn take(&mut self, now: Instant) -> Seen {
-        self.due = false;
+        self.due = 0;
         let delay = now.since(self.at).as_micros();
         Seen { delay_us: u32::try_from(delay).unwrap_or(u32::MAX), ..self.ack }
     }

@@ -123,6 +123,9 @@ pub(crate) struct Life {
     pub(crate) life: u64,
 }
 
+/// Calls come and go until so long after the last one.
+const BESIDE_CALLS: Duration = Duration::from_micros(500);
+
 /// Secrets of handshakes that are kept for moves.
 const MOST_ROOTS: usize = 8;
 
@@ -442,7 +445,7 @@ impl Peer {
 
     /// The earliest moment at which time alone changes something.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        if !self.handshake_out.is_empty() || self.has_something_to_say() {
+        if !self.handshake_out.is_empty() || self.has_something_to_say(now) {
             return Some(now);
         }
         let ask = self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some());
@@ -457,20 +460,21 @@ impl Peer {
         let flow = self.flow.deadline(&self.rtt);
         let candidate = self.candidate.as_ref().and_then(Candidate::due);
         let due = self.client.due();
-        earliest([ask, calls, due, Some(dead), Some(keepalive), rekey, flow, candidate])
+        let ack = self.arrivals.is_due().then(|| self.arrivals.alone_at());
+        earliest([ask, calls, due, Some(dead), Some(keepalive), rekey, flow, candidate, ack])
     }
 
     fn pinged_or_heard(&self) -> Instant {
         self.pinged.map_or(self.heard, |(_, at)| at.max(self.heard))
     }
 
-    fn has_something_to_say(&self) -> bool {
-        self.current.is_some() && (self.has_frame() || self.has_piece())
+    fn has_something_to_say(&self, now: Instant) -> bool {
+        self.current.is_some() && (self.has_frame(now) || self.has_piece())
     }
 
     /// Whether there is a frame to send that is no piece.
-    fn has_frame(&self) -> bool {
-        !self.lanes().is_empty() || self.has_rare_frame()
+    fn has_frame(&self, now: Instant) -> bool {
+        !self.lanes().is_empty() || self.has_rare_frame(now)
     }
 
     /// Lanes in which calls or answers wait.
@@ -481,13 +485,25 @@ impl Peer {
 
     /// Whether there is a frame to send that is no call's.
     #[inline]
-    fn has_rare_frame(&self) -> bool {
-        self.arrivals.is_due()
+    fn has_rare_frame(&self, now: Instant) -> bool {
+        (self.arrivals.is_due() && !self.may_wait_for_answer(now))
             || self.server.has_slots_to_say()
             || self.client.has_release_to_say()
             || self.ping_due
             || self.pong_due.is_some()
             || self.proof_due.is_some()
+    }
+
+    /// Whether an acknowledgement may wait to go with an answer: beside calls a packet of its
+    /// own costs both ends two system calls, and the calls have to wait for these.
+    fn may_wait_for_answer(&self, now: Instant) -> bool {
+        self.is_beside_calls(now) && now < self.arrivals.alone_at()
+    }
+
+    /// Whether calls come and go.
+    #[inline]
+    fn is_beside_calls(&self, now: Instant) -> bool {
+        now.since(self.small) < BESIDE_CALLS
     }
 
     /// Whether there is a piece to send, and room in the window.

@@ -60,7 +60,7 @@ impl Hub {
             let Some(peer) = peer else { continue };
             let transmit = peer.poll_transmit(now, buf, batch);
             if transmit.is_some() {
-                if peer.has_said_all() {
+                if peer.has_said_all(now) {
                     peer.is_ready = false;
                 } else {
                     self.ready.push_front(at);

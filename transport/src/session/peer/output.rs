@@ -13,7 +13,6 @@ use crate::time::Instant;
 use conet_wire::session::frame::{FRAME_HEADER, Frame};
 use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, HEADER, PacketKind, TAG};
 use core::net::SocketAddr;
-use core::time::Duration;
 
 /// Bytes of a packet with one CHALLENGE.
 const CHALLENGE_PACKET: usize = HEADER + FRAME_HEADER + 8 + TAG;
@@ -24,8 +23,6 @@ const FAIR: u32 = 8;
 const BATCH: usize = 65_000;
 /// The same while calls come and go: they wait for the system call that is under way.
 const BATCH_BESIDE_CALLS: usize = 6_000;
-/// Calls come and go until so long after the last one.
-const BESIDE_CALLS: Duration = Duration::from_micros(500);
 
 impl Peer {
     /// Writes what goes next into `buf`: one datagram, or by the way for bulk, where the carrier
@@ -120,11 +117,11 @@ impl Peer {
 
     /// Whether there is certainly nothing more to send: seen at one look after a call, so
     /// that it is not sought.
-    pub(crate) fn has_said_all(&self) -> bool {
+    pub(crate) fn has_said_all(&self, now: Instant) -> bool {
         self.handshake_out.is_empty()
             && self.candidate.is_none()
             && !self.bulk.has_way()
-            && !self.has_frame()
+            && !self.has_frame(now)
             && !self.has_piece()
     }
 
@@ -136,7 +133,9 @@ impl Peer {
         buf: &mut [u8],
         with_piece: bool,
     ) -> Option<Transmit> {
-        let (has_rare, mut lanes) = (self.has_rare_frame(), self.lanes());
+        let mut lanes = self.lanes();
+        // What waits for an answer goes with it.
+        let has_rare = self.has_rare_frame(now) || (self.arrivals.is_due() && !lanes.is_empty());
         if lanes.is_empty() && !has_rare && !(with_piece && self.has_piece()) {
             return None;
         }
@@ -181,8 +180,8 @@ impl Peer {
         batch: usize,
         buf: &mut [u8],
     ) -> Option<Transmit> {
-        let beside_calls = now.since(self.small) < BESIDE_CALLS;
-        let most = if beside_calls { BATCH_BESIDE_CALLS } else { BATCH }.min(buf.len());
+        let most =
+            if self.is_beside_calls(now) { BATCH_BESIDE_CALLS } else { BATCH }.min(buf.len());
         let size = size.min(most);
         self.flow.set_path(size, self.bulk.buffer().unwrap_or(usize::MAX));
         let (mut segment, mut length) = (0, 0);
