@@ -7,6 +7,7 @@
 //! overlay = "10.77.1.0/24"          # the addresses of this node's guests
 //! # name = "…"                      the host's name where absent
 //! # port = 47700                    UDP for sessions, TCP for the links of processes
+//! # tcp_fallback = true             and for sessions where UDP is blocked
 //! # wireguard_port = 51820
 //! # wireguard_private_key = "…"     as `wg genkey` prints it, or wireguard_private_key_file:
 //! #                                 the tunnel's own key, where it is not to be the node's;
@@ -154,6 +155,8 @@ pub struct NodeConfig {
     /// How long the halves of a process wait for each other when the network is away;
     /// whole seconds, 5 to 86,400.
     pub link_timeout: Duration,
+    /// Whether sessions go over to TCP where UDP is blocked.
+    pub tcp_fallback: bool,
     /// Added to the machine's clock to make this host's.
     pub clock_offset: ClockOffset,
     /// Resolvers that guests are told of; the host's own where nothing is said.

@@ -25,6 +25,7 @@ mod start;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use conet_dataplane::DropCounts;
 use conet_transport::endpoint::{Endpoint, EndpointEvent, Ticket};
 use conet_transport::session::handshake::PublicKey;
+use conet_transport::session::ways::stream_number;
 use conet_tunnel::Tunnel;
 use conet_wire::control::{self, Failure, Request, Response};
 use conet_wire::peer::{Answer, Ask, Hello, Refusal, VERSION};
@@ -101,6 +103,14 @@ impl<E> NodeHandle<E> {
         let sent = self.messages.send(Message::Process(event)).is_ok();
         if sent && let Err(error) = self.waker.wake() {
             tracing::warn!(%error, "cannot wake the control thread; the event waits");
+        }
+    }
+
+    /// Hands over a connection that somebody made to the node's port and that is not a
+    /// process's link: a session's, or a stranger's.
+    pub(crate) fn accept_session(&self, stream: TcpStream) {
+        if let Err(error) = self.endpoint.accept_stream(stream) {
+            tracing::debug!(%error, "a connection came too late");
         }
     }
 
@@ -344,13 +354,17 @@ impl<P: Processes> Daemon<P> {
             let packets = tunnel.peer(conet_tunnel::PublicKey(key.0));
             let session = peers::session_key(peer)
                 .and_then(|key| sessions.peers.iter().find(|session| session.key == key));
-            let address = session.and_then(|session| session.address).or(peer.endpoint);
+            let address = session.and_then(|session| session.address);
+            let is_stream = address.is_some_and(|address| stream_number(address).is_some());
+            let carrier = if is_stream { "tcp" } else { "udp" };
+            let address = address.filter(|_| !is_stream).or(peer.endpoint);
             control::Peer {
                 name: peer.name.clone(),
                 public_key: peer.key.identity().map(|key| key.to_string()),
                 wireguard_key: key.to_string(),
                 mode: peer.mode.to_string(),
                 endpoint: address.map(|address| address.to_string()),
+                carrier: state.up.then(|| carrier.to_owned()),
                 tunnel_endpoint: packets
                     .and_then(|packets| packets.endpoint)
                     .map(|address| address.to_string()),

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use conet_transport::endpoint::{CallFailed, Endpoint, EndpointConfig, Ticket};
+use conet_transport::endpoint::{CallFailed, Endpoint, EndpointConfig, TcpFallback, Ticket};
 use conet_transport::session::handshake::{PrivateKey, PublicKey};
 use conet_wire::peer::{Answer, Ask, Hello, Refusal, VERSION};
 use thiserror::Error;
@@ -157,6 +157,10 @@ pub(crate) fn session_key(peer: &PeerConfig) -> Option<PublicKey> {
 pub(crate) fn endpoint_config(config: &Config) -> EndpointConfig {
     let secret = config.node.identity.x25519_secret();
     let mut endpoint = EndpointConfig::new(PrivateKey::new(*secret));
+    if config.node.tcp_fallback {
+        // The port is that of processes' links; see `moving::guests`.
+        endpoint.tcp_fallback = TcpFallback::Handed;
+    }
     endpoint.peers =
         config.peers.iter().filter_map(|peer| Some((session_key(peer)?, peer.endpoint))).collect();
     endpoint

@@ -27,7 +27,7 @@ use crate::session::{
 };
 use driver::{Command, Driver};
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -42,17 +42,34 @@ pub struct EndpointConfig {
     pub peers: Vec<(PublicKey, Option<SocketAddr>)>,
     /// Bounds, the same for every peer.
     pub limits: Limits,
-    /// Take TCP connections at the UDP socket's address and port, and go over to such a
-    /// connection to a peer where UDP is blocked (see [`crate::session::ways`]). All
-    /// addresses of peers then stand for both.
-    pub tcp_fallback: bool,
+    /// Whether to go over to TCP where UDP is blocked.
+    pub tcp_fallback: TcpFallback,
+}
+
+/// Whether a session goes over to a TCP connection where UDP is blocked (see
+/// [`crate::session::ways`]). All addresses of peers then stand for both.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum TcpFallback {
+    /// By UDP or not at all.
+    #[default]
+    Off,
+    /// The endpoint takes connections at its UDP socket's address and port.
+    Listen,
+    /// That port is somebody else's, who brings what is not his by
+    /// [`Endpoint::accept_stream`].
+    Handed,
 }
 
 impl EndpointConfig {
     /// Without peers, with the default limits, over UDP alone.
     #[must_use]
     pub fn new(private_key: PrivateKey) -> Self {
-        Self { private_key, peers: Vec::new(), limits: Limits::default(), tcp_fallback: false }
+        Self {
+            private_key,
+            peers: Vec::new(),
+            limits: Limits::default(),
+            tcp_fallback: TcpFallback::Off,
+        }
     }
 }
 
@@ -214,13 +231,18 @@ pub struct Started {
     pub thread: EndpointThread,
 }
 
-/// A TCP socket at the UDP socket's address.
-fn listen(address: SocketAddr) -> Result<Detour, StartError> {
+/// The way round where UDP is blocked, for a UDP socket at `address`.
+fn detour(fallback: TcpFallback, address: SocketAddr) -> Result<Option<Detour>, StartError> {
     let failed = |error| StartError::Listen(error, address);
-    let listener = TcpListener::bind(address).map_err(failed)?;
+    if fallback == TcpFallback::Off {
+        return Ok(None);
+    }
     let mut streams = Streams::new().map_err(StartError::Poll)?;
-    streams.listen_tcp(listener).map_err(failed)?;
-    Ok(Detour::new(streams))
+    if fallback == TcpFallback::Listen {
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        streams.listen_tcp(listener).map_err(failed)?;
+    }
+    Ok(Some(Detour::new(streams)))
 }
 
 impl Endpoint {
@@ -244,7 +266,7 @@ impl Endpoint {
         let public_key = private_key.public();
         let hub = HubConfig { limits, ..HubConfig::new(private_key) };
         let address = socket.local_addr().map_err(StartError::Socket)?;
-        let detour = if tcp_fallback { Some(listen(address)?) } else { None };
+        let detour = detour(tcp_fallback, address)?;
         let (commands, inbox) = channel();
         let (events, outbox) = channel();
         let (driver, waker) = Driver::new(socket, detour, hub, &peers, inbox, events)?;
@@ -346,6 +368,17 @@ impl Endpoint {
     /// [`Closed`].
     pub fn add_peer(&self, key: PublicKey, address: Option<SocketAddr>) -> Result<(), Closed> {
         self.tell(Command::AddPeer { key, address })
+    }
+
+    /// Takes a TCP connection that somebody made to us, and of which nothing has been
+    /// read; whoever that is proves itself by its packets, as on a connection to our own
+    /// port. Without a fallback it is closed.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`].
+    pub fn accept_stream(&self, stream: TcpStream) -> Result<(), Closed> {
+        self.tell(Command::AcceptStream(stream))
     }
 
     /// Forgets a peer; calls to it end as [`CallError::Unknown`].

@@ -5,10 +5,10 @@
 
 #![allow(unsafe_code, reason = "a counting allocator is one")]
 
-use conet_transport::session::handshake::{
-    Entropy, EntropyFailed, FEATURES, PrivateKey, PublicKey,
-};
-use conet_transport::session::{Event, Hub, HubConfig, Lane, Limits};
+mod common;
+
+use conet_transport::session::handshake::PublicKey;
+use conet_transport::session::{Event, Hub, Lane};
 use conet_transport::time::Instant;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::SocketAddr;
@@ -42,18 +42,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-struct Numbers(u64);
-
-impl Entropy for Numbers {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
-        for byte in bytes {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            *byte = self.0.to_le_bytes()[7];
-        }
-        Ok(())
-    }
-}
-
 struct Pair {
     hubs: [Hub; 2],
     keys: [PublicKey; 2],
@@ -68,16 +56,7 @@ fn address(n: usize) -> SocketAddr {
 
 impl Pair {
     fn new() -> Self {
-        let hub = |n: u8| {
-            let config = HubConfig {
-                private_key: PrivateKey::new([n; 32]),
-                limits: Limits::default(),
-                started: Duration::from_secs(1),
-                features: FEATURES,
-                entropy: Box::new(Numbers(n.into())),
-            };
-            Hub::new(config).expect("entropy")
-        };
+        let hub = |n: u8| Hub::new(common::config(n, n.into())).expect("entropy");
         let mut hubs = [hub(1), hub(2)];
         let keys = [hubs[0].public_key(), hubs[1].public_key()];
         let now = Instant::START;

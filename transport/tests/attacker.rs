@@ -5,10 +5,10 @@
 //! other, and looks at what must not happen: a path that moves, a call that runs twice, a
 //! payload that can be read.
 
-use conet_transport::session::handshake::{
-    Entropy, EntropyFailed, FEATURES, PrivateKey, PublicKey,
-};
-use conet_transport::session::{Event, Hub, HubConfig, Limits};
+mod common;
+
+use conet_transport::session::handshake::PublicKey;
+use conet_transport::session::{Event, Hub};
 use conet_transport::time::Instant;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,18 +16,6 @@ use std::time::Duration;
 
 /// What payloads say; nobody else may.
 const SECRET: &[u8] = b"what nobody but the two may read";
-
-struct Numbers(u64);
-
-impl Entropy for Numbers {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
-        for byte in bytes {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            *byte = self.0.to_le_bytes()[7];
-        }
-        Ok(())
-    }
-}
 
 #[derive(Clone)]
 struct Datagram {
@@ -61,16 +49,7 @@ fn elsewhere() -> SocketAddr {
 
 impl Net {
     fn new() -> Self {
-        let hub = |n: u8| {
-            let config = HubConfig {
-                private_key: PrivateKey::new([n; 32]),
-                limits: Limits::default(),
-                started: Duration::from_secs(1),
-                features: FEATURES,
-                entropy: Box::new(Numbers(n.into())),
-            };
-            Hub::new(config).expect("entropy")
-        };
+        let hub = |n: u8| Hub::new(common::config(n, n.into())).expect("entropy");
         let mut hubs = vec![hub(1), hub(2)];
         let keys = vec![hubs[0].public_key(), hubs[1].public_key()];
         hubs[0].add_peer(Instant::START, keys[1], Some(address(1)));

@@ -5,7 +5,7 @@ use conet_testkit::privileged;
 use conet_testkit::privileged::Need;
 use conet_transport::carrier::{Fallback, StreamTarget, Streams, Udp};
 use conet_transport::direct::{Direct, Wait};
-use conet_transport::endpoint::{Endpoint, EndpointConfig, EndpointEvent};
+use conet_transport::endpoint::{Endpoint, EndpointConfig, EndpointEvent, TcpFallback};
 use conet_transport::session::handshake::{PrivateKey, PublicKey};
 use conet_transport::session::ways::stream_number;
 use conet_transport::session::{Event, HubConfig};
@@ -192,7 +192,7 @@ fn an_endpoint_goes_over_to_tcp() {
         let start = |n: u8, port: u16, peer: (PublicKey, Option<SocketAddr>)| {
             let config = EndpointConfig {
                 peers: vec![peer],
-                tcp_fallback: true,
+                tcp_fallback: TcpFallback::Listen,
                 ..EndpointConfig::new(key(n))
             };
             Endpoint::start((Ipv4Addr::LOCALHOST, port).into(), config).expect("starts")

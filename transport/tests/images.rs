@@ -1,34 +1,16 @@
 //! Frozen sessions: they go on elsewhere, and no bytes that are none do harm.
 
+mod common;
+
 use conet_testkit::random::Random;
-use conet_transport::session::handshake::{
-    Entropy, EntropyFailed, FEATURES, PrivateKey, PublicKey,
-};
-use conet_transport::session::{
-    CallError, Event, FreezeError, Hub, HubConfig, ImageError, Lane, Limits,
-};
+use conet_transport::session::handshake::PublicKey;
+use conet_transport::session::{CallError, Event, FreezeError, Hub, ImageError, Lane};
 use conet_transport::time::Instant;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-struct Seeded(Random);
-
-impl Entropy for Seeded {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
-        self.0.fill(bytes);
-        Ok(())
-    }
-}
-
 fn hub(key: u8, seed: u64) -> Hub {
-    let config = HubConfig {
-        private_key: PrivateKey::new([key; 32]),
-        limits: Limits::default(),
-        started: Duration::from_secs(1) + Duration::from_nanos(seed),
-        features: FEATURES,
-        entropy: Box::new(Seeded(Random::new(seed))),
-    };
-    Hub::new(config).expect("entropy")
+    Hub::new(common::config(key, seed)).expect("entropy")
 }
 
 fn address(n: u8) -> SocketAddr {

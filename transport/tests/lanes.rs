@@ -1,5 +1,6 @@
 //! Lanes, rows of calls, parked calls and slots that grow and shrink, over a good link.
 
+mod common;
 #[allow(dead_code, reason = "shared with another test, which uses the rest")]
 mod world;
 

@@ -4,6 +4,7 @@
 //! one alone and `CONET_TRACE=1` prints what happens in it;
 //! `cargo run -p xtask -- simulate` sets these.
 
+mod common;
 mod sim;
 
 use sim::{Tally, World};

@@ -3,6 +3,7 @@
 //! Every test says its seed when it fails; `CONET_SEED=n` runs the property with
 //! that seed alone.
 
+mod common;
 mod world;
 
 use conet_testkit::link::Faults;

@@ -3,24 +3,18 @@
 //!
 //! `CONET_SEED=n` runs the property with that seed alone.
 
+mod common;
+
+use common::Seeded;
 use conet_testkit::link::{Faults, Link};
 use conet_testkit::random::Random;
-use conet_transport::session::handshake::{Entropy, EntropyFailed, PrivateKey, PublicKey};
+use conet_transport::session::handshake::{PrivateKey, PublicKey};
 use conet_transport::session::ways::{Want, Ways, stream_address, stream_number};
 use conet_transport::session::{Event, Hub, HubConfig};
 use conet_transport::time::Instant;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
-
-struct Seeded(Random);
-
-impl Entropy for Seeded {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
-        self.0.fill(bytes);
-        Ok(())
-    }
-}
 
 struct Node {
     hub: Hub,
@@ -60,7 +54,7 @@ impl World {
         let address = |node: u8| SocketAddr::from(([192, 0, 2, node + 1], 5000));
         let addresses = [address(0), address(1)];
         let nodes = [0, 1].map(|node| {
-            let entropy = Box::new(Seeded(Random::new(seed ^ (node as u64) << 40)));
+            let entropy = Seeded::boxed(seed ^ (node as u64) << 40);
             let started = Duration::from_secs(1_000_000);
             let features = conet_transport::session::handshake::FEATURES;
             let limits = conet_transport::session::Limits::default();

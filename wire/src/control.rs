@@ -286,6 +286,8 @@ pub struct Peer {
     pub mode: String,
     /// Where its sessions are.
     pub endpoint: Option<String>,
+    /// How its session's packets go while it stands: `udp`, or `tcp` where UDP is blocked.
+    pub carrier: Option<String>,
     /// Where its packets go.
     pub tunnel_endpoint: Option<String>,
     /// Inner addresses that are routed to it.
@@ -359,7 +361,8 @@ pub struct Process {
     pub hops_done: u64,
     /// Times that it was brought home because of what it did.
     pub sent_home: u64,
-    /// Calls that ran at home for it while it was away.
+    /// Calls that ran at home for it while it was away, as of the last look at it, which
+    /// there are twenty of in a second: what it does just before its end is not in it.
     pub calls_forwarded: u64,
     /// How long the last move held it, in microseconds.
     pub freeze_us: Option<u64>,

@@ -116,7 +116,10 @@ fn print_peer(peer: &Peer) -> Result<()> {
     let mut rows = vec![
         ("key", key.clone()),
         ("state", format!("{state}, {}", table::or_dash(peer.version.as_ref()))),
-        ("endpoint", table::or_dash(peer.endpoint.as_ref())),
+        ("endpoint", {
+            let by = if peer.carrier.as_deref() == Some("tcp") { ", by TCP" } else { "" };
+            format!("{}{by}", table::or_dash(peer.endpoint.as_ref()))
+        }),
         ("tunnel", {
             let kernel = if peer.in_kernel { ", in the kernel" } else { "" };
             format!("{} to {}{kernel}", peer.mode, table::or_dash(peer.tunnel_endpoint.as_ref()))

@@ -164,6 +164,7 @@ plain_links = ["three"]
 allow_root = true
 guest_uid_base = 0x10_0000
 link_timeout = 7
+tcp_fallback = false
 clock_offset = "-90s"
 tun_offload = false
 udp_gso = false
@@ -194,6 +195,7 @@ address = "10.77.1.2"
     assert_eq!(node.state_dir, Path::new("/run/elsewhere"));
     assert_eq!(node.guest_uid_base, 0x10_0000);
     assert_eq!(node.link_timeout, Duration::from_secs(7));
+    assert!(!node.tcp_fallback);
     assert_eq!(node.clock_offset.nanoseconds, -90_000_000_000);
     assert!(node.allow_root);
     let offloads = conet_tunnel::Offloads { receive: true, ..conet_tunnel::Offloads::NONE };

@@ -5,7 +5,9 @@
 //! ```
 //!
 //! A link is accepted by a thread that knows nothing but tickets; what it brings is
-//! checked against the link's keys before anything is made. Each stay has a file, and
+//! checked against the link's keys before anything is made. The port is shared: a
+//! connection that begins with no ticket of ours is left, unread, to the sessions, which
+//! go that way where UDP is blocked. Each stay has a file, and
 //! each sandbox its warden's socket, in the state directory, so that a later daemon
 //! finds them. A sandbox holds a process and its descendants, each with a stay of its own
 //! (`Branch`); its warden says who is there.
@@ -24,6 +26,7 @@ use conet_deputy_link::hosting::{self, Hosting, MAX_REMOTES, Warden, WardenEvent
 use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
+use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, store, work};
@@ -436,6 +439,15 @@ fn accept(
     }
 }
 
+/// The first bytes of a connection, which stay in it; none where they do not come.
+fn look_ahead(stream: &TcpStream) -> io::Result<Option<Ticket>> {
+    stream.set_read_timeout(Some(TICKET_LIMIT))?;
+    let mut first = [0; 16];
+    let whole = RecvFlags::PEEK | RecvFlags::WAITALL;
+    let (_, length) = rustix::net::recv(stream, &mut first, whole)?;
+    Ok((length == first.len()).then_some(Ticket(first)))
+}
+
 /// Takes a link's ticket and makes the sandbox for what it brings.
 fn begin(
     mut stream: TcpStream,
@@ -443,15 +455,18 @@ fn begin(
     admitted: &AdmittedByTicket,
     directory: &Path,
 ) {
-    let mut ticket = [0; 16];
-    let read =
-        stream.set_read_timeout(Some(TICKET_LIMIT)).and_then(|()| stream.read_exact(&mut ticket));
-    let ticket = Ticket(ticket);
-    let guest = read.ok().and_then(|()| lock(admitted).remove(&ticket));
-    let Some(Admitted { stay, secret, parent, .. }) = guest else {
-        tracing::debug!("a link brought no ticket of ours");
+    let Ok(Some(ticket)) = look_ahead(&stream) else {
+        tracing::debug!("a connection said nothing");
         return;
     };
+    let guest = lock(admitted).remove(&ticket);
+    let Some(Admitted { stay, secret, parent, .. }) = guest else {
+        return node.accept_session(stream);
+    };
+    // Whatever fails here fails in what follows.
+    if let Err(error) = stream.read_exact(&mut [0; 16]) {
+        tracing::debug!(%error, "a link is gone");
+    }
     if let Err(error) = life::keep_alive(&stream, node.config().node.link_timeout) {
         tracing::warn!(%error, "a link will not notice that its other end is gone");
     }

@@ -177,6 +177,16 @@ impl Streams {
         self.insert(Socket::from(stream), false, None)
     }
 
+    /// Takes over a TCP connection that somebody made to us, as if it had come to a
+    /// listener of ours.
+    ///
+    /// # Errors
+    ///
+    /// As [`listen_tcp`](Self::listen_tcp).
+    pub fn accept_tcp(&mut self, stream: TcpStream) -> io::Result<()> {
+        self.take_stranger(Socket::from(stream))
+    }
+
     /// Takes over a unix connection that stands; gives its address.
     ///
     /// # Errors
@@ -367,9 +377,8 @@ impl Streams {
             let Some(listener) = self.listeners.get_mut(at) else { return };
             match listener.socket.accept() {
                 Ok((socket, _)) => {
-                    self.make_room();
                     // Out of memory or watches: the connection is dropped.
-                    self.insert(socket, false, Some(self.now)).ok();
+                    self.take_stranger(socket).ok();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_exhaustion(&error) => {
@@ -381,6 +390,11 @@ impl Streams {
                 Err(_) => {}
             }
         }
+    }
+
+    fn take_stranger(&mut self, socket: Socket) -> io::Result<()> {
+        self.make_room();
+        self.insert(socket, false, Some(self.now)).map(drop)
     }
 
     /// Before one more stranger comes, the oldest one too many goes.

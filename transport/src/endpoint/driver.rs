@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
@@ -62,6 +62,7 @@ pub(super) enum Command {
         key: PublicKey,
         answer: Sender<Result<(), UnknownPeer>>,
     },
+    AcceptStream(TcpStream),
     Status {
         answer: Sender<EndpointStatus>,
     },
@@ -300,6 +301,12 @@ impl Driver {
                     *peer != key
                 });
                 answer.send(removed).ok();
+            }
+            Command::AcceptStream(stream) => {
+                if let Some(detour) = &mut self.detour {
+                    // Out of memory or watches: the connection is dropped, and made again.
+                    detour.streams.accept_tcp(stream).ok();
+                }
             }
             Command::Status { answer } => {
                 let peers = self.hub.status(now).collect();

@@ -28,9 +28,9 @@ use super::protect::{Cipher, Key};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use conet_wire::session::handshake::{
-    FEATURE_AES, FEATURE_BULK, FEATURE_LANES, FEATURE_MOVE, FEATURE_PLAIN, FEATURE_RESUMED,
-    FEATURE_SUPERSEDED, INITIATION, INITIATION_CLEAR, INITIATION_SECRET, Initiation,
-    InitiationSecret, NOISE_2, RESPONSE, RESPONSE_SECRET, RESUMED_SECRET, RESUMPTION,
+    FEATURE_AES, FEATURE_BULK, FEATURE_FIND, FEATURE_LANES, FEATURE_MOVE, FEATURE_PLAIN,
+    FEATURE_RESUMED, FEATURE_SUPERSEDED, INITIATION, INITIATION_CLEAR, INITIATION_SECRET,
+    Initiation, InitiationSecret, NOISE_2, RESPONSE, RESPONSE_SECRET, RESUMED_SECRET, RESUMPTION,
     RESUMPTION_SECRET, Response, ResponseSecret, ResumptionSecret,
 };
 use core::fmt;
@@ -146,7 +146,7 @@ pub struct Established {
 }
 
 /// The features that this build has on any machine.
-pub const FEATURES: u32 = FEATURE_LANES | FEATURE_MOVE | FEATURE_BULK;
+pub const FEATURES: u32 = FEATURE_LANES | FEATURE_MOVE | FEATURE_BULK | FEATURE_FIND;
 
 /// The features that this machine offers.
 #[cfg(feature = "std")]

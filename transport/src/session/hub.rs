@@ -37,9 +37,11 @@ use conet_wire::session::frame::{Lane, Status};
 use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
+pub(crate) use find::Find;
 use moves::Tomb;
 use table::Table;
 
+mod find;
 mod input;
 mod moves;
 mod output;
@@ -158,6 +160,10 @@ pub struct Hub {
     eventful: VecDeque<usize>,
     /// Of peers that are here no more.
     events: VecDeque<Event>,
+    /// Questions about peers, and answers, with who said them.
+    finds: VecDeque<(usize, Find)>,
+    /// The peer that was asked last where another is.
+    last_asked: usize,
     strays: Strays,
     bulk: Option<BulkPort>,
     bulk_expected: Instant,
@@ -205,6 +211,8 @@ impl Hub {
             held: VecDeque::new(),
             eventful: VecDeque::new(),
             events: VecDeque::new(),
+            finds: VecDeque::new(),
+            last_asked: 0,
             strays: Strays::default(),
             bulk: None,
             bulk_expected: Instant::START,
@@ -461,6 +469,7 @@ impl Hub {
         while let Some(index) = peer.retired.pop() {
             self.indices.remove(index);
         }
+        self.finds.extend(peer.finds.drain(..).map(|find| (at, find)));
         if !peer.is_eventful && peer.has_event() {
             peer.is_eventful = true;
             self.eventful.push_back(at);

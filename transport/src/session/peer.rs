@@ -26,7 +26,7 @@ use super::bulk::{Bulk, BulkPort};
 use super::client::{CallId, Client, NotTaken};
 use super::flow::{Arrivals, Fates, Flow};
 use super::handshake::{Established, Initiator, PublicKey};
-use super::hub::Event;
+use super::hub::{Event, Find};
 use super::key::Root;
 use super::limits::Limits;
 use super::outbox::Lanes;
@@ -45,6 +45,7 @@ use core::ops::Range;
 use core::time::Duration;
 
 mod calls;
+mod find;
 mod frames;
 mod freeze;
 mod keys;
@@ -151,15 +152,18 @@ pub(crate) struct Peer {
     /// We have sent ourselves another way, and the peer has not come along yet.
     is_ahead: bool,
     candidate: Option<Candidate>,
-    /// Where the peer may be found, by what its old node says.
+    /// Where the peer may be found, by what its old node says, or others.
     hint: Option<SocketAddr>,
+    /// Others were asked where it is.
+    is_sought: bool,
     current: Option<Keys>,
     next: Option<Keys>,
     previous: Option<Keys>,
     asking: Option<Asking>,
     ask_at: Option<Instant>,
     ask_pause: Duration,
-    handshake_out: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Packets that are not made as they go: handshakes, and what is said about others.
+    prepared: VecDeque<(SocketAddr, Vec<u8>)>,
     newest_counter: Option<u64>,
     /// Ours in this session; a moved one brings its own.
     pub(crate) incarnation: u64,
@@ -195,6 +199,8 @@ pub(crate) struct Peer {
     fates: Fates,
     /// That it is up or down.
     events: VecDeque<Event>,
+    /// What it asks and says about others.
+    pub(crate) finds: Vec<Find>,
     /// Indices that the hub may give to others.
     pub(crate) retired: Vec<u32>,
     /// Stands in the hub's row of peers to ask for packets.
@@ -220,13 +226,14 @@ impl Peer {
             is_ahead: false,
             candidate: None,
             hint: None,
+            is_sought: false,
             current: None,
             next: None,
             previous: None,
             asking: None,
             ask_at: address.map(|_| now),
             ask_pause: limits.handshake_retry,
-            handshake_out: VecDeque::new(),
+            prepared: VecDeque::new(),
             newest_counter: None,
             incarnation,
             remote_incarnation: None,
@@ -254,6 +261,7 @@ impl Peer {
             turn: 0,
             fates: Fates::new(),
             events: VecDeque::new(),
+            finds: Vec::new(),
             retired: Vec::new(),
             is_ready: false,
             is_eventful: false,
@@ -445,7 +453,7 @@ impl Peer {
 
     /// The earliest moment at which time alone changes something.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        if !self.handshake_out.is_empty() || self.has_something_to_say(now) {
+        if !self.prepared.is_empty() || self.has_something_to_say(now) {
             return Some(now);
         }
         let ask = self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some());

@@ -5,11 +5,10 @@
 //! was answered, an argument is what the call before was answered with, an error that says
 //! "never ran" tells the truth, memory stays within the limits.
 
+use crate::common::Seeded;
 use conet_testkit::link::{Faults, Link};
 use conet_testkit::random::Random;
-use conet_transport::session::handshake::{
-    Entropy, EntropyFailed, FEATURES, PrivateKey, PublicKey,
-};
+use conet_transport::session::handshake::{FEATURES, PrivateKey, PublicKey};
 use conet_transport::session::{
     CallError, CallId, DownReason, Event, Frozen, Hub, HubConfig, IncomingId, Lane, Limits,
 };
@@ -31,15 +30,6 @@ pub(crate) const LIMITS: Limits = Limits {
     rekey_after: Duration::from_secs(20),
     handshake_retry: Duration::from_millis(250),
 };
-
-struct Seeded(Random);
-
-impl Entropy for Seeded {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
-        self.0.fill(bytes);
-        Ok(())
-    }
-}
 
 /// A call as the world sees it.
 #[derive(Debug, Default)]
@@ -183,7 +173,7 @@ impl World {
             // A clock that goes on, whichever process looks at it.
             started: Duration::from_secs(1_000_000) + Duration::from_nanos(self.lives),
             features: FEATURES | u32::from(self.random.chance(500)),
-            entropy: Box::new(Seeded(Random::new(self.seed ^ self.lives << 32 ^ 0xe17))),
+            entropy: Seeded::boxed(self.seed ^ self.lives << 32 ^ 0xe17),
         };
         let hub = Hub::new(config).expect("entropy");
         let (due, calls) = (BTreeMap::new(), HashMap::new());

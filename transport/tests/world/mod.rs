@@ -5,9 +5,10 @@
 //! Every call's payload begins with a serial number, so that executions and
 //! outcomes can be counted per call.
 
+use crate::common::Seeded;
 use conet_testkit::link::{Faults, Link};
 use conet_testkit::random::Random;
-use conet_transport::session::handshake::{Entropy, EntropyFailed, PrivateKey, PublicKey};
+use conet_transport::session::handshake::{PrivateKey, PublicKey};
 use conet_transport::session::{
     CallError, CallId, Counters, Event, Hub, HubConfig, IncomingId, Limits,
 };
@@ -17,15 +18,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub(crate) const FEATURES: u32 = 1 | conet_transport::session::handshake::FEATURES;
-
-struct Seeded(Random);
-
-impl Entropy for Seeded {
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyFailed> {
-        self.0.fill(bytes);
-        Ok(())
-    }
-}
 
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -91,7 +83,7 @@ fn node(seed: u64, number: usize, life: u64, now: Instant, limits: Limits) -> No
         limits,
         started: Duration::from_secs(1_000_000 * life),
         features: FEATURES,
-        entropy: Box::new(Seeded(Random::new(seed ^ (number as u64 + 2 * life) << 40))),
+        entropy: Seeded::boxed(seed ^ (number as u64 + 2 * life) << 40),
         private_key: key,
     };
     let mut hub = Hub::new(config).expect("entropy");

@@ -27,6 +27,10 @@
 //! BULK    17    port u16 │ zero u16 │ buffer u32
 //! PADDING 18    anything                                    may be skipped, as BULK
 //!
+//! with FEATURE_FIND, may be skipped
+//! WHERE   19    public key 32
+//! THERE   20    public key 32 │ family u16 │ port u16 │ zero u32 │ address 16
+//!
 //! marks         bits 0–1 lane │ bit 8 after another call │ bit 9 also if that one stopped
 //! ```
 //!
@@ -41,12 +45,15 @@
 //! packets come from. SEEN is an ACK that tells of more packets, and how many came with
 //! a congestion mark (RFC 3168 §6.1.3). BULK says where large payloads are taken: at a
 //! port beside the one that everything else goes to, and how much its socket holds. PADDING
-//! makes a packet as long as a path is to be tried with (RFC 8899 §4.4).
+//! makes a packet as long as a path is to be tried with (RFC 8899 §4.4). WHERE asks for the
+//! address of a third node, THERE gives it, as MOVED does.
 //!
 //! Not here: PAGE. Process images travel as opaque records.
 //!
 //! Invariants: as for the packet header. A [`Frames`] iterator ends after its first
 //! error, so no byte behind a damaged frame is believed.
+
+use core::net::SocketAddr;
 
 mod emit;
 mod parse;
@@ -85,6 +92,11 @@ pub(crate) const PROOF: u8 = 15;
 pub(crate) const SEEN: u8 = 16;
 pub(crate) const BULK: u8 = 17;
 pub(crate) const PADDING: u8 = 18;
+pub(crate) const WHERE: u8 = 19;
+pub(crate) const THERE: u8 = 20;
+
+/// Bytes of a public key.
+pub const KEY: usize = 32;
 
 /// Words of a SEEN's bitmap.
 pub const SEEN_WORDS: usize = 16;
@@ -496,6 +508,18 @@ pub enum Frame<'a> {
     },
     /// What has arrived.
     Seen(SeenFrame<'a>),
+    /// At which address is this node?
+    Where {
+        /// Its public key.
+        key: &'a [u8; KEY],
+    },
+    /// It is there, or was a moment ago.
+    There {
+        /// The WHERE's.
+        key: &'a [u8; KEY],
+        /// Its address and port, without an IPv6 scope.
+        address: SocketAddr,
+    },
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub const FEATURE_RESUMED: u32 = 16;
 pub const FEATURE_SUPERSEDED: u32 = 32;
 /// Feature bit: the frame BULK, padding, and packets over sockets for bulk.
 pub const FEATURE_BULK: u32 = 64;
+/// Feature bit: the frames WHERE and THERE.
+pub const FEATURE_FIND: u32 = 128;
 /// Bytes of a cookie.
 pub const COOKIE: usize = 16;
 /// Bytes of a COOKIE packet.

@@ -16,6 +16,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Bytes that are sealed.
 pub const MOVED_SECRET: usize = 32;
+/// Bytes of an address and port.
+pub(crate) const PLACE: usize = 24;
 /// Bytes of a MOVED packet.
 pub const MOVED: usize = HEADER + MOVED_SECRET + TAG;
 
@@ -32,41 +34,53 @@ impl Moved {
     /// Reads the opened payload; `None` if it is malformed; the peer's fault.
     #[must_use]
     pub fn parse(bytes: &[u8; MOVED_SECRET]) -> Option<Self> {
-        let (epoch, rest) = bytes.split_first_chunk()?;
-        let (&[f0, f1, p0, p1, 0, 0, 0, 0], address) = rest.split_first_chunk::<8>()? else {
-            return None;
-        };
-        let address: [u8; 16] = *address.first_chunk()?;
-        let ip = match u16::from_le_bytes([f0, f1]) {
-            4 => {
-                let [a, b, c, d, zero @ ..] = address;
-                (zero == [0; 12]).then_some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))?
-            }
-            6 => IpAddr::V6(Ipv6Addr::from(address)),
-            _ => return None,
-        };
-        let port = u16::from_le_bytes([p0, p1]);
-        Some(Self { epoch: u64::from_le_bytes(*epoch), address: SocketAddr::new(ip, port) })
+        let (epoch, place) = bytes.split_first_chunk()?;
+        let address = parse_place(place.first_chunk()?)?;
+        Some(Self { epoch: u64::from_le_bytes(*epoch), address })
     }
 
     /// The payload to seal. An IPv6 scope is left out: it means something on one host.
     #[must_use]
     pub fn emit(&self) -> [u8; MOVED_SECRET] {
         let mut bytes = [0; MOVED_SECRET];
-        let (family, address): (u16, [u8; 16]) = match self.address.ip() {
-            IpAddr::V4(ip) => {
-                let mut address = [0; 16];
-                address[..4].copy_from_slice(&ip.octets());
-                (4, address)
-            }
-            IpAddr::V6(ip) => (6, ip.octets()),
-        };
         bytes[..8].copy_from_slice(&self.epoch.to_le_bytes());
-        bytes[8..10].copy_from_slice(&family.to_le_bytes());
-        bytes[10..12].copy_from_slice(&self.address.port().to_le_bytes());
-        bytes[16..].copy_from_slice(&address);
+        bytes[8..].copy_from_slice(&emit_place(self.address));
         bytes
     }
+}
+
+/// An address and port: `family u16 │ port u16 │ zero u32 │ address 16`.
+pub(crate) fn parse_place(bytes: &[u8; PLACE]) -> Option<SocketAddr> {
+    let (&[f0, f1, p0, p1, 0, 0, 0, 0], address) = bytes.split_first_chunk::<8>()? else {
+        return None;
+    };
+    let address: [u8; 16] = *address.first_chunk()?;
+    let ip = match u16::from_le_bytes([f0, f1]) {
+        4 => {
+            let [a, b, c, d, zero @ ..] = address;
+            (zero == [0; 12]).then_some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))?
+        }
+        6 => IpAddr::V6(Ipv6Addr::from(address)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::from_le_bytes([p0, p1])))
+}
+
+/// The reverse of [`parse_place`]. An IPv6 scope is left out.
+pub(crate) fn emit_place(place: SocketAddr) -> [u8; PLACE] {
+    let mut bytes = [0; PLACE];
+    let (family, address): (u16, [u8; 16]) = match place.ip() {
+        IpAddr::V4(ip) => {
+            let mut address = [0; 16];
+            address[..4].copy_from_slice(&ip.octets());
+            (4, address)
+        }
+        IpAddr::V6(ip) => (6, ip.octets()),
+    };
+    bytes[..2].copy_from_slice(&family.to_le_bytes());
+    bytes[2..4].copy_from_slice(&place.port().to_le_bytes());
+    bytes[8..].copy_from_slice(&address);
+    bytes
 }
 
 #[cfg(test)]

@@ -71,6 +71,9 @@ impl Hub {
             },
         }
         self.touch(at);
+        while let Some((at, find)) = self.finds.pop_front() {
+            self.on_find(now, at, find);
+        }
     }
 
     fn on_cookie(&mut self, datagram: &[u8]) {
@@ -151,7 +154,11 @@ impl Hub {
             if peer.deadline(now).is_some_and(|deadline| deadline <= now) {
                 peer.handle_timeout(now);
                 if peer.wants_to_ask(now) {
+                    let is_lost = peer.is_lost();
                     self.ask(now, at);
+                    if is_lost {
+                        self.ask_others(at);
+                    }
                 }
                 self.touch(at);
             }

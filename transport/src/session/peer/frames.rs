@@ -1,6 +1,6 @@
 //! What a packet's frames mean for a peer.
 
-use super::{BulkPort, DownReason, FEATURE_BULK, Peer, Which};
+use super::{BulkPort, DownReason, FEATURE_BULK, Find, Peer, PublicKey, Which};
 use crate::time::Instant;
 use conet_wire::session::frame::{Direction, Frame, Frames, Marks};
 
@@ -92,6 +92,10 @@ impl Peer {
                 if which == Which::Current {
                     self.go_down(now, DownReason::Closed);
                 }
+            }
+            Frame::Where { key } => self.finds.push(Find::Asked(PublicKey(*key))),
+            Frame::There { key, address } => {
+                self.finds.push(Find::Told(PublicKey(*key), address));
             }
             // Of earlier keys, or nothing to do; or a call's, which does not come here.
             Frame::Ack(_) | Frame::Seen(_) | Frame::Padding { .. } => {}

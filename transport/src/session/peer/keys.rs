@@ -59,7 +59,7 @@ impl Peer {
         // A hint is good for one attempt.
         let Some(to) = self.hint.take().or(self.address) else { return };
         let packet = packet.to_vec();
-        self.handshake_out.push_back((to, packet.clone()));
+        self.prepared.push_back((to, packet.clone()));
         let asking = Asking { initiator, index, since: now, to, packet, digest };
         if let Some(old) = self.asking.replace(asking) {
             self.retired.push(old.index);
@@ -78,7 +78,7 @@ impl Peer {
         // Once: who forges cookies must not make us send.
         asking.digest = 0;
         let to = asking.to;
-        self.handshake_out.push_back((to, packet));
+        self.prepared.push_back((to, packet));
         true
     }
 
@@ -181,7 +181,7 @@ impl Peer {
             // The initiator confirms soon; if it was a recording, nobody does.
             self.put_off_asking(now);
         }
-        self.handshake_out.push_back((from, packet));
+        self.prepared.push_back((from, packet));
     }
 
     pub(super) fn keep_root(&mut self, root: Root) {

@@ -33,7 +33,7 @@ impl Peer {
         buf: &mut [u8],
         batch: Option<usize>,
     ) -> Option<Transmit> {
-        if let Some((to, packet)) = self.handshake_out.pop_front() {
+        if let Some((to, packet)) = self.prepared.pop_front() {
             return self.shake_hands(now, to, &packet, buf);
         }
         self.current.as_ref()?;
@@ -118,7 +118,7 @@ impl Peer {
     /// Whether there is certainly nothing more to send: seen at one look after a call, so
     /// that it is not sought.
     pub(crate) fn has_said_all(&self, now: Instant) -> bool {
-        self.handshake_out.is_empty()
+        self.prepared.is_empty()
             && self.candidate.is_none()
             && !self.bulk.has_way()
             && !self.has_frame(now)

@@ -5,10 +5,11 @@
 //! program's memory) straight into the packet.
 
 use super::{
-    ACK, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, MARKED,
+    ACK, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, FRAME_HEADER, Frame, GRANT, KEY, MARKED,
     MUST_KNOW, PADDING, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SEEN_BYTES, SLOT_HEAD, SLOTS,
-    SlotHead, WORKING,
+    SlotHead, THERE, WHERE, WORKING,
 };
+use crate::session::moved::{PLACE, emit_place};
 
 /// The buffer is too short for the frame, or the frame too long for its length
 /// field; the caller's fault.
@@ -113,6 +114,8 @@ impl Frame<'_> {
             | Self::Bulk { .. }
             | Self::Proof { .. } => 8,
             Self::Padding { length } => *length as usize,
+            Self::Where { .. } => KEY,
+            Self::There { .. } => KEY + PLACE,
         }
     }
 
@@ -136,6 +139,8 @@ impl Frame<'_> {
             Self::Seen(_) => [SEEN, MUST_KNOW],
             Self::Bulk { .. } => [BULK, 0],
             Self::Padding { .. } => [PADDING, 0],
+            Self::Where { .. } => [WHERE, 0],
+            Self::There { .. } => [THERE, 0],
         }
     }
 
@@ -247,6 +252,11 @@ impl Frame<'_> {
                 cursor.put(&buffer.to_le_bytes())?;
             }
             Self::Padding { length } => cursor.zeros(length as usize)?,
+            Self::Where { key } => cursor.put(key)?,
+            Self::There { key, address } => {
+                cursor.put(key)?;
+                cursor.put(&emit_place(address))?;
+            }
             Self::Close { reason } => {
                 cursor.put(&reason.to_le_bytes())?;
                 cursor.put(&[0; 4])?;

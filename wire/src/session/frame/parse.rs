@@ -3,8 +3,9 @@
 use super::{
     ACK, Ack, BULK, CALL, CANCEL, CHALLENGE, CHUNK, CLOSE, Direction, Frame, GRANT, Lane, MARKED,
     MUST_KNOW, Marks, PING, PONG, PROOF, RELEASE, REPLY, SEEN, SLOTS, SeenFrame, SlotHead, Status,
-    WORKING,
+    THERE, WHERE, WORKING,
 };
+use crate::session::moved::parse_place;
 
 /// Why a payload is not a row of frames; the peer's fault.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -86,7 +87,13 @@ struct Reader<'a> {
     rest: &'a [u8],
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn borrow<const N: usize>(&mut self) -> Result<&'a [u8; N], FrameError> {
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(FrameError::Truncated)?;
+        self.rest = rest;
+        Ok(head)
+    }
+
     #[inline]
     fn take<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
         let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
@@ -253,11 +260,13 @@ fn parse_of_lanes<'a>(kind: u8, r: &mut Reader<'a>) -> Result<Option<Frame<'a>>,
         }
         SEEN => {
             let (largest, delay_us, marked) = (r.u64()?, r.u32()?, r.u32()?);
-            let Some((bitmap, rest)) = r.rest.split_first_chunk() else {
-                return Err(FrameError::Truncated);
-            };
-            r.rest = rest;
-            Frame::Seen(SeenFrame { largest, delay_us, marked, bitmap })
+            Frame::Seen(SeenFrame { largest, delay_us, marked, bitmap: r.borrow()? })
+        }
+        WHERE => Frame::Where { key: r.borrow()? },
+        THERE => {
+            let key = r.borrow()?;
+            let address = parse_place(&r.take()?).ok_or(FrameError::Range(kind))?;
+            Frame::There { key, address }
         }
         _ => return Ok(None),
     }))

@@ -5,6 +5,8 @@ use std::{vec, vec::Vec};
 
 const BITMAPS: [[u8; SEEN_BYTES]; 3] = [[0; SEEN_BYTES], [0xa5; SEEN_BYTES], [0xff; SEEN_BYTES]];
 
+const KEYS: [[u8; KEY]; 2] = [[0x5a; KEY], [0xff; KEY]];
+
 fn heads() -> impl Strategy<Value = SlotHead> {
     (any::<u16>(), any::<u64>(), 4096u32..).prop_map(|(slot, sequence, total)| SlotHead {
         slot,
@@ -53,6 +55,10 @@ fn frames() -> impl Strategy<Value = Frame<'static>> {
         any::<u64>().prop_map(|token| Frame::Ping { token }),
         any::<u64>().prop_map(|token| Frame::Pong { token }),
         any::<u32>().prop_map(|reason| Frame::Close { reason }),
+        (0..KEYS.len()).prop_map(|key| Frame::Where { key: &KEYS[key] }),
+        (0..KEYS.len(), any::<std::net::IpAddr>(), any::<u16>()).prop_map(|(key, ip, port)| {
+            Frame::There { key: &KEYS[key], address: SocketAddr::new(ip, port) }
+        }),
     ]
 }
 
@@ -175,6 +181,31 @@ fn golden_vectors_of_bulk() {
     assert_eq!(buf[..13], golden);
     assert_eq!(Frames::new(&golden).next(), None, "padding says nothing");
     assert_eq!(padding.emit(&mut buf[..12]), Err(NoRoom));
+}
+
+/// Pins the layouts that came with `FEATURE_FIND`.
+#[test]
+fn golden_vectors_of_find() {
+    let key = core::array::from_fn(|n| u8::try_from(n).expect("below 32"));
+    let mut buf = [0u8; 64];
+    let mut golden = [0; 64];
+    golden[..8].copy_from_slice(&[19, 0, 0, 0, 32, 0, 0, 0]);
+    golden[8..40].copy_from_slice(&key);
+    let wanted = Frame::Where { key: &key };
+    assert_eq!(wanted.emit(&mut buf), Ok(40));
+    assert_eq!(buf[..40], golden[..40]);
+    assert_eq!(Frames::new(&golden[..40]).next(), Some(Ok(wanted)));
+    golden[..8].copy_from_slice(&[20, 0, 0, 0, 56, 0, 0, 0]);
+    golden[40..].copy_from_slice(&[
+        4, 0, 2, 1, 0, 0, 0, 0, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ]);
+    let address = SocketAddr::from(([192, 0, 2, 1], 0x0102));
+    let there = Frame::There { key: &key, address };
+    assert_eq!(there.emit(&mut buf), Ok(64));
+    assert_eq!(buf, golden);
+    assert_eq!(Frames::new(&golden).next(), Some(Ok(there)));
+    golden[40] = 5;
+    assert_eq!(Frames::new(&golden).next(), Some(Err(FrameError::Range(THERE))));
 }
 
 #[test]
