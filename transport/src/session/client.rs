@@ -22,6 +22,8 @@
 
 use super::free::Free;
 use super::grants::Grants;
+use super::handshake::PublicKey;
+use super::hub::Event;
 use super::limits::{Limits, MOST_IN_ROW};
 use super::outbox::Outbox;
 use super::packet::Packet;
@@ -93,9 +95,6 @@ pub enum NotTaken {
     RowLength,
 }
 
-/// A call that has ended.
-pub(crate) type Ended = (CallId, Result<Vec<u8>, CallError>);
-
 /// Slots that every server accepts before it has granted any.
 pub(crate) const FIRST_SLOTS: usize = 64;
 /// Marks a call in the queue among those with a deadline.
@@ -125,15 +124,17 @@ pub(crate) struct Client {
     /// The peer knows marks, grants and the rest.
     lanes: bool,
     pub(crate) pool: Pool,
-    pub(crate) ended: VecDeque<Ended>,
+    peer: PublicKey,
+    pub(crate) ended: VecDeque<Event>,
     pub(crate) repeats: u64,
     pub(crate) stale_replies: u64,
 }
 
 impl Client {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, peer: PublicKey) -> Self {
         Self {
             limits,
+            peer,
             slots: Vec::new(),
             free: Free::default(),
             queue: Default::default(),
@@ -302,7 +303,7 @@ impl Client {
         for waiting in self.queue[lane as usize].drain(..length) {
             self.queued -= 1;
             self.pool.put(waiting.payload);
-            self.ended.push_back((waiting.id, Err(error)));
+            self.ended.push_back(ended(self.peer, waiting.id, Err(error)));
         }
     }
 
@@ -464,6 +465,11 @@ impl Client {
             self.pool.put(reply.into_bytes());
         }
     }
+}
+
+#[inline]
+const fn ended(peer: PublicKey, call: CallId, result: Result<Vec<u8>, CallError>) -> Event {
+    Event::Ended { peer, call, result }
 }
 
 /// Whether a call or reply of `length` bytes goes in one frame of one packet.

@@ -309,22 +309,28 @@ pub(crate) struct Arrivals {
     any: bool,
     /// Packets that have arrived since the last acknowledgement, and when the first did.
     due: u32,
+    due_by_calls: bool,
     since: Instant,
     at: Instant,
 }
 
-/// Packets that one acknowledgement tells of beside calls, and how long it waits to go with an
-/// answer: some calls' time, a fraction of what a probe waits for.
-const TOGETHER: u32 = 4;
-const WITH_ANSWER: Duration = Duration::from_micros(50);
+/// Packets by the way for bulk that one acknowledgement tells of (RFC 9000 §13.2.2: 2); no
+/// window is smaller. Others are one, or few, and somebody may wait for them.
+const TOGETHER: u32 = 2;
+/// The same beside calls, where it goes with an answer.
+const TOGETHER_BESIDE_CALLS: u32 = 4;
+/// How long it waits for these, or for an answer: some calls' time, a fraction of what a probe
+/// waits for.
+const MOST_DELAY: Duration = Duration::from_micros(50);
 
 impl Arrivals {
     /// Tracked packet `number` arrived and was taken.
-    pub(crate) fn on_tracked(&mut self, now: Instant, number: u64, marked: bool) {
+    pub(crate) fn on_tracked(&mut self, now: Instant, number: u64, marked: bool, by_bulk: bool) {
         if self.due == 0 {
             self.since = now;
         }
         self.due = self.due.saturating_add(1);
+        self.due_by_calls |= !by_bulk;
         self.ack.marked = self.ack.marked.wrapping_add(marked.into());
         if !self.any {
             self.ack.largest = number;
@@ -353,14 +359,21 @@ impl Arrivals {
         self.due > 0
     }
 
-    /// When an acknowledgement goes by itself that could go with an answer.
-    pub(crate) fn alone_at(&self) -> Instant {
-        if self.due < TOGETHER { self.since + WITH_ANSWER } else { Instant::START }
+    /// When an acknowledgement goes by itself: before that it could go with an answer, or tell
+    /// of more.
+    pub(crate) fn alone_at(&self, beside_calls: bool) -> Instant {
+        let together = match (beside_calls, self.due_by_calls) {
+            (true, _) => TOGETHER_BESIDE_CALLS,
+            (false, false) => TOGETHER,
+            (false, true) => 0,
+        };
+        if self.due < together { self.since + MOST_DELAY } else { Instant::START }
     }
 
     /// The acknowledgement to send; none is due afterwards.
     pub(crate) fn take(&mut self, now: Instant) -> Seen {
         self.due = 0;
+        self.due_by_calls = false;
         let delay = now.since(self.at).as_micros();
         Seen { delay_us: u32::try_from(delay).unwrap_or(u32::MAX), ..self.ack }
     }

@@ -469,8 +469,10 @@ impl Hub {
         while let Some(index) = peer.retired.pop() {
             self.indices.remove(index);
         }
-        self.finds.extend(peer.finds.drain(..).map(|find| (at, find)));
-        if !peer.is_eventful && peer.has_event() {
+        if !peer.finds.is_empty() {
+            self.finds.extend(peer.finds.drain(..).map(|find| (at, find)));
+        }
+        if !peer.is_eventful && peer.events_left() > 0 {
             peer.is_eventful = true;
             self.eventful.push_back(at);
         }
@@ -494,12 +496,11 @@ impl Hub {
         }
         let at = *self.eventful.front()?;
         let peer = self.peers.get_mut(at).and_then(Option::as_mut)?;
-        let event = peer.poll_event();
-        if !peer.has_event() {
+        if peer.events_left() <= 1 {
             peer.is_eventful = false;
             self.eventful.pop_front();
         }
-        event
+        peer.poll_event()
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).

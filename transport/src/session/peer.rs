@@ -33,7 +33,7 @@ use super::outbox::Lanes;
 use super::path::{Candidate, Tokens};
 use super::protect::{OpenError, Opener, Replay, Sealer};
 use super::rtt::Rtt;
-use super::server::{Asked, IncomingId, ReplyError, Run, Server};
+use super::server::{IncomingId, ReplyError, Server};
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -190,7 +190,7 @@ pub(crate) struct Peer {
     server: Server,
     flow: Flow,
     bulk: Bulk,
-    /// A call or an answer went or came last.
+    /// A call or an answer went last that is no bulk's.
     small: Instant,
     arrivals: Arrivals,
     rtt: Rtt,
@@ -251,8 +251,8 @@ impl Peer {
             ping_due: false,
             pong_due: None,
             proof_due: None,
-            client: Client::new(limits),
-            server: Server::new(limits),
+            client: Client::new(limits, key),
+            server: Server::new(limits, key),
             flow: Flow::new(limits.datagram),
             bulk: Bulk::default(),
             small: Instant::START,
@@ -290,28 +290,23 @@ impl Peer {
         self.current.is_some()
     }
 
+    /// How many things have happened that were not polled.
     #[inline]
-    pub(crate) fn has_event(&self) -> bool {
-        !self.server.asked.is_empty() || !self.client.ended.is_empty() || !self.events.is_empty()
+    pub(crate) fn events_left(&self) -> usize {
+        self.server.asked.len() + self.client.ended.len() + self.events.len()
     }
 
     /// What happened next.
     #[inline]
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
-        if !self.events.is_empty() {
-            return self.events.pop_front();
-        }
-        let peer = self.key;
-        if let Some(asked) = self.server.asked.pop_front() {
-            return Some(match asked {
-                Asked::Run(Run { id, lane, payload, argument }) => {
-                    Event::Call { peer, id, lane, payload, argument }
-                }
-                Asked::Cancel(id) => Event::Cancelled { peer, id },
-            });
-        }
-        let (call, result) = self.client.ended.pop_front()?;
-        Some(Event::Ended { peer, call, result })
+        let first = if !self.events.is_empty() {
+            &mut self.events
+        } else if !self.server.asked.is_empty() {
+            &mut self.server.asked
+        } else {
+            &mut self.client.ended
+        };
+        first.pop_front()
     }
 
     // Data.
@@ -344,7 +339,7 @@ impl Peer {
         }
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
-            self.arrivals.on_tracked(now, header.number, marked);
+            self.arrivals.on_tracked(now, header.number, marked, by_bulk);
             if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
                 self.bulk.on_piece_aside();
             }
@@ -468,7 +463,7 @@ impl Peer {
         let flow = self.flow.deadline(&self.rtt);
         let candidate = self.candidate.as_ref().and_then(Candidate::due);
         let due = self.client.due();
-        let ack = self.arrivals.is_due().then(|| self.arrivals.alone_at());
+        let ack = self.arrivals.is_due().then(|| self.acknowledges_at(now));
         earliest([ask, calls, due, Some(dead), Some(keepalive), rekey, flow, candidate, ack])
     }
 
@@ -494,7 +489,7 @@ impl Peer {
     /// Whether there is a frame to send that is no call's.
     #[inline]
     fn has_rare_frame(&self, now: Instant) -> bool {
-        (self.arrivals.is_due() && !self.may_wait_for_answer(now))
+        (self.arrivals.is_due() && self.acknowledges_at(now) <= now)
             || self.server.has_slots_to_say()
             || self.client.has_release_to_say()
             || self.ping_due
@@ -502,10 +497,10 @@ impl Peer {
             || self.proof_due.is_some()
     }
 
-    /// Whether an acknowledgement may wait to go with an answer: beside calls a packet of its
-    /// own costs both ends two system calls, and the calls have to wait for these.
-    fn may_wait_for_answer(&self, now: Instant) -> bool {
-        self.is_beside_calls(now) && now < self.arrivals.alone_at()
+    /// When an acknowledgement goes that nothing else takes along: a packet of its own costs
+    /// both ends two system calls, and beside calls these have to wait for them.
+    fn acknowledges_at(&self, now: Instant) -> Instant {
+        self.arrivals.alone_at(self.is_beside_calls(now))
     }
 
     /// Whether calls come and go.

@@ -23,6 +23,8 @@
 
 use super::client::{FIRST_SLOTS, fits_one_packet};
 use super::grants::Grants;
+use super::handshake::PublicKey;
+use super::hub::Event;
 use super::limits::Limits;
 use super::outbox::Outbox;
 use super::packet::Packet;
@@ -56,25 +58,6 @@ pub enum ReplyError {
     /// still waits for a reply.
     #[error("reply is too long")]
     TooLong,
-}
-
-/// A call to run.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Run {
-    pub(crate) id: IncomingId,
-    pub(crate) lane: Lane,
-    pub(crate) payload: Vec<u8>,
-    /// The result of the call before it in its row.
-    pub(crate) argument: Option<Vec<u8>>,
-}
-
-/// What the peer's call means for the application.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) enum Asked {
-    /// Run this, once.
-    Run(Run),
-    /// The peer no longer wants it; it still waits for a reply.
-    Cancel(IncomingId),
 }
 
 #[derive(Debug)]
@@ -151,7 +134,9 @@ pub(crate) struct Server {
     say_slots: bool,
     floor: u64,
     lanes: bool,
-    pub(crate) asked: VecDeque<Asked>,
+    peer: PublicKey,
+    /// Calls to run, once each, and those of them that are no longer wanted.
+    pub(crate) asked: VecDeque<Event>,
     pub(crate) pool: Pool,
     pub(crate) executions: u64,
     pub(crate) duplicates: u64,
@@ -159,9 +144,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, peer: PublicKey) -> Self {
         Self {
             limits,
+            peer,
             incarnation: 0,
             slots: Vec::new(),
             outbox: Outbox::default(),
@@ -406,7 +392,7 @@ impl Server {
     ) {
         let id = IncomingId { slot, sequence, incarnation: self.incarnation };
         self.executions += 1;
-        self.asked.push_back(Asked::Run(Run { id, lane, payload, argument }));
+        self.asked.push_back(Event::Call { peer: self.peer, id, lane, payload, argument });
     }
 
     fn drop_assembly(&mut self, number: u16) {
@@ -536,7 +522,7 @@ impl Server {
                 self.say(number, Say::Working);
                 if first {
                     let id = IncomingId { slot: number, sequence, incarnation };
-                    self.asked.push_back(Asked::Cancel(id));
+                    self.asked.push_back(Event::Cancelled { peer: self.peer, id });
                 }
             }
             CallVerdict::RepeatReply => {

@@ -3,7 +3,7 @@
 use super::output::{GRANT_PAUSE, PIECES_PAUSE};
 use super::{
     Active, Assembly, Body, CallError, CallId, Client, Instant, Link, PARKED_PROBE, PROBE, QUEUED,
-    ReplyVerdict, Rtt, SlotHead, State, Status, Waiting,
+    ReplyVerdict, Rtt, SlotHead, State, Status, Waiting, ended,
 };
 use crate::session::flow::Tracked;
 use crate::session::rtt::back_off_parked;
@@ -44,7 +44,8 @@ impl Client {
                 rtt.on_upper_bound(now.since(sent));
             }
             self.active -= 1;
-            self.ended.push_back((id, Ok(self.pool.copy_into(bytes, data))));
+            let result = Ok(self.pool.copy_into(bytes, data));
+            self.ended.push_back(ended(self.peer, id, result));
         } else if let Some(active) = self.take_active(head.slot) {
             let whole = matches!(active.body, Body::Whole(_));
             if let Some(sent) = active.first_sent.filter(|_| !active.repeated && whole) {
@@ -93,7 +94,7 @@ impl Client {
             }
         });
         self.give_up_assembly(number, sequence, active.reply);
-        self.ended.push_back((active.id, result));
+        self.ended.push_back(ended(self.peer, active.id, result));
         self.grant(None);
     }
 
@@ -239,7 +240,7 @@ impl Client {
             for waiting in queue.drain(at..at + length) {
                 self.queued -= 1;
                 self.pool.put(waiting.payload);
-                self.ended.push_back((waiting.id, Err(error)));
+                self.ended.push_back(ended(self.peer, waiting.id, Err(error)));
             }
             return true;
         }
@@ -302,7 +303,8 @@ impl Client {
         for queue in &mut self.queue {
             for waiting in queue.drain(..) {
                 self.pool.put(waiting.payload);
-                self.ended.push_back((waiting.id, Err(CallError::Unreachable)));
+                let result = Err(CallError::Unreachable);
+                self.ended.push_back(ended(self.peer, waiting.id, result));
             }
         }
         self.queued = 0;

@@ -2,7 +2,7 @@
 
 use super::{
     Active, After, Assembly, Body, CallId, Client, ClientSlot, Instant, Lane, Limits, Link, Marks,
-    Outgoing, PROBE, QUEUED, Slot, State, Waiting,
+    Outgoing, PROBE, PublicKey, QUEUED, Slot, State, Waiting,
 };
 use crate::session::image::{ImageError, Reader, Writer};
 use alloc::boxed::Box;
@@ -66,10 +66,11 @@ impl Client {
 
     pub(crate) fn thaw(
         limits: Limits,
+        peer: PublicKey,
         now: Instant,
         from: &mut Reader<'_>,
     ) -> Result<Self, ImageError> {
-        let mut client = Self::new(limits);
+        let mut client = Self::new(limits, peer);
         client.next_id = from.u64()?;
         client.sequence = from.u64()?;
         client.version = from.u32()?;

@@ -3,7 +3,7 @@
 //! Acknowledgements and keep-alives, then lane by lane answers and calls, then one piece
 //! of a large payload: whoever waits for a microsecond does not queue behind a bulk.
 
-use super::{DownReason, FEATURE_LANES, Peer};
+use super::{DownReason, FEATURE_LANES, Lane, Peer};
 use crate::session::bulk::Probe;
 use crate::session::hub::Transmit;
 use crate::session::packet::Packet;
@@ -141,16 +141,16 @@ impl Peer {
         }
         let mut packet = Packet::new(buf, self.limits.datagram);
         let mut is_answered = has_rare && self.emit_rare(now, &mut packet);
-        let before = packet.payload_len();
         let mut is_all = true;
         while is_all && let Some(lane) = lanes.take() {
-            is_all = self.server.emit(lane, &mut packet);
             let before = packet.payload_len();
+            is_all = self.server.emit(lane, &mut packet);
+            let between = packet.payload_len();
             is_all = is_all && self.client.emit(now, lane, &mut packet);
-            is_answered |= packet.payload_len() > before;
-        }
-        if packet.payload_len() > before {
-            self.small = now;
+            is_answered |= packet.payload_len() > between;
+            if packet.payload_len() > before && lane != Lane::Bulk {
+                self.small = now;
+            }
         }
         if is_all && with_piece && packet.tracked.is_none() && self.has_piece() {
             // A piece wants a packet nearly to itself, and one packet tracks one thing.

@@ -70,7 +70,7 @@ impl Server {
                     }
                     None => {}
                 }
-                self.waiting.remove(at);
+                self.waiting.swap_remove(at);
             }
             match others.pop() {
                 Some(other) => ended = other,
