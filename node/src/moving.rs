@@ -17,11 +17,13 @@
 //! a later daemon finds every deputy again; which side of a half-done move it is on
 //! says the process itself.
 //!
+//! - `arrivals`: the port to which their links come.
 //! - `family`: children that programs make while they are away.
 //! - `direct`: from one node to another.
 //! - `home`: records of this node's programs.
 //! - `guests`: programs of others, in sandboxes here.
 
+mod arrivals;
 mod direct;
 mod family;
 mod guests;

@@ -4,45 +4,38 @@
 //! Host ─► admitted (a ticket, for 30 s) ─► a link brings the ticket ─► sandbox ─► runs ─► ended
 //! ```
 //!
-//! A link is accepted by a thread that knows nothing but tickets; what it brings is
-//! checked against the link's keys before anything is made. The port is shared: a
-//! connection that begins with no ticket of ours is left, unread, to the sessions, which
-//! go that way where UDP is blocked. Each stay has a file, and
-//! each sandbox its warden's socket, in the state directory, so that a later daemon
-//! finds them. A sandbox holds a process and its descendants, each with a stay of its own
-//! (`Branch`); its warden says who is there.
+//! A link is known by its ticket; what it brings is checked against the link's keys before
+//! anything is made. The port is shared (`arrivals`): a connection that begins with no
+//! ticket of ours is left, unread, to the sessions, which go that way where UDP is blocked.
+//! Each stay has a file, and each sandbox its warden's socket, in the state directory, so
+//! that a later daemon finds them. A sandbox holds a process and its descendants, each with
+//! a stay of its own (`Branch`); its warden says who is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use conet_deputy_link::hosting::{self, Hosting, MAX_REMOTES, Warden, WardenEvent};
 use conet_deputy_link::{LinkSecret, life, processor};
 use conet_transport::session::protect::{Cipher, Key, link_keys};
 use conet_wire::moving::{Answer, Ask, Root, Ticket};
-use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 
-use super::{Event, store, work};
+use super::{Event, arrivals, store, work};
 use crate::config::PeerConfig;
 use crate::daemon::NodeHandle;
 
 /// How long an admitted process may take to come.
 const ADMISSION: Duration = Duration::from_secs(30);
-/// How long a link may take to bring its ticket.
-const TICKET_LIMIT: Duration = Duration::from_secs(5);
 /// How long the home of a process that is coming may be silent.
 const HOME_PATIENCE: Duration = Duration::from_secs(30);
 /// Most processes admitted and not yet there, of all peers.
 const MAX_ADMITTED: usize = 256;
-/// Most links that are beginning at a time.
-const MAX_BEGINNING: usize = 64;
 
 /// A process that may come.
 #[derive(Debug)]
@@ -166,7 +159,14 @@ impl Guests {
         };
         let (node, admitted) = (self.node.clone(), Arc::clone(&self.admitted));
         let directory = self.directory.clone();
-        work::thread("conet-links", move || accept(&listener, &node, &admitted, &directory));
+        work::thread("conet-links", move || {
+            let served = arrivals::serve(listener, |first, stream| {
+                arrive(Ticket(first), stream, &node, &admitted, &directory);
+            });
+            if let Err(error) = served {
+                tracing::error!(%error, "no process can come any more");
+            }
+        });
     }
 
     /// Does what a granted peer asks.
@@ -409,62 +409,32 @@ fn watch(node: &NodeHandle<Event>, socket: &Path, sandbox: Ticket) -> Option<War
     Some(ours)
 }
 
-/// Accepts links until the listener fails for good.
-fn accept(
-    listener: &TcpListener,
+/// A connection that is a link if it begins with a ticket of ours.
+fn arrive(
+    ticket: Ticket,
+    stream: TcpStream,
     node: &NodeHandle<Event>,
     admitted: &AdmittedByTicket,
     directory: &Path,
 ) {
-    let beginning = Arc::new(());
-    loop {
-        let stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a link");
-                thread::sleep(Duration::from_millis(100));
-                continue;
-            }
-        };
-        if Arc::strong_count(&beginning) > MAX_BEGINNING {
-            tracing::warn!("too many links begin at once; one was turned away");
-            continue;
-        }
-        let (node, admitted) = (node.clone(), Arc::clone(admitted));
-        let (directory, counted) = (directory.to_owned(), Arc::clone(&beginning));
-        work::thread("conet-link", move || {
-            begin(stream, &node, &admitted, &directory);
-            drop(counted);
-        });
-    }
-}
-
-/// The first bytes of a connection, which stay in it; none where they do not come.
-fn look_ahead(stream: &TcpStream) -> io::Result<Option<Ticket>> {
-    stream.set_read_timeout(Some(TICKET_LIMIT))?;
-    let mut first = [0; 16];
-    let whole = RecvFlags::PEEK | RecvFlags::WAITALL;
-    let (_, length) = rustix::net::recv(stream, &mut first, whole)?;
-    Ok((length == first.len()).then_some(Ticket(first)))
-}
-
-/// Takes a link's ticket and makes the sandbox for what it brings.
-fn begin(
-    mut stream: TcpStream,
-    node: &NodeHandle<Event>,
-    admitted: &AdmittedByTicket,
-    directory: &Path,
-) {
-    let Ok(Some(ticket)) = look_ahead(&stream) else {
-        tracing::debug!("a connection said nothing");
-        return;
-    };
-    let guest = lock(admitted).remove(&ticket);
-    let Some(Admitted { stay, secret, parent, .. }) = guest else {
+    let Some(guest) = lock(admitted).remove(&ticket) else {
         return node.accept_session(stream);
     };
+    let (node, directory) = (node.clone(), directory.to_owned());
+    work::thread("conet-link", move || begin(guest, ticket, stream, &node, &directory));
+}
+
+/// Makes the sandbox for what a link brings.
+fn begin(
+    guest: Admitted,
+    ticket: Ticket,
+    mut stream: TcpStream,
+    node: &NodeHandle<Event>,
+    directory: &Path,
+) {
+    let Admitted { stay, secret, parent, .. } = guest;
     // Whatever fails here fails in what follows.
-    if let Err(error) = stream.read_exact(&mut [0; 16]) {
+    if let Err(error) = stream.read_exact(&mut [0; arrivals::FIRST]) {
         tracing::debug!(%error, "a link is gone");
     }
     if let Err(error) = life::keep_alive(&stream, node.config().node.link_timeout) {
