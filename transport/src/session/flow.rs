@@ -259,7 +259,12 @@ impl Flow {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    #[inline]
     pub(crate) fn deadline(&self, rtt: &Rtt) -> Option<Instant> {
+        if self.sent.is_empty() { None } else { self.next_deadline(rtt) }
+    }
+
+    fn next_deadline(&self, rtt: &Rtt) -> Option<Instant> {
         let first = self.sent.front()?;
         let late = (first.order < self.acked_order).then(|| first.at + rtt.loss_delay());
         let least = if self.in_flight <= FEW { Duration::ZERO } else { LEAST_PROBE };

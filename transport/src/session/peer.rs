@@ -451,20 +451,23 @@ impl Peer {
         if !self.prepared.is_empty() || self.has_something_to_say(now) {
             return Some(now);
         }
-        let ask = self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some());
-        let calls = self.client.deadline();
-        let Some(current) = &self.current else {
-            return earliest([ask, calls]);
-        };
-        let dead = self.heard + self.limits.dead_after;
-        let keepalive = self.pinged_or_heard() + self.limits.keepalive;
-        let rekey = current.began_here.then(|| current.since + self.limits.rekey_after);
-        let rekey = rekey.filter(|_| self.asking.is_none() && self.ask_at.is_none());
-        let flow = self.flow.deadline(&self.rtt);
-        let candidate = self.candidate.as_ref().and_then(Candidate::due);
-        let due = self.client.due();
-        let ack = self.arrivals.is_due().then(|| self.acknowledges_at(now));
-        earliest([ask, calls, due, Some(dead), Some(keepalive), rekey, flow, candidate, ack])
+        // One after the other: a driver asks at each of its turns.
+        let mut first = Earliest::default();
+        first.or(self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some()));
+        first.or(self.client.deadline());
+        let Some(current) = &self.current else { return first.0 };
+        first.at(self.heard + self.limits.dead_after);
+        first.at(self.pinged_or_heard() + self.limits.keepalive);
+        if current.began_here && self.asking.is_none() && self.ask_at.is_none() {
+            first.at(current.since + self.limits.rekey_after);
+        }
+        first.or(self.client.due());
+        first.or(self.flow.deadline(&self.rtt));
+        first.or(self.candidate.as_ref().and_then(Candidate::due));
+        if self.arrivals.is_due() {
+            first.at(self.acknowledges_at(now));
+        }
+        first.0
     }
 
     fn pinged_or_heard(&self) -> Instant {
@@ -511,7 +514,7 @@ impl Peer {
 
     /// Whether there is a piece to send, and room in the window.
     pub(crate) fn has_piece(&self) -> bool {
-        self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
+        (self.client.has_piece() || self.server.has_piece()) && self.flow.may_send()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
@@ -551,6 +554,20 @@ impl Peer {
     }
 }
 
-fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
-    times.into_iter().flatten().min()
+/// The earliest of some moments.
+#[derive(Default)]
+struct Earliest(Option<Instant>);
+
+impl Earliest {
+    #[inline]
+    fn at(&mut self, at: Instant) {
+        self.0 = Some(self.0.map_or(at, |first| first.min(at)));
+    }
+
+    #[inline]
+    fn or(&mut self, at: Option<Instant>) {
+        if let Some(at) = at {
+            self.at(at);
+        }
+    }
 }

@@ -38,7 +38,20 @@ impl Hub {
     /// datagram or, by the way for bulk (see [`set_bulk`](Self::set_bulk)), a row of up to
     /// `batch` of them; with 0, what is to go that way waits. Without a batch there is no such
     /// way.
+    #[inline]
     pub fn poll_batch(
+        &mut self,
+        now: Instant,
+        buf: &mut [u8],
+        batch: Option<usize>,
+    ) -> Option<Transmit> {
+        // Every other time, after the one datagram of a call.
+        let is_idle = self.ready.is_empty() && self.held.is_empty() && self.asides.is_empty();
+        if is_idle { None } else { self.poll_ready(now, buf, batch) }
+    }
+
+    #[inline(never)]
+    fn poll_ready(
         &mut self,
         now: Instant,
         buf: &mut [u8],

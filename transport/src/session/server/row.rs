@@ -30,7 +30,7 @@ impl Server {
                 self.run(number, sequence, lane, payload, Some(argument));
             }
             turn => {
-                slot.state = State::Waiting { after, payload, told_to_wait: false };
+                slot.turn(State::Waiting { after, payload, told_to_wait: false });
                 if matches!(turn, Turn::Wait) {
                     self.waiting.push((after.slot, number));
                 } else {
@@ -83,7 +83,7 @@ impl Server {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
         let State::Waiting { payload, told_to_wait, .. } = &mut slot.state else { return };
         let (payload, told_to_wait) = (core::mem::take(payload), *told_to_wait);
-        slot.state = State::Running { told_to_wait, cancelled: false };
+        slot.turn(State::Running { told_to_wait, cancelled: false });
         let (sequence, lane) = (slot.slot.sequence(), slot.lane);
         self.run(number, sequence, lane, payload, Some(argument));
     }
