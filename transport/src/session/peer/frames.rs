@@ -2,7 +2,7 @@
 
 use super::{BulkPort, DownReason, FEATURE_BULK, Find, Peer, PublicKey, Which};
 use crate::time::Instant;
-use conet_wire::session::frame::{Direction, Frame, Frames, Message, Says};
+use conet_wire::session::frame::{Direction, Frame, Frames, Marks, Message, Says};
 
 impl Peer {
     /// Handles every frame; says whether all that was tracked was taken.
@@ -35,6 +35,12 @@ impl Peer {
     #[inline(never)]
     fn on_frame(&mut self, now: Instant, which: Which, frame: Frame<'_>) -> bool {
         match frame {
+            // Messages but for a flag that none of ours leaves out.
+            Frame::Call { head, data } => self.server.on_call(head, Marks::default(), data),
+            Frame::Marked { head, marks, data } => self.server.on_call(head, marks, data),
+            Frame::Reply { head, status, data } => {
+                self.client.on_reply(now, head, status, data, &mut self.rtt);
+            }
             Frame::Chunk { head, direction: Direction::Call, lane, offset, data } => {
                 return self.server.on_piece(head, lane, offset as usize, data);
             }
@@ -104,7 +110,7 @@ impl Peer {
             Frame::There { key, address } => {
                 self.finds.push(Find::Told(PublicKey(*key), address));
             }
-            // Of earlier keys, or nothing to do; or a call's, which is a message.
+            // Of earlier keys, or nothing to do; or a call's, which does not come here.
             Frame::Ack(_) | Frame::Seen(_) | Frame::Padding { .. } => {}
             Frame::Call { .. }
             | Frame::Marked { .. }
