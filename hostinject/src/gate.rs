@@ -24,11 +24,12 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use conet_dataplane::DropReason;
+use conet_wire::held;
 
 /// Most packets that are kept for a guest that is held.
-pub const HOLD_PACKETS: usize = 4096;
+pub const HOLD_PACKETS: usize = held::MAX_PACKETS;
 /// Most bytes of them.
-pub const HOLD_BYTES: usize = 8 << 20;
+pub const HOLD_BYTES: usize = held::MAX_BYTES;
 /// How much faster a guest may be for a moment: what the rate gives in this time.
 const BURST: Duration = Duration::from_millis(125);
 /// But at least two of the largest segments, and packets for a window of TCP's.
@@ -195,6 +196,12 @@ impl Hold {
     /// How much is kept: packets, bytes.
     pub(crate) fn kept(&self) -> (usize, usize) {
         (self.queue.len(), self.bytes)
+    }
+
+    /// The same where the guest is held.
+    pub(crate) fn held(&self) -> Option<(u64, u64)> {
+        let (packets, bytes) = self.kept();
+        self.is_held.then_some((packets as u64, bytes as u64))
     }
 
     /// Keeps a packet behind the others.

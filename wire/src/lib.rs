@@ -10,6 +10,7 @@
 #[cfg(feature = "control")]
 pub mod control;
 pub mod family;
+pub mod held;
 pub mod image;
 pub mod ip;
 pub mod link;

@@ -1,7 +1,7 @@
 //! Added guests in the state directory: one small JSON file, replaced whole.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use conet_hostinject::{InvalidRate, Rate, Rates};
@@ -19,7 +19,7 @@ pub(super) const FILE: &str = "guests.json";
 pub(super) struct Record {
     name: String,
     kind: String,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     #[serde(default)]
     rates: GuestRates,
     /// Its removal has begun.
@@ -43,7 +43,7 @@ impl Record {
         let kind = self.kind.parse()?;
         // Of a later version: unlimited rather than no guest.
         let rates = rates_of(&self.rates).unwrap_or_default();
-        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates })
+        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates, line: None })
     }
 }
 
