@@ -1,13 +1,18 @@
 //! What can be typed. What it does is in `commands`.
 
+mod guest;
+mod lab;
+
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use conet_hostinject::Rate;
 use conet_netsys::MacAddr;
-use conet_node::config::{DEFAULT_PATH, GuestKind, Ipv4Net, Mode};
+use conet_node::config::{DEFAULT_PATH, Ipv4Net, Mode};
+
+pub(crate) use guest::{GuestCommand, PortName, RateOptions};
+pub(crate) use lab::LabCommand;
 
 /// conet joins machines into one: guests share their host's address over
 /// WireGuard or IP-in-IP, and running processes move between machines.
@@ -210,97 +215,6 @@ pub(crate) enum DemoProgram {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum GuestCommand {
-    /// Make a guest, with addresses in the overlay: a network namespace, or the port of a
-    /// machine that you start.
-    ///
-    /// It is there until it is removed, also for later daemons. Root and members of
-    /// group conet may.
-    Add {
-        /// Its name, and that of its namespace: 1 to 15 letters, digits, `.`, `_`, `-`.
-        name: String,
-        /// An address in this node's overlay; may be repeated. The lowest free one
-        /// where there is none.
-        #[arg(long, value_name = "A")]
-        address: Vec<Ipv4Addr>,
-        /// How its packets reach the host.
-        #[arg(long, value_enum, default_value_t = KindName::Netns)]
-        kind: KindName,
-        /// Pairs of queues of a machine's card, for one of several processors (kind qemu).
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
-        queues: Option<u16>,
-        #[command(flatten)]
-        rates: RateOptions,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Change how fast a guest may send and receive; without options it is unlimited.
-    ///
-    /// One of conet.toml has its own rates again when the daemon starts anew. Root and
-    /// members of group conet may.
-    Rate {
-        /// The guest.
-        name: String,
-        #[command(flatten)]
-        rates: RateOptions,
-    },
-    /// Show the guests.
-    List {
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Print what to start a guest that is a machine with: QEMU's or User-Mode Linux's.
-    Args {
-        /// The guest.
-        name: String,
-        /// Its memory, in MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 512,
-              value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
-        memory: u32,
-        /// How it reaches its port.
-        #[arg(long, value_enum, default_value_t = PortName::Vhost)]
-        port: PortName,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Write what a guest's card carries, both ways, as pcapng; Ctrl-C ends it (needs root).
-    ///
-    /// ARP and DHCP are in it, and what is refused. As in: conet guest capture web -w
-    /// web.pcapng, or conet guest capture web | tcpdump -r -
-    Capture {
-        /// The guest.
-        name: String,
-        /// Where to; standard output where absent.
-        #[arg(short, long, value_name = "FILE")]
-        write: Option<PathBuf>,
-        /// Ends after so many seconds.
-        #[arg(long, value_name = "N")]
-        seconds: Option<u32>,
-        /// Ends after so many packets.
-        #[arg(long, value_name = "N")]
-        packets: Option<u64>,
-    },
-    /// Remove a guest that was added, if no program runs in it and no machine is there.
-    Remove {
-        /// Its name.
-        name: String,
-    },
-    /// Run a program in a guest's network; it has this command's pid (needs root).
-    Exec {
-        /// The guest.
-        name: String,
-        /// The program and its arguments.
-        #[arg(
-            required = true,
-            trailing_var_arg = true,
-            allow_hyphen_values = true,
-            value_name = "CMD"
-        )]
-        command: Vec<OsString>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum ForwardCommand {
     /// Have ports of this host's lead to a guest.
     ///
@@ -325,89 +239,6 @@ pub(crate) enum ForwardCommand {
         /// As `conet forward list` shows it.
         forward: String,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum LabCommand {
-    /// Make a lab: hosts conet-h1, conet-h2, … on one LAN, each with its daemon.
-    Up {
-        /// Hosts.
-        #[arg(long, value_name = "N", default_value_t = 2)]
-        hosts: u8,
-        /// Guests of each host.
-        #[arg(long, value_name = "M", default_value_t = 1)]
-        guests: u8,
-        /// How packets between hosts travel.
-        #[arg(long, value_enum, default_value_t = ModeName::Wireguard)]
-        mode: ModeName,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Remove the lab, also after a crash.
-    Down {
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Show the lab's hosts and guests.
-    Status {
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Run a program on a lab host; it has this command's pid.
-    Exec {
-        /// The host, as in conet-h1.
-        host: String,
-        /// The program and its arguments.
-        #[arg(
-            required = true,
-            trailing_var_arg = true,
-            allow_hyphen_values = true,
-            value_name = "CMD"
-        )]
-        command: Vec<OsString>,
-    },
-    /// End a lab host's daemon and start it anew.
-    Restart {
-        /// The host, as in conet-h1.
-        host: String,
-    },
-    /// Keep a lab host's namespaces; what `lab up` runs.
-    #[command(hide = true)]
-    Hold,
-    /// Be process 1 of an ordinary user's machine; what `lab up` and `demo` run.
-    #[command(hide = true)]
-    Init {
-        /// The process to end with.
-        #[arg(long)]
-        parent: Option<u32>,
-        /// What to run in it.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        command: Vec<OsString>,
-    },
-    /// Make an ordinary user's machine; what `lab up` runs.
-    #[command(hide = true)]
-    Machine,
-    /// Become a lab host's daemon; what `lab up` runs.
-    #[command(hide = true)]
-    Daemon {
-        /// The host.
-        host: String,
-    },
-}
-
-/// How fast a guest may be.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct RateOptions {
-    /// How fast it may be, each way: as 100mbit, 10kpps or 100mbit,10kpps. What is faster is
-    /// dropped. Not for a namespace by veth, whose packets no process sees.
-    #[arg(long, value_name = "RATE")]
-    pub(crate) rate: Option<Rate>,
-    /// How fast it may send, if not as --rate.
-    #[arg(long, value_name = "RATE")]
-    pub(crate) rate_from: Option<Rate>,
-    /// How fast it may receive, if not as --rate.
-    #[arg(long, value_name = "RATE")]
-    pub(crate) rate_to: Option<Rate>,
 }
 
 /// What `conet.toml` needs that wg-quick has not.
@@ -454,42 +285,6 @@ pub(crate) enum ModeName {
     IpUdp,
     /// In the clear, IP protocol 4.
     Ipip,
-}
-
-/// A guest's kind, as it is typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KindName {
-    /// By veth: packets stay in the kernel.
-    Netns,
-    /// By a TAP device and a thread of the daemon.
-    Tap,
-    /// A QEMU machine that you start, by vhost-user; see conet guest args.
-    Qemu,
-    /// A User-Mode Linux that you start, by vhost-user; see conet guest args.
-    Uml,
-}
-
-/// How a machine reaches its port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PortName {
-    /// vhost-user: queues in the machine's memory, with offloads.
-    Vhost,
-    /// Frames in a stream, for QEMU where it cannot share its memory.
-    Stream,
-    /// Frames as messages, for a User-Mode Linux without virtio.
-    Bess,
-}
-
-impl KindName {
-    /// As the daemon spells it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Netns => GuestKind::Netns.as_str(),
-            Self::Tap => GuestKind::Tap.as_str(),
-            Self::Qemu => GuestKind::Qemu.as_str(),
-            Self::Uml => GuestKind::Uml.as_str(),
-        }
-    }
 }
 
 impl From<ModeName> for Mode {

@@ -7,6 +7,7 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -36,18 +37,24 @@ fn carries_packets(mode: &str, carrier: &str) {
         let read = Lab::exec(&name, &["sh", "-c", "uname -n; cat /tmp/marker"]);
         assert_eq!(ok(&read), format!("{name}\n{name}\n"));
     }
-    let dump = Command::new("tcpdump")
-        .args(["-n", "-i", "conet-lan", "-U", "-w", "-", "not", "arp"])
+    // Each packet as it comes: a block of them is kept back for a second.
+    let mut dump = Command::new("tcpdump")
+        .args(["-n", "-i", "conet-lan", "--immediate-mode", "-U", "-w", "-", "not", "arp"])
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let mut said = BufReader::new(dump.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("listening on") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).unwrap(), 0, "tcpdump does not listen");
+    }
     let clear = "636f6e657420696e20636c656172";
     for (from, to) in [("conet-h1-g1", "10.77.2.2"), ("conet-h2-g1", "10.77.1.2")] {
         ok(&in_guest(from, &["ping", "-c", "5", "-i", "0.05", "-p", clear, "-s", "200", to]));
     }
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_secs(1));
     let pid = rustix::process::Pid::from_child(&dump);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let seen = dump.wait_with_output().unwrap().stdout;

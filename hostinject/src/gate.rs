@@ -197,6 +197,12 @@ impl Hold {
         (self.queue.len(), self.bytes)
     }
 
+    /// The same where the guest is held.
+    pub(crate) fn held(&self) -> Option<(u64, u64)> {
+        let (packets, bytes) = self.kept();
+        self.is_held.then_some((packets as u64, bytes as u64))
+    }
+
     /// Keeps a packet behind the others.
     ///
     /// # Errors

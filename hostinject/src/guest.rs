@@ -5,13 +5,12 @@
 //! runs, and to mend one whose making was cut short by a crash. A failure removes
 //! what this call itself has made.
 //!
-//! What keeps a guest from using addresses that are not its own: the host's
-//! strict reverse-path check (RFC 3704 §2.2) drops IPv4 packets whose source is
-//! not routed back to that guest. Limits: it is weakened to *loose* when the
-//! host's `net.ipv4.conf.all.rp_filter` is 2 (a warning says so), and IPv6 has no
-//! such check in the kernel; there a guest by veth can pose as another guest of its
-//! own host, while other hosts refuse what is not its host's. A guest by TAP is
-//! checked by its port as well.
+//! What keeps a guest from using addresses that are not its own: the port of one by TAP
+//! or of a machine, and for all the host's [`crate::RuleTable`], which knows both
+//! families and what is whose. Where nobody has put that in force, a guest by veth has
+//! the host's strict reverse-path check (RFC 3704 §2.2) alone, which drops IPv4 packets
+//! whose source is not routed back to that guest; it is weakened to *loose* when the host's
+//! `net.ipv4.conf.all.rp_filter` is 2, and IPv6 has none.
 //!
 //! Sources: `network_namespaces(7)`, kernel
 //! `Documentation/networking/ip-sysctl.rst`.
@@ -488,10 +487,6 @@ fn set_host(spec: &GuestSpec, host: &mut Netlink) -> Result<(), NetError> {
     switch_ipv6(spec, spec.host_link)?;
     // Before the link is up: no packet passes unchecked.
     Sysctl::RpFilter(Some(spec.host_link)).write("1")?;
-    if Sysctl::RpFilter(None).read()? == "2" {
-        tracing::warn!(guest = %spec.name, "net.ipv4.conf.all.rp_filter is 2: sources of this \
-            guest are checked loosely; set it to 0 or 1");
-    }
     // Guests share the link's far side with nobody; there is no better way to
     // tell them.
     Sysctl::SendRedirects(Some(spec.host_link)).write("0")?;
@@ -504,8 +499,22 @@ fn set_host(spec: &GuestSpec, host: &mut Netlink) -> Result<(), NetError> {
         host.replace_route(&Route { source, scope: RouteScope::Link, ..route })?;
     }
     Sysctl::Ipv4Forward.write("1")?;
-    if spec.has_v6() {
+    if spec.has_v6() && Sysctl::Ipv6Forward.read()? == "0" {
+        keep_routers(host)?;
         Sysctl::Ipv6Forward.write("1")?;
+    }
+    Ok(())
+}
+
+/// A kernel that begins to forward forgets the routers that it has heard of, and its own
+/// way out with them; it does not on links where it is told to listen to them all the same.
+fn keep_routers(host: &mut Netlink) -> Result<(), NetError> {
+    for link in host.links()? {
+        let listens = Sysctl::AcceptRa(Some(link.name));
+        // Of links that were there a moment ago, and have IPv6.
+        if listens.read().is_ok_and(|value| value == "1") {
+            listens.write("2")?;
+        }
     }
     Ok(())
 }
@@ -513,10 +522,15 @@ fn set_host(spec: &GuestSpec, host: &mut Netlink) -> Result<(), NetError> {
 /// Without IPv6 addresses a link is silent in IPv6: no solicitations into the
 /// tunnel, and no link-local way around the gateway. A kernel without IPv6 lacks
 /// the switch, which is as good.
+///
+/// With them nobody looks whether an address is another's: there are two on the link, and
+/// which has which is settled. So addresses are there at once, and a guest that answers for
+/// its gateway's takes nothing away.
 fn switch_ipv6(spec: &GuestSpec, link: IfName) -> Result<(), NetError> {
     let value = if spec.has_v6() { "0" } else { "1" };
     match Sysctl::DisableIpv6(Some(link)).write(value) {
         Err(e) if e.is_missing() && !spec.has_v6() => Ok(()),
+        Ok(()) if spec.has_v6() => Sysctl::AcceptDad(Some(link)).write("0"),
         other => other,
     }
 }

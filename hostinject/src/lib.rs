@@ -48,5 +48,7 @@ pub mod vhost;
 
 pub use gate::{HOLD_BYTES, HOLD_PACKETS, InvalidRate, Rate, Rates};
 pub use guest::{AttachError, GateError, GuestPort, GuestSpec, PortKind, machine_mac};
-pub use rules::{HostPorts, HostRules, MAX_CHANGED_PORTS, PortForward, Ports, RuleTable, TABLE};
+pub use rules::{
+    GuestLink, HostPorts, HostRules, MAX_CHANGED_PORTS, PortForward, Ports, RuleTable, TABLE,
+};
 pub use services::Lease;

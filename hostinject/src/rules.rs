@@ -1,9 +1,14 @@
-//! What a host's packet filter does for its guests: one address for all, ports that
-//! lead to guests, and which of the host's own ports guests reach.
+//! What a host's packet filter does for its guests: which sources they may use, one
+//! address for all, ports that lead to guests, and which of the host's own ports guests
+//! reach.
 //!
 //! ```text
 //! table inet conet
 //!   set guests                  links that guests are behind
+//!   set sources4, sources6      each with its guest's addresses
+//!   map spoofed                 each with its counter of what the next chain drops
+//!   chain sources      filter   from @guests: another's source is dropped and counted,
+//!                               before anything else sees the packet
 //!   map portsN                  from port to port, of a forward that changes them
 //!   chain input        filter   from @guests: known connections, echo, NDP, named
 //!                               ports; else refused
@@ -18,8 +23,14 @@
 //! meet the old rules or the new ones. Connections under way are not touched: what they
 //! are translated to is in the kernel's table of connections, not in the rules.
 //!
+//! What a guest may say without an address of its own is IPv6's: from `::`, while it looks
+//! whether its address is free, and from its link's own address, which no host forwards.
+//!
 //! What it is not: a firewall for the host. It drops nothing that does not come from a
 //! guest, and cannot let pass what another table of the host's drops.
+//!
+//! Counters go over from table to table when the rules change, and to the next daemon; what
+//! is dropped between the reading and the change is not counted.
 //!
 //! *Why by link and not by source* for what guests reach: the source is the guest's word
 //! where reverse-path checks are loose. *Why a guest to itself is masked*: a kernel takes
@@ -30,14 +41,15 @@
 //!
 //! Sources: `nft(8)`, `conet_netsys::nft`.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 
 use conet_netsys::nft::{
-    Batch, Chain, ChainKind, Expression, Hook, IcmpReject, Nft, SetKind, Verdict, match_address,
-    match_local_destination,
+    Batch, Chain, ChainKind, Counted, Expression, Hook, IcmpReject, Nft, SetKind, Verdict,
+    match_address, match_local_destination,
 };
 use conet_netsys::{IfName, IpNet, NetError, Netns, Transport};
+use ipnet::Ipv6Net;
 
 /// The table's name, in family `inet`. One daemon per network namespace has it.
 pub const TABLE: &str = "conet";
@@ -46,12 +58,20 @@ pub const TABLE: &str = "conet";
 pub const MAX_CHANGED_PORTS: usize = 4096;
 
 const GUESTS: &str = "guests";
+const SPOOFED: &str = "spoofed";
+/// Begins the name of a link's counter.
+const COUNTER: &str = "spoofed-";
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 /// Echo request (RFC 792).
 const ECHO: u8 = 8;
 /// Echo request (RFC 4443), neighbour solicitation and advertisement (RFC 4861).
 const ECHO_AND_NEIGHBOURS: [u8; 3] = [128, 135, 136];
+/// Of a link alone (RFC 4291 §2.5.6), and of who has no address yet.
+const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+const UNSPECIFIED: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128);
+/// `NF_IP_PRI_RAW`: before connections are tracked.
+const RAW: i32 = -300;
 /// `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_FILTER`, `NF_IP_PRI_NAT_SRC`.
 const DESTINATION_NAT: i32 = -100;
 const FILTER: i32 = 0;
@@ -111,11 +131,20 @@ pub enum HostPorts {
     Only(Vec<Ports>),
 }
 
+/// A guest as its host sees it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GuestLink {
+    /// The link at the host's end.
+    pub link: IfName,
+    /// Sources that it may use.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// All that the table says.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct HostRules {
-    /// Links at the host's end of guests.
-    pub guests: Vec<IfName>,
+    /// The guests.
+    pub guests: Vec<GuestLink>,
     /// The tunnel's device: what goes into it keeps its source.
     pub tunnel: IfName,
     /// The guests' prefixes.
@@ -129,20 +158,69 @@ pub struct HostRules {
 }
 
 impl HostRules {
-    /// Whether a table is needed at all.
+    /// Whether what is wanted cannot be had without a table. That guests use their own
+    /// sources only is seen to by other means as well, if less well.
     #[must_use]
     pub fn is_needed(&self) -> bool {
         self.shared_address || !self.forwards.is_empty() || self.host_ports != HostPorts::All
     }
 
-    fn write(&self, batch: &mut Batch) {
-        let names: Vec<_> = self.guests.iter().map(padded).collect();
+    fn write(&self, batch: &mut Batch, counted: &BTreeMap<String, Counted>) {
+        let names: Vec<_> = self.guests.iter().map(|guest| padded(&guest.link)).collect();
         batch.add_set(GUESTS, SetKind::LinkNames, names.iter().map(|name| (&name[..], None)));
+        self.check_sources(batch, &names, counted);
         if let HostPorts::Only(ports) = &self.host_ports {
             input(batch, ports);
         }
         self.destinations(batch);
         self.sources(batch);
+    }
+
+    /// `names` are those of the guests' links.
+    fn check_sources(
+        &self,
+        batch: &mut Batch,
+        names: &[[u8; 16]],
+        counted: &BTreeMap<String, Counted>,
+    ) {
+        const CHAIN: &str = "sources";
+        if self.guests.is_empty() {
+            return;
+        }
+        for (set, kind, ipv4) in SOURCES {
+            let pairs = self.guests.iter().zip(names).flat_map(|(guest, name)| {
+                let own = guest.addresses.iter().filter(move |address| address.is_ipv4() == ipv4);
+                own.map(move |address| match address {
+                    IpAddr::V4(address) => [&name[..], &address.octets()].concat(),
+                    IpAddr::V6(address) => [&name[..], &address.octets()].concat(),
+                })
+            });
+            // Whoever names an address twice has it once.
+            let pairs: BTreeSet<_> = pairs.collect();
+            batch.add_set(set, kind, pairs.iter().map(|pair| (&pair[..], None)));
+        }
+        let counters: Vec<_> = self.guests.iter().map(|guest| counter(guest.link)).collect();
+        for name in &counters {
+            batch.add_counter(name, counted.get(name).copied().unwrap_or_default());
+        }
+        let pairs = names.iter().zip(&counters);
+        let pairs = pairs.map(|(link, counter)| (&link[..], Some(counter.as_bytes())));
+        batch.add_set(SPOOFED, SetKind::LinksToCounters, pairs);
+
+        let accept = Expression::Decide(Verdict::Accept);
+        let kind = ChainKind::Filter;
+        batch.add_chain(Chain { name: CHAIN, kind, hook: Hook::Prerouting, priority: RAW });
+        batch.add_rule(CHAIN, &[Expression::CameInByNoneOf(GUESTS), accept]);
+        for (set, _, ipv4) in SOURCES {
+            let is_own = Expression::LinkAndSourceIn { set, ipv4 };
+            batch.add_rule(CHAIN, &[Expression::IsIpv4(ipv4), is_own, accept]);
+        }
+        let [family, link_local] = match_address(true, LINK_LOCAL.into(), true);
+        batch.add_rule(CHAIN, &[family, link_local, accept]);
+        let [family, nobody] = match_address(true, UNSPECIFIED.into(), true);
+        batch.add_rule(CHAIN, &[family, nobody, Expression::Protocol(ICMPV6), accept]);
+        batch.add_rule(CHAIN, &[Expression::CountByLink(SPOOFED)]);
+        batch.add_rule(CHAIN, &[Expression::Decide(Verdict::Drop)]);
     }
 
     fn destinations(&self, batch: &mut Batch) {
@@ -227,6 +305,15 @@ fn input(batch: &mut Batch, open: &[Ports]) {
     batch.add_rule(CHAIN, &[from_guest, Expression::Refuse(IcmpReject::Prohibited)]);
 }
 
+/// The sets of sources, and whether each is of IPv4.
+const SOURCES: [(&str, SetKind, bool); 2] =
+    [("sources4", SetKind::LinksAndIpv4, true), ("sources6", SetKind::LinksAndIpv6, false)];
+
+/// The name of a link's counter.
+fn counter(link: IfName) -> String {
+    format!("{COUNTER}{link}")
+}
+
 fn map(index: usize) -> String {
     format!("ports{index}")
 }
@@ -263,7 +350,8 @@ impl RuleTable {
         Ok(Self { nft: Nft::open_in(netns)?, now: None })
     }
 
-    /// Makes the table what `rules` say, at once; without a table where none is needed.
+    /// Makes the table what `rules` say, at once; without a table where there would be
+    /// nothing in it.
     ///
     /// # Errors
     /// As the kernel refuses; then what was there before is.
@@ -271,8 +359,9 @@ impl RuleTable {
         if self.now.as_ref() == Some(rules) {
             return Ok(());
         }
-        if rules.is_needed() {
-            self.nft.replace_table(TABLE, |batch| rules.write(batch))?;
+        if rules.is_needed() || !rules.guests.is_empty() {
+            let counted = self.nft.counters(TABLE)?;
+            self.nft.replace_table(TABLE, |batch| rules.write(batch, &counted))?;
         } else {
             // A kernel without nftables has no table either.
             match self.nft.delete_table(TABLE) {
@@ -282,6 +371,19 @@ impl RuleTable {
         }
         self.now = Some(rules.clone());
         Ok(())
+    }
+
+    /// What each link's guest has sent from addresses that are not its own, and was
+    /// dropped for it; of earlier tables' time too.
+    ///
+    /// # Errors
+    /// As the kernel refuses.
+    pub fn spoofed(&mut self) -> Result<BTreeMap<String, u64>, NetError> {
+        let counters = self.nft.counters(TABLE)?.into_iter();
+        let of_link = |(name, counted): (String, Counted)| {
+            Some((name.strip_prefix(COUNTER)?.to_owned(), counted.packets))
+        };
+        Ok(counters.filter_map(of_link).collect())
     }
 
     /// The forwards in force, as far as this value has put them there.

@@ -159,6 +159,11 @@ impl Pump {
         self.tell(|gate| gate.hold.hold());
     }
 
+    /// How much is kept, where they are.
+    pub(crate) fn held(&self) -> Option<(u64, u64)> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).hold.held()
+    }
+
     /// Lets them pass again, what is kept first.
     pub(crate) fn release(&self) {
         self.tell(|gate| gate.hold.release());

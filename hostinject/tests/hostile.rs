@@ -584,7 +584,7 @@ fn large_packets_go_straight_into_the_guests_memory() {
     assert!(guest.asks_and_is_answered());
     let begin = guest.used(0);
     let send = |number: u8| {
-        let data: Vec<u8> = (0..LARGE).map(|at| (at / 7) as u8 ^ number).collect();
+        let data: Vec<u8> = (0..LARGE).map(|at| (at / 7).to_le_bytes()[0] ^ number).collect();
         socket.send_to(&data, "10.77.1.10:9").unwrap();
         data
     };

@@ -18,10 +18,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use conet_dataplane::DropReason;
 use conet_hostinject::{
-    GuestPort, GuestSpec, HostPorts, HostRules, PortForward, PortKind, Ports, Rates, RuleTable,
+    GuestLink, GuestPort, GuestSpec, HostPorts, HostRules, PortForward, PortKind, Ports, Rates,
+    RuleTable,
 };
-use conet_netsys::{IfName, Netlink, Netns, NetnsName, Sysctl, Transport, Veth};
+use conet_netsys::{IfName, IpNet, Netlink, Netns, NetnsName, Sysctl, Transport, Veth};
 use conet_testkit::{Need, privileged};
 
 static SCENE: AtomicU32 = AtomicU32::new(0);
@@ -149,9 +151,13 @@ fn await_ipv6(address: IpAddr) {
     }
 }
 
+fn behind((link, number): (&str, u8)) -> GuestLink {
+    GuestLink { link: ifname(link), addresses: FAMILIES.map(|ipv4| guest(number, ipv4)).to_vec() }
+}
+
 fn shared() -> HostRules {
     HostRules {
-        guests: vec![ifname("a"), ifname("b")],
+        guests: [("a", 1), ("b", 2)].map(behind).to_vec(),
         tunnel: ifname("conet0"),
         overlays: vec!["10.77.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
         shared_address: true,
@@ -380,6 +386,127 @@ fn a_guest_reaches_of_its_host_what_it_is_told() {
     }
 }
 
+/// Sends three datagrams from `source`, which the guest takes for one of its own.
+fn lie(guest: &Netns, source: IpAddr, to: (IpAddr, u16)) {
+    let mut netlink = Netlink::open_in(guest).unwrap();
+    let lied = IpNet::from(source);
+    netlink.add_address(ifname("eth0"), lied).unwrap();
+    let liar = guest.run(|| {
+        await_ipv6(source);
+        UdpSocket::bind((source, 0)).unwrap()
+    });
+    let liar = liar.unwrap();
+    for _ in 0..3 {
+        liar.send_to(b"lie", to).unwrap();
+    }
+    netlink.delete_address(ifname("eth0"), lied).unwrap();
+}
+
+/// What was sent to a socket until something honest came from `honest`.
+fn heard(socket: &UdpSocket, honest: IpAddr) -> Vec<IpAddr> {
+    let mut liars = Vec::new();
+    loop {
+        let mut text = [0; 8];
+        let (length, from) = socket.recv_from(&mut text).unwrap();
+        match &text[..length] {
+            b"honest" => {
+                assert_eq!(from.ip().to_canonical(), honest);
+                return liars;
+            }
+            _ => liars.push(from.ip().to_canonical()),
+        }
+    }
+}
+
+#[test]
+fn no_guest_is_another_whatever_its_host_is_set_to() {
+    privileged!(Need::Tun);
+    for kind in [PortKind::Veth, PortKind::Tap] {
+        let scene = Scene::new(kind);
+        // Sources are looked at loosely, and those of IPv6 not at all.
+        scene.host.run(|| Sysctl::RpFilter(None).write("2").unwrap()).unwrap();
+        let a = scene.guests[0].netns().unwrap();
+        let mut rules = scene.rules();
+        let mut open = HostRules { host_ports: HostPorts::All, ..shared() };
+        let places = |ipv4| {
+            [(&scene.lan, server(ipv4)), (&scene.host, host(ipv4))].map(|(netns, address)| {
+                let socket = netns.run(|| UdpSocket::bind((address, 9)).unwrap()).unwrap();
+                socket.set_read_timeout(Some(LIMIT)).unwrap();
+                (socket, address)
+            })
+        };
+        let tell = |ipv4, with_rules: bool| -> usize {
+            let lies = [guest(2, ipv4), ip(if ipv4 { "192.0.2.77" } else { "2001:db8::77" })];
+            let own = a.run(|| UdpSocket::bind((guest(1, ipv4), 0)).unwrap()).unwrap();
+            let heard = places(ipv4).map(|(socket, to)| {
+                // Nothing waits for a neighbour to be found then.
+                own.send_to(b"honest", (to, 9)).unwrap();
+                let seen = |socket: &UdpSocket| match with_rules && to == server(ipv4) {
+                    true => heard(socket, host(ipv4)),
+                    false => heard(socket, guest(1, ipv4)),
+                };
+                seen(&socket);
+                for source in lies {
+                    lie(a, source, (to, 9));
+                }
+                own.send_to(b"honest", (to, 9)).unwrap();
+                seen(&socket).len()
+            });
+            heard.iter().sum()
+        };
+        let by_veth = kind == PortKind::Veth;
+        // A kernel's own checks are what there was before: they let some of it pass.
+        assert_eq!(tell(false, false), if by_veth { 12 } else { 0 });
+        for ipv4 in FAMILIES {
+            rules.apply(&open).unwrap();
+            assert_eq!(tell(ipv4, true), 0, "{kind:?}");
+        }
+        let spoofed = rules.spoofed().unwrap();
+        assert_eq!(spoofed["b"], 0);
+        if !by_veth {
+            // Its port refused it before.
+            assert_eq!(spoofed["a"], 0);
+            assert!(scene.guests[0].drops()[DropReason::SourceNotAllowed] >= 24);
+            continue;
+        }
+        assert!(spoofed["a"] >= 24, "{spoofed:?}");
+        // Counts go over to other rules, and to who comes next.
+        open.shared_address = false;
+        rules.apply(&open).unwrap();
+        drop(rules);
+        let mut rules = scene.rules();
+        assert_eq!(rules.spoofed().unwrap(), spoofed);
+        open.guests.remove(0);
+        rules.apply(&open).unwrap();
+        assert_eq!(rules.spoofed().unwrap().into_keys().collect::<Vec<_>>(), ["b"]);
+    }
+}
+
+/// More counters than one answer of the kernel's holds, and sets than one message.
+#[test]
+fn a_thousand_guests_are_checked_and_counted_each() {
+    privileged!();
+    let scene = Scene::new(PortKind::Veth);
+    let many = (0..1500u16).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let addresses =
+            vec![IpAddr::from([10, 78, high, low]), ip(&format!("fd78::{:x}", number + 2))];
+        GuestLink { link: ifname(&format!("guest-{number}")), addresses }
+    });
+    let mut all = shared();
+    all.guests.extend(many);
+    let mut rules = scene.rules();
+    rules.apply(&all).unwrap();
+    let spoofed = rules.spoofed().unwrap();
+    assert_eq!(spoofed.len(), 1502);
+    assert_eq!(spoofed["guest-1499"], 0);
+    let a = scene.guests[0].netns().unwrap();
+    assert!(pings(a, server(true)) && pings(a, server(false)));
+    assert_eq!(rules.spoofed().unwrap()["a"], 0);
+    rules.apply(&shared()).unwrap();
+    assert_eq!(rules.spoofed().unwrap().len(), 2);
+}
+
 #[test]
 fn rules_go_without_a_trace_and_outlive_who_made_them() {
     privileged!(Need::Program("nft"));
@@ -391,9 +518,14 @@ fn rules_go_without_a_trace_and_outlive_who_made_them() {
     wanted.forwards.push(forward(Transport::Udp, (1, 4096), guest(1, true), 2));
     rules.apply(&wanted).unwrap();
     let listed = scene.nft(&["list", "ruleset"]);
-    for said in
-        ["table inet conet {", "hook postrouting priority srcnat", "masquerade", "iifname @guests"]
-    {
+    for said in [
+        "table inet conet {",
+        "hook postrouting priority srcnat",
+        "masquerade",
+        "iifname @guests",
+        "iifname . ip6 saddr @sources6 accept",
+        "hook prerouting priority raw",
+    ] {
         assert!(listed.contains(said), "{said}: {listed}");
     }
     rules.apply(&shared()).unwrap();
@@ -409,7 +541,12 @@ fn rules_go_without_a_trace_and_outlive_who_made_them() {
     // What needs no table makes none, and removes one.
     rules.apply(&shared()).unwrap();
     drop(rules);
-    let none = HostRules { shared_address: false, host_ports: HostPorts::All, ..shared() };
+    let none = HostRules {
+        guests: Vec::new(),
+        shared_address: false,
+        host_ports: HostPorts::All,
+        ..shared()
+    };
     scene.rules().apply(&none).unwrap();
     assert_eq!((scene.nft(&["list", "ruleset"]), scene.interfaces()), before);
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use conet_dataplane::DropReason;
 use conet_hostinject::{AttachError, GuestPort};
-use conet_netsys::{IfName, NETNS_DIR, Netlink, Netns, Veth};
+use conet_netsys::{IfName, NETNS_DIR, Netlink, Netns, Sysctl, Veth};
 use conet_testkit::{Need, privileged};
 use conet_tunnel::Mode;
 use scene::{Capture, Scene, guest_address, guest_name, guest_spec, ifname, key, ping};
@@ -69,7 +69,8 @@ fn crossing(mode: Mode) {
     println!("{mode}: ping {rtt:?}, TCP {:.0} and {:.0} Mb/s", rate(there), rate(back));
 
     let seen = capture.stop();
-    assert!(seen.packets > 1000, "{seen:?}");
+    // Segments of 64 KiB, and what a busy machine's capture misses.
+    assert!(seen.packets > 100, "{} packets", seen.packets);
     assert_eq!(seen.foreign, Vec::<String>::new(), "{mode}: host addresses only on the LAN");
     assert_eq!(seen.contains(PATTERN), mode == Mode::IpIp, "{mode}");
     let tunnel = scene.hosts[0].tunnel.snapshot().unwrap();
@@ -260,6 +261,13 @@ fn guests_with_ipv6_reach_each_other_by_both_families() {
         scene.hosts[usize::from(h) - 1].attach(spec)
     };
     let (one, two) = (attach(1), attach(2));
+    // There at once: nobody has to be asked whether they are.
+    for (netns, address) in
+        [(one.netns().unwrap(), "fd00:1::2"), (scene.hosts[0].netns(), "fd00:1::1")]
+    {
+        let address: IpAddr = address.parse().unwrap();
+        drop(netns.run(|| TcpListener::bind((address, 0))).unwrap().unwrap());
+    }
     ping(one.netns().unwrap(), guest_address(2, 1)).expect("IPv4");
     let six: IpAddr = "fd00:2::2".parse().unwrap();
     let listener = two.netns().unwrap().run(|| TcpListener::bind((six, 0)).unwrap()).unwrap();
@@ -270,6 +278,31 @@ fn guests_with_ipv6_reach_each_other_by_both_families() {
     assert_eq!(client.local_addr().unwrap().ip(), "fd00:1::2".parse::<IpAddr>().unwrap());
     one.detach().unwrap();
     two.detach().unwrap();
+}
+
+/// Where it did not forward before, the first guest with IPv6 has it do so; what it has heard
+/// of its own routers stays true.
+#[test]
+fn a_host_that_begins_to_forward_listens_to_its_routers() {
+    privileged!(Need::Tun);
+    let scene = Scene::new(Mode::WireGuard);
+    let host = &scene.hosts[0];
+    let names = ["listens", "deaf"].map(ifname);
+    for (name, value) in names.into_iter().zip(["1", "0"]) {
+        host.netlink().add_bridge(name).unwrap();
+        host.run(|| Sysctl::AcceptRa(Some(name)).write(value).unwrap());
+    }
+    host.run(|| Sysctl::Ipv6Forward.write("0").unwrap());
+    let values = || host.run(|| names.map(|name| Sysctl::AcceptRa(Some(name)).read().unwrap()));
+    host.attach(guest_spec(1, 1)).detach().unwrap();
+    assert_eq!(values(), ["1", "0"], "IPv4 has nothing to do with it");
+    let mut spec = guest_spec(1, 1);
+    spec.addresses.push("fd00:1::2".parse().unwrap());
+    spec.gateways.push("fd00:1::1".parse().unwrap());
+    let port = host.attach(spec);
+    assert_eq!(host.run(|| Sysctl::Ipv6Forward.read().unwrap()), "1");
+    assert_eq!(values(), ["2", "0"]);
+    port.detach().unwrap();
 }
 
 #[test]

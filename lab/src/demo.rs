@@ -282,7 +282,7 @@ impl Run<'_> {
         let watch = self.watch;
         let name = |what: &str| format!("{what} ({mode})");
         self.step(Need::Lab(mode), &name("lab up"), || {
-            let state = up(&Options { hosts: 2, guests: 1, mode }, watch)?;
+            let state = up(&Options { hosts: 2, guests: 1, ipv6: false, mode }, watch)?;
             let hosts = state.hosts.len();
             raised = Some(Raised { state, mode, lowered: false });
             Ok(vec![Figure::new("hosts", hosts, "")])

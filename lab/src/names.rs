@@ -4,11 +4,12 @@
 //! root namespace        bridge conet-lan ── one port per host: conet-h1, conet-h2, …
 //! namespace conet-hH    eth0  192.0.2.H/24                    (RFC 5737 TEST-NET-1)
 //! overlay of host H     10.77.H.0/24, gateway 10.77.H.1
-//! guest conet-hH-gG     10.77.H.(G+1)
+//!   with IPv6           fd77:0:0:H::/64, gateway fd77:0:0:H::1        (RFC 4193)
+//! guest conet-hH-gG     10.77.H.(G+1), fd77:0:0:H::(G+1)
 //! ```
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use conet_netsys::{IfName, NameError, NetnsName};
 
@@ -51,6 +52,19 @@ impl HostId {
     #[must_use]
     pub fn overlay(self) -> String {
         format!("10.77.{}.0/24", self.0)
+    }
+
+    /// The same of IPv6.
+    #[must_use]
+    pub fn overlay6(self) -> String {
+        format!("fd77:0:0:{:x}::/64", self.0)
+    }
+
+    /// IPv6 address of its guest `number`, counted from 1.
+    #[must_use]
+    pub fn guest_address6(self, number: u8) -> Ipv6Addr {
+        let last = u16::from(number).saturating_add(1);
+        Ipv6Addr::new(0xfd77, 0, 0, self.0.into(), 0, 0, 0, last)
     }
 
     /// Address of its guest `number`, counted from 1.

@@ -3,12 +3,12 @@
 
 use std::path::PathBuf;
 
-use conet_node::config::{DEFAULT_PORT, GuestKind, Mode, SOCKET_NAME};
+use conet_node::config::{DEFAULT_PORT, GuestKind, SOCKET_NAME};
 use conet_node::identity::Identity;
 
-use crate::LabError;
 use crate::holder::{Plan, PlannedFile};
 use crate::names::HostId;
+use crate::{LabError, Options};
 
 /// The daemon's state directory inside a host.
 pub(crate) const STATE_DIR: &str = "/run/conet";
@@ -23,27 +23,18 @@ pub(crate) fn socket() -> PathBuf {
 }
 
 /// The plans of all hosts, which know each other.
-pub(crate) fn plans(hosts: u8, guests: u8, mode: Mode) -> Result<Vec<(HostId, Plan)>, LabError> {
+pub(crate) fn plans(options: &Options) -> Result<Vec<(HostId, Plan)>, LabError> {
     let mut keys = Vec::new();
-    for host in HostId::all(hosts) {
+    for host in HostId::all(options.hosts) {
         let identity = Identity::generate()
             .map_err(std::io::Error::from)
             .map_err(LabError::step("make a key"))?;
         keys.push((host, identity));
     }
-    Ok(keys
-        .iter()
-        .map(|(host, identity)| (*host, plan(*host, identity, &keys, guests, mode)))
-        .collect())
+    Ok(keys.iter().map(|(host, identity)| (*host, plan(*host, identity, &keys, options))).collect())
 }
 
-fn plan(
-    host: HostId,
-    identity: &Identity,
-    all: &[(HostId, Identity)],
-    guests: u8,
-    mode: Mode,
-) -> Plan {
+fn plan(host: HostId, identity: &Identity, all: &[(HostId, Identity)], options: &Options) -> Plan {
     let file = |path: &str, mode, text| PlannedFile { path: path.into(), mode, text };
     Plan {
         name: host.to_string(),
@@ -51,14 +42,20 @@ fn plan(
         files: vec![
             file(MARKER, 0o644, format!("{host}\n")),
             file("/run/conet/node.key", 0o600, format!("{}\n", identity.seed_base64().as_str())),
-            file(CONFIG, 0o600, config(host, all, guests, mode)),
+            file(CONFIG, 0o600, config(host, all, options)),
         ],
     }
 }
 
 /// A host's `conet.toml`. All hosts are one person's, so they grant each other
 /// all, and processes of root may move.
-fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> String {
+fn config(host: HostId, all: &[(HostId, Identity)], options: &Options) -> String {
+    let Options { guests, ipv6, mode, .. } = *options;
+    let list = |texts: [String; 2]| {
+        let texts = texts.iter().take(if ipv6 { 2 } else { 1 });
+        format!("[{}]", texts.map(|text| format!("\"{text}\"")).collect::<Vec<_>>().join(", "))
+    };
+    let prefixes = |host: HostId| list([host.overlay(), host.overlay6()]);
     let others: Vec<_> = all.iter().filter(|(other, _)| *other != host).collect();
     let names: Vec<_> = others.iter().map(|(other, _)| format!("\"{other}\"")).collect();
     let names = names.join(", ");
@@ -73,7 +70,7 @@ fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> S
          name = \"{host}\"\n\
          private_key_file = \"node.key\"\n\
          address = \"{}\"\n\
-         overlay = \"{}\"\n\
+         overlay = {}\n\
          mode = \"{mode}\"\n\
          state_dir = \"{STATE_DIR}\"\n\
          guests_from = [{names}]\n\
@@ -82,7 +79,7 @@ fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> S
          {sharing}\
          clock_offset = \"{}s\"\n",
         host.lan_address(),
-        host.overlay(),
+        prefixes(host),
         clock_offset_s(host),
     );
     for (other, identity) in others {
@@ -91,10 +88,10 @@ fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> S
              name = \"{other}\"\n\
              public_key = \"{}\"\n\
              endpoint = \"{}:{DEFAULT_PORT}\"\n\
-             allowed_ips = [\"{}\"]\n",
+             allowed_ips = {}\n",
             identity.public(),
             other.lan_address(),
-            other.overlay(),
+            prefixes(*other),
         );
     }
     // An ordinary user's lab shows the plain path, which needs the least.
@@ -105,9 +102,9 @@ fn config(host: HostId, all: &[(HostId, Identity)], guests: u8, mode: Mode) -> S
             "\n[[guest]]\n\
              name = \"{}\"\n\
              kind = \"{kind}\"\n\
-             address = \"{}\"\n",
+             addresses = {}\n",
             host.guest_name(guest),
-            host.guest_address(guest),
+            list([host.guest_address(guest).to_string(), host.guest_address6(guest).to_string(),]),
         );
     }
     text
@@ -123,15 +120,19 @@ fn clock_offset_s(host: HostId) -> i64 {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::net::IpAddr;
     use std::os::unix::fs::PermissionsExt;
 
-    use conet_node::config::Config;
+    use conet_node::config::{Config, Mode};
 
     use super::*;
 
     #[test]
     fn every_host_has_a_configuration_that_its_daemon_takes() {
-        for (host, plan) in plans(3, 2, Mode::IpIp).unwrap() {
+        let options = Options { hosts: 3, guests: 2, ipv6: false, mode: Mode::IpIp };
+        let both = Options { ipv6: true, ..options };
+        let plans = [options, both].map(|options| plans(&options).unwrap());
+        for (host, plan) in plans.into_iter().flatten() {
             let dir = tempfile::tempdir().unwrap();
             for file in &plan.files {
                 let path = dir.path().join(file.path.file_name().unwrap());
@@ -147,7 +148,11 @@ mod tests {
                 && peer.grants.guests_from
                 && peer.grants.host_for_us));
             assert_eq!(config.guests.len(), 2);
-            assert_eq!(config.guests[1].addresses, [host.guest_address(2)]);
+            let addresses: [IpAddr; 2] =
+                [host.guest_address(2).into(), host.guest_address6(2).into()];
+            let families = config.node.overlay.prefixes().count();
+            assert_eq!(config.guests[1].addresses, addresses[..families]);
+            assert!(config.peers.iter().all(|peer| peer.allowed_ips.len() == families));
         }
     }
 

@@ -49,7 +49,7 @@ pub fn status() -> Result<LabReport, LabError> {
         HostReport {
             name: host.name.clone(),
             address: id.lan_address(),
-            overlay: id.overlay(),
+            overlay: daemon.as_ref().map_or_else(|| id.overlay(), |daemon| daemon.overlay.clone()),
             holder_pid: host.holder.is_alive().then_some(host.holder.pid),
             daemon_pid: daemon.as_ref().map(|daemon| daemon.pid),
             peers_up: daemon.as_ref().map_or(0, |daemon| daemon.peers_up),

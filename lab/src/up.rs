@@ -39,6 +39,8 @@ pub struct Options {
     pub hosts: u8,
     /// Guests of each host, 0 to [`MAX_GUESTS`].
     pub guests: u8,
+    /// Whether guests have IPv6 addresses as well.
+    pub ipv6: bool,
     /// How packets between hosts travel.
     pub mode: Mode,
 }
@@ -105,7 +107,7 @@ fn build(options: &Options, watch: Watch<'_>) -> Result<LabState, LabError> {
     state.save()?;
     let mut netlink = Netlink::open()?;
     crate::lan::make_bridge(&mut netlink)?;
-    for (host, plan) in plan::plans(options.hosts, options.guests, options.mode)? {
+    for (host, plan) in plan::plans(options)? {
         watch.check()?;
         (watch.progress)(&format!("making {host}"));
         let netns = Netns::create(&host.netns()?)?;

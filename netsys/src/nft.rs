@@ -21,17 +21,18 @@ mod expression;
 pub mod frame;
 mod message;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 pub use expression::{Expression, IcmpReject, Verdict, match_address, match_local_destination};
-pub use message::{Batch, Chain, ChainKind, Hook, SetKind};
+pub use message::{Batch, Chain, ChainKind, Counted, Hook, SetKind};
 
 use crate::{NetError, Netns, Object, Op};
-use frame::Reply;
-use message::{TableFlags, get_table};
+use frame::{Message, Reply};
+use message::{TableFlags, counter, get_counters, get_table};
 
 /// The kernel sends one reply for each message at most.
 const RECV_BYTES: usize = 64 * 1024;
@@ -80,6 +81,32 @@ impl Nft {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(NetError::refused(Op::ReadRules, Object::Table(name.into()), error)),
+        }
+    }
+
+    /// The table's counters by name; none where there is no such table.
+    ///
+    /// # Errors
+    /// As the kernel refuses: no CAP_NET_ADMIN, no nftables.
+    pub fn counters(&mut self, table: &str) -> Result<BTreeMap<String, Counted>, NetError> {
+        let mut counters = BTreeMap::new();
+        let mut outcome = None;
+        let asked = self.send(&get_counters(table)).and_then(|()| {
+            // The next part of the answer is made when one has been taken.
+            self.drain(|bytes| {
+                counters.extend(Message::parse_all(bytes).filter_map(counter));
+                outcome = outcome.or(Reply::parse_all(bytes).next());
+            })
+        });
+        let asked = asked.and_then(|()| match outcome.map(|reply| reply.error) {
+            Some(0) => Ok(()),
+            Some(error) => Err(io::Error::from_raw_os_error(error)),
+            None => Err(io::Error::from_raw_os_error(libc::EBADMSG)),
+        });
+        match asked {
+            Ok(()) => Ok(counters),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(counters),
+            Err(error) => Err(NetError::refused(Op::ReadRules, Object::Table(table.into()), error)),
         }
     }
 
@@ -145,10 +172,14 @@ impl Nft {
             return Err(error);
         }
         // The kernel works a request off within sendmsg(2): its answers are there.
-        self.drain(|reply| match reply {
-            Reply { error: 0, sequence } => done |= sequence == *last,
-            Reply { error, .. } => {
-                refused.get_or_insert(error);
+        self.drain(|bytes| {
+            for reply in Reply::parse_all(bytes) {
+                match reply {
+                    Reply { error: 0, sequence } => done |= sequence == *last,
+                    Reply { error, .. } => {
+                        refused.get_or_insert(error);
+                    }
+                }
             }
         })?;
         match refused {
@@ -172,12 +203,12 @@ impl Nft {
     }
 
     /// Reads all that waits.
-    fn drain(&mut self, mut each: impl FnMut(Reply)) -> io::Result<()> {
+    fn drain(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(RECV_BYTES);
         loop {
             buffer.clear();
             match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
-                Ok(_) => Reply::parse_all(&buffer).for_each(&mut each),
+                Ok(_) => each(&buffer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // Replies were lost: more messages than the buffer holds. The
                 // transaction's outcome is not known from them.

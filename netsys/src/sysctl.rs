@@ -33,6 +33,9 @@ pub enum Sysctl {
     DisableIpv6(Option<IfName>),
     /// Duplicate address detection: 0 off, 1 on. `None` means all links.
     AcceptDad(Option<IfName>),
+    /// Take the router advertisements of others: 0 no, 1 unless packets are forwarded, 2
+    /// in any case. `None` means all links.
+    AcceptRa(Option<IfName>),
     /// Groups whose members may make ICMP echo sockets: `low high`.
     PingGroupRange,
 }
@@ -52,6 +55,7 @@ impl Sysctl {
             Sysctl::SendRedirects(link) => on("ipv4", link, "send_redirects"),
             Sysctl::DisableIpv6(link) => on("ipv6", link, "disable_ipv6"),
             Sysctl::AcceptDad(link) => on("ipv6", link, "accept_dad"),
+            Sysctl::AcceptRa(link) => on("ipv6", link, "accept_ra"),
             Sysctl::PingGroupRange => "/proc/sys/net/ipv4/ping_group_range".into(),
         }
     }

@@ -189,6 +189,22 @@ fn links_are_made_changed_and_deleted() {
     assert_eq!(error.to_string(), "look up link: no link conet-a in this namespace");
 }
 
+/// What has no better route is refused.
+fn routes_refuse(l: &mut Netlink, netns: &Netns) {
+    let refused = Route::unreachable(net("10.9.11.0/24"), 4000);
+    l.add_route(&refused).unwrap();
+    l.replace_route(&refused).unwrap();
+    assert!(l.routes().unwrap().iter().any(|r| r.destination == refused.destination
+        && r.kind == RouteKind::Unreachable
+        && r.metric == Some(4000)));
+    let connect = || TcpStream::connect((addr("10.9.11.1"), 9)).unwrap_err();
+    assert_eq!(netns.run(connect).unwrap().kind(), ErrorKind::HostUnreachable);
+    let six = Route::unreachable(net("fd0b::/64"), 4000);
+    l.replace_route(&six).unwrap();
+    assert!(l.delete_route(&six).unwrap() && l.delete_route(&refused).unwrap());
+    assert!(!l.delete_route(&refused).unwrap());
+}
+
 #[test]
 fn addresses_and_routes_carry_a_connection_between_two_namespaces() {
     privileged!();
@@ -249,20 +265,7 @@ fn addresses_and_routes_carry_a_connection_between_two_namespaces() {
     // gateway may lie behind another.
     assert_eq!(error.fault(), Fault::Caller, "{error}");
 
-    // Refused unless a better route is there.
-    let refused = Route::unreachable(net("10.9.11.0/24"), 4000);
-    l.add_route(&refused).unwrap();
-    l.replace_route(&refused).unwrap();
-    assert!(l.routes().unwrap().iter().any(|r| r.destination == refused.destination
-        && r.kind == RouteKind::Unreachable
-        && r.metric == Some(4000)));
-    let connect = || TcpStream::connect((addr("10.9.11.1"), 9)).unwrap_err();
-    assert_eq!(left.netns.run(connect).unwrap().kind(), ErrorKind::HostUnreachable);
-    let six = Route::unreachable(net("fd0b::/64"), 4000);
-    l.replace_route(&six).unwrap();
-    assert!(l.delete_route(&six).unwrap() && l.delete_route(&refused).unwrap());
-    assert!(!l.delete_route(&refused).unwrap());
-
+    routes_refuse(&mut l, &left.netns);
     assert!(l.delete_address(ifname("conet-a"), net("10.9.8.1/24")).unwrap());
     assert!(!l.delete_address(ifname("conet-a"), net("10.9.8.1/24")).unwrap());
 }

@@ -4,7 +4,8 @@
 //! [node]
 //! private_key_file = "node.key"     # or private_key = "…", then this file is the secret
 //! address = "192.0.2.1"             # the host's own address, for tunnels and sessions
-//! overlay = "10.77.1.0/24"          # the addresses of this node's guests
+//! overlay = "10.77.1.0/24"          # the addresses of this node's guests; also one of IPv6, or
+//! #                                 both: ["10.77.1.0/24", "fd77:1::/64"]
 //! # name = "…"                      the host's name where absent
 //! # port = 47700                    UDP for sessions, TCP for the links of processes
 //! # tcp_fallback = true             and for sessions where UDP is blocked
@@ -51,10 +52,12 @@
 //!
 //! [[guest]]
 //! name = "web"
-//! kind = "netns"                    # or "tap", "qemu", "uml"
-//! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "10.77.1.3"]
+//! kind = "netns"                    # or "tap", "qemu", "uml", "colinux"
+//! address = "10.77.1.2"             # or addresses = ["10.77.1.2", "fd77:1::2"]
 //! # rate = "100mbit,10kpps"         how fast it may send and receive; also rate_from and
 //! #                                 rate_to, for one way; not for netns
+//! # line = 'eth0=tuntap,"TAP",00:ff:12:34:56:78'   of coLinux's configuration, for kind
+//! #                                 colinux: a guest by tap whose card is as the line says
 //! ```
 //!
 //! A `[[peer]]` may tunnel and nothing else. To run processes is granted apart,
@@ -69,6 +72,7 @@
 
 mod check;
 mod error;
+mod overlay;
 mod parse;
 mod reader;
 mod sharing;
@@ -76,7 +80,7 @@ mod sharing;
 mod tests;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -90,7 +94,9 @@ use zeroize::Zeroizing;
 pub use check::is_name;
 pub use error::{ConfigError, Problem, Suggestion, TomlMessage};
 pub use ipnet::Ipv4Net;
+pub use overlay::{InvalidOverlay, Overlay};
 
+use crate::colinux::Line;
 use crate::forward::Forward;
 use crate::identity::{Identity, KEY_LEN, KeyError, PublicKey, X25519Public, decode_key};
 
@@ -142,8 +148,8 @@ pub struct NodeConfig {
     pub wireguard_private_key: Option<Secret>,
     /// Addresses of the tunnel's device beside the gateway's.
     pub tunnel_addresses: Vec<IpAddr>,
-    /// The addresses of this node's guests. The first is the gateway.
-    pub overlay: Ipv4Net,
+    /// The addresses of this node's guests.
+    pub overlay: Overlay,
     /// Directory for what must survive a restart.
     pub state_dir: PathBuf,
     /// The control socket.
@@ -202,25 +208,6 @@ impl NodeConfig {
         match &self.wireguard_private_key {
             Some(key) => key.0.clone(),
             None => self.identity.x25519_secret(),
-        }
-    }
-
-    /// The address in the overlay that guests have as their gateway, the first one.
-    #[must_use]
-    pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.overlay.network()).saturating_add(1))
-    }
-
-    /// Why no guest can have this address, as a remedy; none where one can.
-    #[must_use]
-    pub fn refuses_guest_at(&self, address: Ipv4Addr) -> Option<&'static str> {
-        let overlay = self.overlay;
-        if !overlay.contains(&address) {
-            Some("take one of the overlay's")
-        } else if [overlay.network(), self.gateway(), overlay.broadcast()].contains(&address) {
-            Some("the first and the last are the network's, the second is the gateway's")
-        } else {
-            None
         }
     }
 }
@@ -357,11 +344,13 @@ pub enum GuestKind {
     Qemu,
     /// A User-Mode Linux that somebody starts, by vhost-user.
     Uml,
+    /// A namespace by TAP whose card is as a line of coLinux's configuration says.
+    Colinux,
 }
 
 impl GuestKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Netns, Self::Tap, Self::Qemu, Self::Uml];
+    pub const ALL: [Self; 5] = [Self::Netns, Self::Tap, Self::Qemu, Self::Uml, Self::Colinux];
 
     /// Whether it is a machine of its own, not a namespace of this one.
     #[must_use]
@@ -385,13 +374,14 @@ impl GuestKind {
             Self::Tap => "tap",
             Self::Qemu => "qemu",
             Self::Uml => "uml",
+            Self::Colinux => "colinux",
         }
     }
 }
 
 /// A word that names no kind of guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a kind of guest; write netns, tap, qemu or uml")]
+#[error("not a kind of guest; write netns, tap, qemu, uml or colinux")]
 pub struct UnknownKind;
 
 impl FromStr for GuestKind {
@@ -410,11 +400,13 @@ pub struct GuestConfig {
     /// How it is run.
     pub kind: GuestKind,
     /// Its addresses in the node's overlay, at least one.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// How fast it may be; none for [`GuestKind::Netns`].
     pub rates: Rates,
     /// Pairs of queues of its card; more than one for [`GuestKind::Qemu`] alone.
     pub queues: u16,
+    /// What it was told to coLinux; there for [`GuestKind::Colinux`], and no other.
+    pub line: Option<Line>,
 }
 
 /// A host's clock against its machine's, in nanoseconds; positive is ahead.

@@ -49,7 +49,7 @@ use crate::processes::Processes;
 
 use forwards::Forwards;
 pub use guests::SERVER_COMMAND;
-use guests::{GuestEvent, Guests};
+use guests::{GuestEvent, Guests, Piece};
 pub(crate) use start::chain;
 pub use start::{DaemonError, run};
 
@@ -261,6 +261,9 @@ impl<P: Processes> Daemon<P> {
     }
 
     fn answer(&mut self, caller: Caller, request: Request, answer: Responder) {
+        let Some((request, answer)) = self.answer_about_guests(caller, request, answer) else {
+            return;
+        };
         match request {
             Request::Status {} => answer.answer(self.status().map(Response::Status)),
             Request::Peers {} => {
@@ -279,12 +282,54 @@ impl<P: Processes> Daemon<P> {
                 self.processes.migrate(caller, pid, &to, how, answer);
             }
             Request::Why { pid } => self.processes.why(caller, pid, answer),
+            Request::Trace { pid, timed } => {
+                let trace = self.processes.trace(caller, pid, timed);
+                answer.answer(trace.map(Response::Trace));
+            }
+            Request::Shutdown {} if caller.administers => {
+                tracing::info!(uid = caller.uid, "asked to end");
+                self.ending = true;
+                answer.answer(Ok(Response::Done {}));
+            }
+            Request::Shutdown {} => answer.answer(Err(Failure::new(
+                "denied",
+                "only root and members of group conet end the daemon",
+                "ask one of them",
+            ))),
+            _ => answer.answer(Err(Failure::new("bug", "nobody answers that", "report it"))),
+        }
+    }
+
+    /// Answers what is about guests and forwards, and gives back what is not.
+    fn answer_about_guests(
+        &mut self,
+        caller: Caller,
+        request: Request,
+        answer: Responder,
+    ) -> Option<(Request, Responder)> {
+        match request {
             Request::Guests {} => {
-                answer.answer(Ok(Response::Guests { guests: self.guests.list() }));
+                let guests = self.guests.list(&self.forwards.spoofed());
+                answer.answer(Ok(Response::Guests { guests }));
             }
             Request::GuestRate { name, rates } => {
                 let set = self.guests.set_rates(caller, &name, &rates);
                 answer.answer(set.map(|()| Response::Done {}));
+            }
+            Request::GuestHold { name } => {
+                answer.answer(self.guests.hold(caller, &name).map(Response::Held));
+            }
+            Request::GuestDrain { name } => answer.answer(self.guests.drain(caller, &name)),
+            Request::GuestDrained { name } => {
+                let confirmed = self.guests.confirm(caller, &name);
+                answer.answer(confirmed.map(|()| Response::Done {}));
+            }
+            Request::GuestAccept { name, at, piece, last } => {
+                let piece = Piece { at, text: &piece, is_last: last };
+                answer.answer(self.guests.accept(caller, &name, piece));
+            }
+            Request::GuestRelease { name } => {
+                answer.answer(self.guests.let_go(caller, &name).map(Response::Held));
             }
             Request::GuestAdd { name, kind, addresses, rates, queues } => {
                 self.guests.add(caller, name, &kind, (addresses, &rates, queues), answer);
@@ -301,21 +346,9 @@ impl<P: Processes> Daemon<P> {
             Request::ForwardRemove { forward } => {
                 self.forwards.remove(caller, &forward, &self.guests, answer);
             }
-            Request::Trace { pid, timed } => {
-                let trace = self.processes.trace(caller, pid, timed);
-                answer.answer(trace.map(Response::Trace));
-            }
-            Request::Shutdown {} if caller.administers => {
-                tracing::info!(uid = caller.uid, "asked to end");
-                self.ending = true;
-                answer.answer(Ok(Response::Done {}));
-            }
-            Request::Shutdown {} => answer.answer(Err(Failure::new(
-                "denied",
-                "only root and members of group conet end the daemon",
-                "ask one of them",
-            ))),
+            other => return Some((other, answer)),
         }
+        None
     }
 
     fn status(&mut self) -> Result<control::Status, Failure> {
@@ -342,7 +375,7 @@ impl<P: Processes> Daemon<P> {
                 by_reason(of_peers.chain([snapshot.drops]))
             },
             ipip: ipip_path(&snapshot.ipip),
-            guests: self.guests.list(),
+            guests: self.guests.list(&self.forwards.spoofed()),
         })
     }
 

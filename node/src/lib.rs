@@ -2,6 +2,7 @@
 
 pub mod caller;
 pub mod client;
+pub mod colinux;
 pub mod config;
 pub mod control;
 pub mod daemon;

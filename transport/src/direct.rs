@@ -198,12 +198,14 @@ impl<C: Carrier> Direct<C> {
         let (mut now, batch) = (self.now(), self.batch());
         self.flush_at(now, batch)?;
         // What comes may bring other deadlines; they are looked at in the next turn.
-        let deadline = [self.hub.poll_timeout(now), self.steer_at].into_iter().flatten().min();
+        let deadline = match (self.hub.poll_timeout(now), self.steer_at) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {
-            let next = [deadline, self.steer_at].into_iter().flatten();
-            let most = next.map(|at| at.since(now)).fold(wait, Duration::min);
+            let most = deadline.map_or(wait, |at| wait.min(at.since(now)));
             now = self.wait_for(now, most)?;
         }
         if deadline.is_some_and(|at| at <= now) {

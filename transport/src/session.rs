@@ -13,6 +13,8 @@ mod client;
 #[cfg(feature = "hub")]
 mod flow;
 #[cfg(feature = "hub")]
+mod free;
+#[cfg(feature = "hub")]
 mod gate;
 #[cfg(feature = "hub")]
 mod grants;

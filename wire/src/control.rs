@@ -23,14 +23,16 @@ extern crate alloc;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 mod guests;
+mod moves;
 
-pub use guests::{Forward, Guest, GuestRates, Machine};
+pub use guests::{Forward, Guest, GuestRates, Held, Machine};
+pub use moves::{How, MemoryMoved, MoveMethod, MoveRound, Moved};
 
 /// Longest request line in bytes, without its newline. The longest names and
 /// numbers that a request can hold fit many times.
@@ -82,9 +84,9 @@ pub enum Request {
         name: String,
         /// How it is plumbed: `netns`, `tap`, `qemu` or `uml`.
         kind: String,
-        /// Its addresses in the overlay; a free one where there are none.
+        /// Its addresses in the overlay; a free one of each family where there are none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        addresses: Vec<Ipv4Addr>,
+        addresses: Vec<IpAddr>,
         /// How fast it may be.
         #[serde(default, skip_serializing_if = "GuestRates::are_unlimited")]
         rates: GuestRates,
@@ -98,6 +100,40 @@ pub enum Request {
         name: String,
         /// How fast it may be from now on.
         rates: GuestRates,
+    },
+    /// Keep a guest's packets from now on, in order: [`Response::Held`].
+    GuestHold {
+        /// Its name.
+        name: String,
+    },
+    /// Take out what is kept of a guest that is held, and stays so: [`Response::Drained`].
+    /// It is root's alone, since packets are in it. What [`Request::GuestDrained`] does not
+    /// confirm is kept again by the next request about the guest's packets.
+    GuestDrain {
+        /// Its name.
+        name: String,
+    },
+    /// What was taken out is safe: [`Response::Done`].
+    GuestDrained {
+        /// Its name.
+        name: String,
+    },
+    /// Give a guest that is held what another host has kept, before what is kept here, in
+    /// pieces: [`Response::Done`], and [`Response::Accepted`] to the last.
+    GuestAccept {
+        /// Its name.
+        name: String,
+        /// How many bytes came before this piece; 0 begins anew.
+        at: u64,
+        /// The next bytes of [`crate::held`]'s layout, base64.
+        piece: String,
+        /// Whether it is the last.
+        last: bool,
+    },
+    /// Let a guest's packets pass again, what is kept first: [`Response::Held`].
+    GuestRelease {
+        /// Its name.
+        name: String,
     },
     /// Remove a guest that was added: [`Response::Done`].
     GuestRemove {
@@ -195,6 +231,22 @@ pub enum Response {
     },
     /// To [`Request::GuestAdd`].
     Guest(Guest),
+    /// To [`Request::GuestHold`] and [`Request::GuestRelease`]: what is kept at that moment.
+    Held(Held),
+    /// To [`Request::GuestDrain`].
+    Drained {
+        /// How much it is.
+        held: Held,
+        /// In [`crate::held`]'s layout, base64.
+        packets: String,
+    },
+    /// To [`Request::GuestAccept`].
+    Accepted {
+        /// How much was given.
+        held: Held,
+        /// Packets that did not fit, the newest of all.
+        lost: u64,
+    },
     /// To [`Request::Forwards`].
     Forwards {
         /// The configuration's first, then in the order of their addition.
@@ -431,85 +483,6 @@ pub struct Progress {
     pub detail: String,
 }
 
-/// A completed move.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Moved {
-    /// At home.
-    pub pid: u32,
-    /// The node it runs on now.
-    pub node: String,
-    /// The remote's pid as that host's machine counts; none at home.
-    pub remote_pid: Option<u32>,
-    /// How long the process was held, in microseconds.
-    pub freeze_us: u64,
-    /// From request to answer, in microseconds.
-    pub total_us: u64,
-    /// How its memory moved; none where it was there already.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<MemoryMoved>,
-}
-
-/// How a process's memory is to go to another node.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum How {
-    /// Ahead of it, while it runs, where the kernel can tell what it changes.
-    #[default]
-    Precopy,
-    /// All of it while it is stopped.
-    Stop,
-}
-
-impl How {
-    // What serde calls has this signature.
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// How a process's memory moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MoveMethod {
-    /// Out: in rounds while it ran, then the rest.
-    Precopy,
-    /// Out: all of it while it was stopped.
-    Stop,
-    /// Home: what was changed away.
-    Changes,
-    /// Home: all that was there.
-    All,
-}
-
-/// The memory of a completed move.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryMoved {
-    /// How it went.
-    pub method: MoveMethod,
-    /// Why there were no rounds, in a sentence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub why: Option<String>,
-    /// Rounds while it ran.
-    #[serde(default)]
-    pub rounds: Vec<MoveRound>,
-    /// Pages of 4 KiB that were sent, in all.
-    pub pages: u64,
-    /// Of them, while it was held.
-    pub held_pages: u64,
-    /// How long it was stopped before that, to make rounds possible, in microseconds.
-    #[serde(default)]
-    pub pause_us: u64,
-}
-
-/// One round of a [`MoveMethod::Precopy`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MoveRound {
-    /// Pages that were sent.
-    pub pages: u64,
-    /// How long it took, in microseconds.
-    pub time_us: u64,
-}
-
 /// Whether a process may move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
@@ -585,7 +558,7 @@ mod tests {
         let added = Request::GuestAdd {
             name: "web".into(),
             kind: "tap".into(),
-            addresses: vec![Ipv4Addr::new(10, 77, 1, 9)],
+            addresses: vec![IpAddr::from([10, 77, 1, 9])],
             rates: GuestRates::default(),
             queues: None,
         };

@@ -10,6 +10,8 @@
 #[cfg(feature = "control")]
 pub mod control;
 pub mod family;
+#[cfg(feature = "control")]
+pub mod held;
 pub mod image;
 pub mod ip;
 pub mod link;

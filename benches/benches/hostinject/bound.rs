@@ -296,9 +296,10 @@ impl Ring {
         loop {
             let mut descriptor = [0; 16];
             table.0.part(table.1 + 16 * usize::from(at), 16).read_into(&mut descriptor);
-            let number = u128::from_le_bytes(descriptor);
-            let (address, len) = (number as u64, usize::try_from(number >> 64 & 0xffff_ffff)?);
-            let (flags, next) = ((number >> 96) as u16, (number >> 112) as u16);
+            let [a, b, c, d, e, f, g, h, len @ .., i, j, k, l] = descriptor;
+            let address = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+            let len = usize::try_from(u32::from_le_bytes(len))?;
+            let [flags, next] = [[i, j], [k, l]].map(u16::from_le_bytes);
             let found = place(regions, address, |region| region.guest)?;
             if flags & 4 != 0 {
                 // An indirect table.

@@ -57,15 +57,7 @@ pub(crate) fn start(lane: &mut Lane) -> Result<()> {
             lane.host.address("guest", HOST)?;
             uml(lane, "vec0:transport=raw,ifname=raw,depth=128,gro=1".to_owned(), "vec0", MTU)
         }
-        Kind::UmlBound => {
-            let socket = lane.socket("bound");
-            let mut command = Command::new(std::env::current_exe()?);
-            command.args(["--role", "bound"]).arg(&socket).arg("guest");
-            lane.spawn(command, false)?;
-            exists(&socket)?;
-            lane.host.address("guest", HOST)?;
-            uml(lane, format!("virtio_uml.device={}:1", socket.display()), "eth0", MTU)
-        }
+        Kind::UmlBound => bound(lane),
         Kind::QemuVhost => {
             let socket = lane.vhost_socket()?;
             let path = socket.display();
@@ -88,6 +80,17 @@ pub(crate) fn start(lane: &mut Lane) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// User-Mode Linux, and the least that can serve it.
+fn bound(lane: &mut Lane) -> Result<()> {
+    let socket = lane.socket("bound");
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--role", "bound"]).arg(&socket).arg("guest");
+    lane.spawn(command, false)?;
+    exists(&socket)?;
+    lane.host.address("guest", HOST)?;
+    uml(lane, format!("virtio_uml.device={}:1", socket.display()), "eth0", MTU)
 }
 
 /// The card's address as its port expects it, where the transport does not tell.

@@ -361,6 +361,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("least_aes", "least_plain, sealed by ring's AES-128-GCM; least_chacha likewise"),
         ("least_shared_plain", "a ring of records of two cache lines, no protocol"),
         ("least_row", "least_plain with eight calls in a datagram, as long as ours"),
+        (
+            "least_beside_bulk",
+            "least_plain beside bulk in datagrams of 6000 bytes, copied in and out",
+        ),
         ("udp_1400_copy", "udp_1400, each datagram copied in and out"),
         ("udp_65000_copy", "udp_65000, each datagram copied in and out"),
         ("udp_1400_aes", "udp_1400, each datagram copied, sealed, opened and copied"),
@@ -390,7 +394,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Turn::of(calls, || pair.row(64))
     })?;
     for wait in [Wait::Spin, Wait::Adaptive] {
-        bench.beside("call beside bulk", wait, ("idle", 2.0), None, |pair| {
+        let least = || named("least_beside_bulk", move || bound::beside_bulk(two, calls));
+        let least = (wait == Wait::Spin).then(least);
+        bench.beside("call beside bulk", wait, ("idle", 2.0), least, |pair| {
             pair.calls_beside_bulk(calls)
         })?;
     }

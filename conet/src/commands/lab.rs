@@ -57,8 +57,8 @@ fn arguments() -> Vec<OsString> {
 
 fn run_as_root(command: LabCommand) -> Result<()> {
     match command {
-        LabCommand::Up { hosts, guests, mode, output } => {
-            up(&Options { hosts, guests, mode: mode.into() }, output)
+        LabCommand::Up { hosts, guests, ipv6, mode, output } => {
+            up(&Options { hosts, guests, ipv6, mode: mode.into() }, output)
         }
         LabCommand::Down { output } => down(output),
         LabCommand::Status { output } => show(&conet_lab::status()?, output),

@@ -70,10 +70,15 @@ impl Lab {
     }
 
     pub(crate) fn of(hosts: u32, mode: &str) -> Self {
+        Self::with(hosts, mode, &[])
+    }
+
+    pub(crate) fn with(hosts: u32, mode: &str, more: &[&str]) -> Self {
         let alone = exclusive();
         // Only a lab that came up is ours to remove.
         let count = hosts.to_string();
-        ok(&conet(&["lab", "up", "--hosts", &count, "--guests", "1", "--mode", mode]));
+        let up = ["lab", "up", "--hosts", &count, "--guests", "1", "--mode", mode];
+        ok(&conet(&[&up[..], more].concat()));
         Self { hosts, _alone: alone }
     }
 

@@ -41,6 +41,18 @@ pub fn guest_frame(data: &[u8]) {
     conet_hostinject::fuzz_support::guest_frame(data);
 }
 
+/// What another host has kept for a guest; see [`conet_wire::held`].
+///
+/// # Panics
+///
+/// If packets that are read are written otherwise, or go nowhere: a finding.
+pub fn held_packets(data: &[u8]) {
+    if let Ok(packets) = conet_wire::held::parse(data) {
+        assert_eq!(conet_wire::held::emit(&packets), data, "packets have one form");
+        assert!(packets.iter().all(|packet| conet_wire::held::destination(packet).is_some()));
+    }
+}
+
 /// A function that must return, whatever the bytes.
 pub type Target = fn(&[u8]);
 
@@ -48,6 +60,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("control_request", control_request),
     ("guest_frame", guest_frame),
+    ("held_packets", held_packets),
     ("hostile_ring", hostile_ring),
     ("process_image", process_image),
     ("saved_socket", saved_socket),

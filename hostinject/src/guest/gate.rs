@@ -32,6 +32,16 @@ impl GuestPort {
         Ok(())
     }
 
+    /// What is kept, where the guest is held: packets, and their bytes with headers. None
+    /// for one by veth, and where there is nobody to ask.
+    #[must_use]
+    pub fn held(&self) -> Option<(u64, u64)> {
+        match &self.end {
+            GuestEnd::Namespace(_, pump) => pump.as_ref().and_then(Pump::held),
+            GuestEnd::Machine(server) => server.status().ok().and_then(|status| status.held),
+        }
+    }
+
     /// Lets packets for the guest pass again, those that were kept first.
     ///
     /// # Errors

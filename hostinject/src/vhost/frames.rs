@@ -72,17 +72,31 @@ impl Transport {
         beside.with_extension(self.as_str())
     }
 
+    /// Connects to a socket of this transport, as a VMM does.
+    ///
+    /// # Errors
+    /// As the kernel refuses.
+    pub fn connect(self, path: &Path) -> io::Result<OwnedFd> {
+        let socket = self.open()?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket)
+    }
+
+    fn open(self) -> io::Result<OwnedFd> {
+        let kind = match self {
+            Self::Bess => SocketType::SEQPACKET,
+            Self::Vhost | Self::Stream => SocketType::STREAM,
+        };
+        Ok(socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
+    }
+
     /// Binds a socket of this transport, for the owner alone. It touches the process's
     /// umask, so nobody else is to make files meanwhile.
     ///
     /// # Errors
     /// As the kernel refuses.
     pub fn bind(self, path: &Path) -> io::Result<UnixListener> {
-        let kind = match self {
-            Self::Bess => SocketType::SEQPACKET,
-            Self::Vhost | Self::Stream => SocketType::STREAM,
-        };
-        let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        let socket = self.open()?;
         let address = SocketAddrUnix::new(path)?;
         let before = umask(Mode::from_raw_mode(0o077));
         let bound = bind(&socket, &address);

@@ -82,6 +82,8 @@ impl ServerSpec {
 pub struct ServerStatus {
     /// The VMM that is connected.
     pub vmm: Option<u32>,
+    /// What is kept, where the guest is held: packets, bytes.
+    pub held: Option<(u64, u64)>,
     /// What was dropped, by reason.
     pub drops: DropCounts,
     /// For whom it runs, as [`VhostSpec`]'s `Display` has it.
@@ -257,6 +259,10 @@ fn parse(reader: impl BufRead) -> io::Result<ServerStatus> {
         let mut words = line.split(' ');
         match (words.next(), words.next(), words.next()) {
             (Some("vmm"), Some(pid), None) => status.vmm = Some(pid.parse().map_err(|_| bad())?),
+            (Some("held"), Some(packets), Some(bytes)) => {
+                let number = |word: &str| word.parse().map_err(|_| bad());
+                status.held = Some((number(packets)?, number(bytes)?));
+            }
             (Some("drop"), Some(reason), Some(count)) => {
                 let reason = DropReason::ALL.iter().find(|known| known.as_str() == reason);
                 // Of a later version: counted as nothing here.
@@ -351,12 +357,15 @@ pub(super) fn answer(
     io::Read::take(&mut reader, LINE).read_line(&mut line)?;
     match line.trim_end() {
         "status" => {
-            let (vmm, drops) = {
+            let (vmm, held, drops) = {
                 let counted = gate::lock(counted);
-                (counted.vmm, counted.drops)
+                (counted.vmm, counted.hold.held(), counted.drops)
             };
             let mut text = format!("serves {serves}\n");
             text += &vmm.map_or_else(String::new, |pid| format!("vmm {pid}\n"));
+            if let Some((packets, bytes)) = held {
+                text += &format!("held {packets} {bytes}\n");
+            }
             for (reason, count) in drops.nonzero() {
                 text += &format!("drop {} {count}\n", reason.as_str());
             }
@@ -401,9 +410,10 @@ mod tests {
 
     #[test]
     fn a_status_is_read_back_and_half_of_one_is_none() {
-        let whole = "serves a b c,d\nvmm 77\ndrop malformed 3\ndrop of_a_later_version 9\nend\n";
+        let whole = "serves a b c,d\nvmm 77\nheld 5 600\ndrop malformed 3\ndrop of_a_later_version 9\nend\n";
         let status = parse(whole.as_bytes()).unwrap();
         assert_eq!((status.vmm, status.drops[DropReason::Malformed]), (Some(77), 3));
+        assert_eq!(status.held, Some((5, 600)));
         assert_eq!((status.drops.total(), status.serves.as_str()), (3, "a b c,d"));
         for cut in 0..whole.len() - 1 {
             assert!(parse(&whole.as_bytes()[..cut]).is_err(), "{cut}");

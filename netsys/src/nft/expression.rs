@@ -12,6 +12,10 @@ use super::frame::Attributes;
 
 /// `NFT_REG32_00`: what is compared and looked up.
 const KEY: u32 = 8;
+/// What comes behind a link's name of 16 bytes in a key.
+const BEHIND_LINK: u32 = 12;
+/// `NFT_META_IIFNAME`.
+const IIFNAME: u32 = 6;
 /// The port that packets are sent on to.
 const PORT: u32 = 9;
 /// The address, of 4 registers.
@@ -48,6 +52,15 @@ pub enum IcmpReject {
 pub enum Expression<'a> {
     /// The packet came in by a link of this set.
     CameInByOneOf(&'a str),
+    /// The packet came in by a link that is not in this set.
+    CameInByNoneOf(&'a str),
+    /// The link it came in by and its source are together in this set.
+    LinkAndSourceIn {
+        /// A set of [`super::SetKind::LinksAndIpv4`] or [`super::SetKind::LinksAndIpv6`].
+        set: &'a str,
+        /// Which of the two; the packet must be of that family.
+        ipv4: bool,
+    },
     /// It goes out by another link than this.
     GoesOutNotBy(&'a str),
     /// It is IPv4 (`true`) or IPv6.
@@ -73,6 +86,9 @@ pub enum Expression<'a> {
     OfKnownConnection,
     /// Its destination port is a key of this map; [`Expression::SendOn`] takes the value.
     PortIn(&'a str),
+    /// It is counted by the counter that this map has for the link it came in by; one
+    /// that the map has not ends the rule.
+    CountByLink(&'a str),
     /// A filter's decision.
     Decide(Verdict),
     /// It is refused.
@@ -113,8 +129,18 @@ impl Expression<'_> {
     pub(super) fn write(self, m: &mut Attributes<'_>) {
         match self {
             Self::CameInByOneOf(set) => {
-                meta(m, 6);
-                lookup(m, set, None);
+                meta(m, IIFNAME);
+                lookup(m, set, Found::Goes);
+            }
+            Self::CameInByNoneOf(set) => {
+                meta(m, IIFNAME);
+                lookup(m, set, Found::Ends);
+            }
+            Self::LinkAndSourceIn { set, ipv4 } => {
+                meta(m, IIFNAME);
+                let (offset, bytes) = if ipv4 { (12, 4) } else { (8, 16) };
+                load(m, BEHIND_LINK, 1, offset, bytes);
+                lookup(m, set, Found::Goes);
             }
             Self::GoesOutNotBy(link) => {
                 let mut name = [0; 16];
@@ -133,7 +159,7 @@ impl Expression<'_> {
                 compare(m, EQUAL, &[protocol]);
             }
             Self::IcmpType(kind) => {
-                load(m, 2, 0, 1);
+                load(m, KEY, 2, 0, 1);
                 compare(m, EQUAL, &[kind]);
             }
             Self::Address { source, net, inside } => address(m, source, net, inside),
@@ -146,28 +172,18 @@ impl Expression<'_> {
                 });
                 compare(m, EQUAL, &LOCAL.to_ne_bytes());
             }
-            Self::PortFrom(first, last) => {
-                load(m, 2, 2, 2);
-                expression(m, "range", |m| {
-                    m.be32(1, KEY);
-                    m.be32(2, EQUAL);
-                    m.nest(3, |m| m.put(1, &first.to_be_bytes()));
-                    m.nest(4, |m| m.put(1, &last.to_be_bytes()));
-                });
-            }
-            Self::OfKnownConnection => {
-                // Established 2, related 4: NF_CT_STATE_BIT.
-                let known = 0x06_u32.to_ne_bytes();
-                expression(m, "ct", |m| {
-                    m.be32(1, KEY);
-                    m.be32(2, 0);
-                });
-                masked(m, 4, &known);
-                compare(m, OTHER, &[0; 4]);
-            }
+            Self::PortFrom(first, last) => port_between(m, first, last),
+            Self::OfKnownConnection => of_known_connection(m),
             Self::PortIn(map) => {
-                load(m, 2, 2, 2);
-                lookup(m, map, Some(PORT));
+                load(m, KEY, 2, 2, 2);
+                lookup(m, map, Found::Gives(PORT));
+            }
+            Self::CountByLink(map) => {
+                meta(m, IIFNAME);
+                expression(m, "objref", |m| {
+                    m.be32(3, KEY);
+                    m.string(4, map);
+                });
             }
             Self::Decide(_) | Self::Refuse(_) | Self::SendOn { .. } | Self::Masquerade => {
                 self.write_action(m);
@@ -214,6 +230,27 @@ impl Expression<'_> {
     }
 }
 
+fn port_between(m: &mut Attributes<'_>, first: u16, last: u16) {
+    load(m, KEY, 2, 2, 2);
+    expression(m, "range", |m| {
+        m.be32(1, KEY);
+        m.be32(2, EQUAL);
+        m.nest(3, |m| m.put(1, &first.to_be_bytes()));
+        m.nest(4, |m| m.put(1, &last.to_be_bytes()));
+    });
+}
+
+fn of_known_connection(m: &mut Attributes<'_>) {
+    // Established 2, related 4: NF_CT_STATE_BIT.
+    let known = 0x06_u32.to_ne_bytes();
+    expression(m, "ct", |m| {
+        m.be32(1, KEY);
+        m.be32(2, 0);
+    });
+    masked(m, 4, &known);
+    compare(m, OTHER, &[0; 4]);
+}
+
 fn address(m: &mut Attributes<'_>, source: bool, net: IpNet, inside: bool) {
     let (offset, address, mask) = match net.trunc() {
         IpNet::V4(net) => (
@@ -228,7 +265,7 @@ fn address(m: &mut Attributes<'_>, source: bool, net: IpNet, inside: bool) {
         ),
     };
     let bytes = if address.len() == 4 { 4 } else { 16 };
-    load(m, 1, offset, bytes);
+    load(m, KEY, 1, offset, bytes);
     masked(m, bytes, &mask);
     compare(m, if inside { EQUAL } else { OTHER }, &address);
 }
@@ -267,21 +304,34 @@ fn compare(m: &mut Attributes<'_>, how: u32, with: &[u8]) {
 }
 
 /// Loads a part of the packet, counted from the network (1) or transport header (2).
-fn load(m: &mut Attributes<'_>, base: u32, offset: u32, bytes: u32) {
+fn load(m: &mut Attributes<'_>, into: u32, base: u32, offset: u32, bytes: u32) {
     expression(m, "payload", |m| {
-        m.be32(1, KEY);
+        m.be32(1, into);
         m.be32(2, base);
         m.be32(3, offset);
         m.be32(4, bytes);
     });
 }
 
-fn lookup(m: &mut Attributes<'_>, set: &str, into: Option<u32>) {
+/// What it means that a key is in a set.
+#[derive(Clone, Copy)]
+enum Found {
+    /// The rule goes on.
+    Goes,
+    /// The rule ends here (`NFT_LOOKUP_F_INV`).
+    Ends,
+    /// The rule goes on, with the map's value in this register.
+    Gives(u32),
+}
+
+fn lookup(m: &mut Attributes<'_>, set: &str, found: Found) {
     expression(m, "lookup", |m| {
         m.string(1, set);
         m.be32(2, KEY);
-        if let Some(register) = into {
-            m.be32(3, register);
+        match found {
+            Found::Goes => {}
+            Found::Ends => m.be32(5, 1),
+            Found::Gives(register) => m.be32(3, register),
         }
     });
 }

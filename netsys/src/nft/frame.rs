@@ -17,7 +17,9 @@ const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 /// It goes behind those that there are.
 const NLM_F_APPEND: u16 = 0x800;
+const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// `NFNL_SUBSYS_NFTABLES`.
@@ -105,6 +107,13 @@ pub(super) fn question(kind: u16, says: impl FnOnce(&mut Attributes<'_>)) -> (Ve
     (bytes, 1)
 }
 
+/// A question that has many answers, and an end.
+pub(super) fn dump(kind: u16, says: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_message(&mut bytes, kind | SUBSYSTEM << 8, NLM_F_DUMP, 1, FAMILY_INET, 0, says);
+    bytes
+}
+
 fn write_message(
     bytes: &mut Vec<u8>,
     kind: u16,
@@ -174,6 +183,50 @@ impl Attributes<'_> {
     }
 }
 
+/// One of the answers to a question, or its end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Message<'b> {
+    /// `NFT_MSG_…`.
+    pub(super) kind: u16,
+    attributes: &'b [u8],
+}
+
+impl<'b> Message<'b> {
+    /// All in `bytes`, to the first that is cut short; no errors, and not the end.
+    pub(super) fn parse_all(mut bytes: &'b [u8]) -> impl Iterator<Item = Self> {
+        std::iter::from_fn(move || {
+            loop {
+                let (&[l0, l1, l2, l3, kind, subsystem, ..], _) =
+                    bytes.split_first_chunk::<16>()?;
+                let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
+                let message = bytes.get(..length).filter(|message| message.len() >= 16)?;
+                bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+                let [low, high] = u16::from_ne_bytes([kind, subsystem]).to_le_bytes();
+                if u16::from(high) == SUBSYSTEM {
+                    let attributes = message.get(20..)?;
+                    return Some(Self { kind: low.into(), attributes });
+                }
+            }
+        })
+    }
+
+    /// The data of the first attribute of this kind.
+    pub(super) fn attribute(self, kind: u16) -> Option<&'b [u8]> {
+        attributes(self.attributes).find(|(found, _)| *found == kind).map(|(_, data)| data)
+    }
+}
+
+/// Attributes behind each other, to the first that is cut short.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[l0, l1, k0, k1], _) = bytes.split_first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let data = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & !NESTED, data))
+    })
+}
+
 /// The kernel's word on one message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Reply {
@@ -194,7 +247,7 @@ impl Reply {
                 let message = bytes.get(..length).filter(|message| message.len() >= 16)?;
                 bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
                 // What is no error is the answer to a question, before its end.
-                if u16::from_ne_bytes([t0, t1]) == NLMSG_ERROR {
+                if [NLMSG_ERROR, NLMSG_DONE].contains(&u16::from_ne_bytes([t0, t1])) {
                     let error = message.get(16..).and_then(<[u8]>::first_chunk)?;
                     let error = i32::from_ne_bytes(*error).saturating_neg();
                     let sequence = u32::from_ne_bytes([s0, s1, s2, s3]);
@@ -218,6 +271,15 @@ mod tests {
                     field.copy_from_slice(&claimed.to_ne_bytes());
                 }
                 assert!(Reply::parse_all(&bytes).count() <= 4);
+                for kind in [0, u8::try_from(SUBSYSTEM).unwrap()] {
+                    if let Some(field) = bytes.get_mut(4..6) {
+                        field.copy_from_slice(&(u16::from(kind) << 8).to_ne_bytes());
+                    }
+                    for message in Message::parse_all(&bytes) {
+                        assert!(attributes(message.attributes).count() <= 16);
+                        assert_eq!(message.attribute(77), None);
+                    }
+                }
             }
         }
     }

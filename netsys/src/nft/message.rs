@@ -3,7 +3,7 @@
 //! Sources: `linux/netfilter/nf_tables.h`.
 
 use super::Expression;
-use super::frame::{Act, Attributes, Transaction, question};
+use super::frame::{Act, Attributes, Message, Transaction, attributes, dump, question};
 
 const NEWTABLE: u16 = 0;
 const GETTABLE: u16 = 1;
@@ -12,9 +12,15 @@ const NEWCHAIN: u16 = 3;
 const NEWRULE: u16 = 6;
 const NEWSET: u16 = 9;
 const NEWSETELEM: u16 = 12;
+const NEWOBJ: u16 = 18;
+const GETOBJ: u16 = 19;
 
 /// `NFT_SET_MAP`.
 const SET_MAP: u32 = 8;
+/// `NFT_SET_OBJECT`.
+const SET_OBJECTS: u32 = 0x40;
+/// `NFT_OBJECT_COUNTER`.
+const COUNTER: u32 = 1;
 /// Elements in one message: an attribute's length is 16 bits, and an element with an
 /// interface's name takes 28 bytes, one of a map of ports as many.
 const ELEMENTS_PER_MESSAGE: usize = 1024;
@@ -68,17 +74,35 @@ pub enum SetKind {
     LinkNames,
     /// From port to port, 2 bytes each, big-endian.
     PortsToPorts,
+    /// Names of links as above, and an IPv4 address behind each.
+    LinksAndIpv4,
+    /// The same with an IPv6 address.
+    LinksAndIpv6,
+    /// From names of links to names of counters, of [`Batch::add_counter`].
+    LinksToCounters,
 }
 
 impl SetKind {
     /// Key type and length, value type and length; types are those of nft(8), for it to
-    /// print.
+    /// print, six bits for each part of a key.
     fn layout(self) -> (u32, u32, Option<(u32, u32)>) {
+        const LINK: u32 = 41;
         match self {
-            Self::LinkNames => (41, 16, None),
+            Self::LinkNames | Self::LinksToCounters => (LINK, 16, None),
             Self::PortsToPorts => (13, 2, Some((13, 2))),
+            Self::LinksAndIpv4 => (LINK << 6 | 7, 20, None),
+            Self::LinksAndIpv6 => (LINK << 6 | 8, 32, None),
         }
     }
+}
+
+/// What a counter says.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counted {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of them.
+    pub bytes: u64,
 }
 
 /// One transaction about one table.
@@ -137,7 +161,21 @@ impl Batch {
         });
     }
 
-    /// Adds a set, with pairs of a key and, in a map, a value. An empty set is made too.
+    /// Adds a counter, which has counted so much already.
+    pub fn add_counter(&mut self, name: &str, counted: Counted) {
+        self.message(NEWOBJ, Act::Make, |m, table| {
+            m.string(1, table);
+            m.string(2, name);
+            m.be32(3, COUNTER);
+            m.nest(4, |m| {
+                m.put(1, &counted.bytes.to_be_bytes());
+                m.put(2, &counted.packets.to_be_bytes());
+            });
+        });
+    }
+
+    /// Adds a set, with pairs of a key and, in a map, a value; a counter's name is one, as
+    /// bytes. An empty set is made too.
     pub fn add_set<'k>(
         &mut self,
         name: &str,
@@ -150,7 +188,14 @@ impl Batch {
         self.message(NEWSET, Act::Make, |m, table| {
             m.string(1, table);
             m.string(2, name);
-            m.be32(3, if data.is_some() { SET_MAP } else { 0 });
+            m.be32(
+                3,
+                match (kind, data) {
+                    (SetKind::LinksToCounters, _) => SET_OBJECTS,
+                    (_, Some(_)) => SET_MAP,
+                    _ => 0,
+                },
+            );
             m.be32(4, key_type);
             m.be32(5, key_bytes);
             if let Some((data_type, data_bytes)) = data {
@@ -158,6 +203,9 @@ impl Batch {
                 m.be32(7, data_bytes);
             }
             m.be32(10, id);
+            if kind == SetKind::LinksToCounters {
+                m.be32(15, COUNTER);
+            }
         });
         let elements: Vec<_> = elements.into_iter().collect();
         for some in elements.chunks(ELEMENTS_PER_MESSAGE) {
@@ -168,8 +216,12 @@ impl Batch {
                     for (key, data) in some {
                         m.nest(1, |m| {
                             m.nest(1, |m| m.put(1, key));
-                            if let Some(data) = data {
-                                m.nest(2, |m| m.put(1, data));
+                            match data {
+                                Some(name) if kind == SetKind::LinksToCounters => {
+                                    m.put(9, &[name, &[0][..]].concat());
+                                }
+                                Some(data) => m.nest(2, |m| m.put(1, data)),
+                                None => {}
                             }
                         });
                     }
@@ -192,6 +244,29 @@ impl Batch {
 /// The question whether there is a table. It is no part of a batch.
 pub(super) fn get_table(name: &str) -> (Vec<u8>, u32) {
     question(GETTABLE, |m| m.string(1, name))
+}
+
+/// The question for all counters of a table.
+pub(super) fn get_counters(table: &str) -> Vec<u8> {
+    dump(GETOBJ, |m| {
+        m.string(1, table);
+        m.be32(3, COUNTER);
+    })
+}
+
+/// A counter and its name, if that is what a message says.
+pub(super) fn counter(message: Message<'_>) -> Option<(String, Counted)> {
+    if message.kind != NEWOBJ {
+        return None;
+    }
+    let name = message.attribute(2)?;
+    let name = String::from_utf8(name.strip_suffix(&[0]).unwrap_or(name).to_vec()).ok()?;
+    let number = |of: &[u8], kind| {
+        let found = attributes(of).find(|(found, _)| *found == kind)?.1;
+        found.first_chunk().copied().map(u64::from_be_bytes)
+    };
+    let data = message.attribute(4)?;
+    Some((name, Counted { bytes: number(data, 1)?, packets: number(data, 2)? }))
 }
 
 #[cfg(test)]

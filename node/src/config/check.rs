@@ -1,11 +1,12 @@
 //! What the keys of `conet.toml` mean for each other: names, keys, prefixes and
 //! addresses are unique, and grants name somebody.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::error::{ConfigError, Problem, Suggestion};
+use super::overlay::{InvalidOverlay, Overlay};
 use super::reader::{Located, Section};
 use super::{Config, Grants, Mode, PeerConfig, PeerKey};
 use crate::identity::X25519Public;
@@ -151,8 +152,7 @@ pub(super) fn prefixes(
     let mut checked = Vec::with_capacity(prefixes.len());
     for Located { value, line } in prefixes {
         let prefix = value.trunc();
-        let overlay = config.node.overlay;
-        if IpNet::V4(overlay).contains(&prefix) {
+        if let Some(overlay) = config.node.overlay.holding(&prefix) {
             let problem = Problem::OwnPrefix { prefix, overlay };
             return Err(section.wrong(line, "allowed_ips", problem));
         }
@@ -188,30 +188,46 @@ pub(super) fn granted<'a>(
     Ok(&mut peer.grants)
 }
 
-/// The guests' prefix: as a network, with room for a gateway and a guest.
+/// The guests' prefixes: as networks, with room for a gateway and a guest.
 pub(super) fn overlay(
     section: &Section<'_>,
-    overlay: Located<Ipv4Net>,
-) -> Result<Ipv4Net, ConfigError> {
-    let Located { value, line } = overlay;
-    if value.addr() != value.network() || value.prefix_len() > 30 || value.prefix_len() < 8 {
-        let expected = "a network of /8 to /30 without host bits, as in \"10.77.1.0/24\"";
-        let problem = Problem::Value { value: value.to_string(), expected };
-        return Err(section.wrong(line, "overlay", problem));
-    }
-    Ok(value)
+    prefixes: &[Located<IpNet>],
+) -> Result<Overlay, ConfigError> {
+    let values: Vec<_> = prefixes.iter().map(|prefix| prefix.value).collect();
+    let (index, expected) = match Overlay::new(&values) {
+        Ok(overlay) => return Ok(overlay),
+        Err(InvalidOverlay::None) => {
+            let remedy = "add the guests' prefix, as in overlay = \"10.77.1.0/24\"";
+            return Err(section.missing("overlay", remedy));
+        }
+        Err(InvalidOverlay::Second(index)) => (index, "one prefix of IPv4 and one of IPv6 at most"),
+        Err(InvalidOverlay::Network(index)) => (
+            index,
+            match values.get(index) {
+                Some(IpNet::V6(_)) => {
+                    "a network of /16 to /126 that guests can have, without host bits, as in \
+                 \"fd77:1::/64\""
+                }
+                _ => "a network of /8 to /30 without host bits, as in \"10.77.1.0/24\"",
+            },
+        ),
+    };
+    let place = prefixes.get(index);
+    let value = place.map(|prefix| prefix.value.to_string()).unwrap_or_default();
+    let line = place.map_or(section.line, |prefix| prefix.line);
+    Err(section.wrong(line, "overlay", Problem::Value { value, expected }))
 }
 
 /// An address that a guest can have: of the overlay, but not the network's, the
-/// gateway's, the broadcast's or another guest's.
+/// gateway's, IPv4's broadcast's or another guest's.
 pub(super) fn guest_address(
     section: &Section<'_>,
-    address: Located<Ipv4Addr>,
+    address: Located<IpAddr>,
     config: &Config,
-) -> Result<Ipv4Addr, ConfigError> {
+) -> Result<IpAddr, ConfigError> {
     let Located { value: address, line } = address;
-    if let Some(remedy) = config.node.refuses_guest_at(address) {
-        let overlay = config.node.overlay;
+    let overlay = config.node.overlay;
+    if let Some(remedy) = overlay.refuses_guest_at(address) {
         let problem = Problem::GuestAddress { address, overlay, remedy };
         return Err(section.wrong(line, "address", problem));
     }

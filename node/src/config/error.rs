@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use thiserror::Error;
 
+use super::overlay::Overlay;
+use crate::colinux::LineError;
 use crate::forward::ForwardProblem;
 use crate::identity::KeyError;
 
@@ -142,8 +144,8 @@ pub enum Problem {
     OwnPrefix {
         /// The prefix.
         prefix: IpNet,
-        /// This node's overlay.
-        overlay: Ipv4Net,
+        /// This node's prefix.
+        overlay: IpNet,
     },
     /// A limit for a guest whose packets nobody sees.
     #[error("a guest by veth has nobody to limit its packets; give it kind = \"tap\"")]
@@ -151,13 +153,24 @@ pub enum Problem {
     /// More pairs of queues than such a guest's card can have.
     #[error("a guest has 1 pair of queues; one of kind = \"qemu\" may have up to 16")]
     Queues,
+    /// A line that is none of coLinux's about a card.
+    #[error("`{value}`: {problem}")]
+    Colinux {
+        /// The line.
+        value: String,
+        /// What is wrong with it, and the remedy.
+        problem: LineError,
+    },
+    /// A line of coLinux's for a guest of another kind.
+    #[error("is for a guest in place of coLinux; give it kind = \"colinux\", or leave this out")]
+    LineOfOther,
     /// A guest outside the overlay, or at an address of it that no guest can have.
     #[error("{address} is not a guest's address in overlay {overlay}; {remedy}")]
     GuestAddress {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// This node's overlay.
-        overlay: Ipv4Net,
+        overlay: Overlay,
         /// Which addresses are.
         remedy: &'static str,
     },
@@ -165,7 +178,7 @@ pub enum Problem {
     #[error("{address} is already the address of guest `{other}`; give each its own")]
     DuplicateAddress {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The guest that has it.
         other: String,
     },
@@ -213,6 +226,14 @@ pub enum Problem {
         name: String,
         /// A name that is there.
         suggestion: Suggestion,
+    },
+    /// A forward to a guest that it cannot reach.
+    #[error(
+        "guest `{guest}` has no IPv4 address, and forwards need one; give it one of the overlay's"
+    )]
+    NoIpv4 {
+        /// The guest.
+        guest: String,
     },
     /// A forward that the node cannot have.
     #[error("{0}; {remedy}", remedy = .0.remedy())]

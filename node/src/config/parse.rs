@@ -26,6 +26,7 @@ use super::{
     DEFAULT_STATE_DIR, DEFAULT_WIREGUARD_PORT, Grants, GuestConfig, GuestKind, Mode, NodeConfig,
     PeerConfig, PeerKey, SOCKET_NAME,
 };
+use crate::colinux::Line;
 use crate::identity::{Identity, KeyError, X25519Public};
 
 const SECTIONS: &[&str] = &["node", "peer", "guest"];
@@ -72,7 +73,7 @@ const PEER_KEYS: &[&str] = &[
     "preshared_key",
 ];
 const GUEST_KEYS: &[&str] =
-    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to", "queues"];
+    &["name", "kind", "address", "addresses", "rate", "rate_from", "rate_to", "line", "queues"];
 
 const A_NAME: &str = "1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or digit";
 const A_PORT: &str = "a port from 1 to 65535";
@@ -112,6 +113,7 @@ pub(super) fn config(source: Source<'_>) -> Result<Config, ConfigError> {
     for mut section in guests {
         let guest = read_guest(&mut section, &config)?;
         config.guests.push(guest);
+        sharing::redirections(&section, &mut config)?;
     }
     sharing::forwards(&mut section, &mut config)?;
     Ok(config)
@@ -152,11 +154,9 @@ fn read_node(section: &mut Section<'_>) -> Result<(NodeConfig, Mode), ConfigErro
     let address = section.parsed::<IpAddr>("address", an_address)?.ok_or_else(|| {
         section.missing("address", "add this host's own address, as in address = \"192.0.2.1\"")
     })?;
-    let overlay = section.parsed("overlay", "an IPv4 prefix, as in \"10.77.1.0/24\"")?;
-    let overlay = overlay.ok_or_else(|| {
-        section.missing("overlay", "add the guests' prefix, as in overlay = \"10.77.1.0/24\"")
-    })?;
-    let overlay = check::overlay(section, overlay)?;
+    let prefixes = "a prefix, as in \"10.77.1.0/24\", or a list of one of IPv4 and one of IPv6";
+    let prefixes = section.one_or_more::<IpNet>("overlay", prefixes)?;
+    let overlay = check::overlay(section, &prefixes)?;
     let port = port(section, "port")?.map_or(DEFAULT_PORT, |port| port.value);
     let wireguard_port = port_for_wireguard(section, port)?;
     let mode = section.parsed("mode", A_MODE)?.map_or(Mode::WireGuard, |mode| mode.value);
@@ -454,8 +454,8 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
     let name = check::new_name(section, name, config)?;
     let kind = section.parsed("kind", "\"netns\" or \"tap\"")?;
     let kind = kind.ok_or_else(|| section.missing("kind", "add kind = \"netns\""))?.value;
-    let one = section.parsed("address", "an IPv4 address, as in \"10.77.1.2\"")?;
-    let many = section.list("addresses", "a list of IPv4 addresses, as in [\"10.77.1.2\"]")?;
+    let one = section.parsed("address", "an address, as in \"10.77.1.2\"")?;
+    let many = section.list("addresses", "a list of addresses, as in [\"10.77.1.2\"]")?;
     let given = match (one, many.first()) {
         (Some(_), Some(second)) => {
             let problem = Problem::Both { other: "address" };
@@ -487,7 +487,26 @@ fn read_guest(section: &mut Section<'_>, config: &Config) -> Result<GuestConfig,
         }
         Some(queues) => queues.value,
     };
-    Ok(GuestConfig { name, kind, addresses, rates, queues })
+    let line = read_line(section, kind)?;
+    Ok(GuestConfig { name, kind, addresses, rates, line, queues })
+}
+
+/// A line of coLinux's, of a guest that is in place of one, and of no other.
+fn read_line(section: &mut Section<'_>, kind: GuestKind) -> Result<Option<Line>, ConfigError> {
+    const KEY: &str = "line";
+    let text = section.string(KEY, "a line of coLinux's, as in 'eth0=tuntap,\"TAP\"'")?;
+    match (text, kind) {
+        (None, GuestKind::Colinux) => Err(section.missing(
+            KEY,
+            "add the card's line of its configuration, as in line = 'eth0=tuntap,\"TAP\"'",
+        )),
+        (None, _) => Ok(None),
+        (Some(Located { value, line }), GuestKind::Colinux) => {
+            let parsed = value.parse().map(Some);
+            parsed.map_err(|problem| section.wrong(line, KEY, Problem::Colinux { value, problem }))
+        }
+        (Some(Located { line, .. }), _) => Err(section.wrong(line, KEY, Problem::LineOfOther)),
+    }
 }
 
 /// How fast a guest may be: both ways, or each.

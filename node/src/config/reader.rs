@@ -154,6 +154,18 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A string that stands for a `T`, or a list of such; empty where the key is absent.
+    pub(super) fn one_or_more<T: FromStr>(
+        &mut self,
+        key: &str,
+        expected: &'static str,
+    ) -> Result<Vec<Located<T>>, ConfigError> {
+        match self.entries.get(key) {
+            Some(Located { value: DeValue::Array(_), .. }) => self.list(key, expected),
+            _ => Ok(self.parsed(key, expected)?.into_iter().collect()),
+        }
+    }
+
     /// A list of strings that stand for `T`s; empty where the key is absent.
     pub(super) fn list<T: FromStr>(
         &mut self,

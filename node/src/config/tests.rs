@@ -1,5 +1,7 @@
 //! What a right file means, and what a wrong one is told.
 
+mod guests;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -96,7 +98,7 @@ fn a_wrong_forward_is_told() {
         ),
         (
             "forwards = [\"tcp:[::]:80:web\"]",
-            "tcp:[::]:80:web is bound to ::, and guests have IPv4 addresses; give an IPv4 address \
+            "tcp:[::]:80:web is bound to ::, and forwards are IPv4's; give an IPv4 address \
              of this host's, or none for all",
         ),
         (
@@ -138,7 +140,8 @@ fn the_least_file_takes_its_defaults() {
     assert_eq!(config.node.port, 47_700);
     assert_eq!(config.node.wireguard_port, 51_820);
     assert_eq!(config.node.socket, Path::new("/run/conet/control.sock"));
-    assert_eq!(config.node.gateway(), Ipv4Addr::new(10, 77, 1, 1));
+    let gateways: Vec<_> = config.node.overlay.gateways().collect();
+    assert_eq!(gateways, [IpAddr::from([10, 77, 1, 1])]);
     assert_eq!(config.node.guest_uid_base, 0x7000_0000);
     assert_eq!(config.node.clock_offset, ClockOffset::default());
     assert!(!config.node.allow_root);
@@ -212,7 +215,7 @@ address = "10.77.1.2"
     assert_eq!(three.endpoint, None);
     assert_eq!(config.peer("four").unwrap().key.identity(), None);
     assert_eq!(config.peer("four").unwrap().mode, Mode::IpUdp);
-    assert_eq!(config.guests[0].addresses, [Ipv4Addr::new(10, 77, 1, 2)]);
+    assert_eq!(config.guests[0].addresses, [IpAddr::from([10, 77, 1, 2])]);
 }
 
 #[test]
@@ -231,7 +234,7 @@ fn unknown_keys_and_sections_are_refused() {
     );
     refused(
         &format!("{NODE}[[guest]]\ncolour = 1"),
-        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses, rate, rate_from, rate_to, queues",
+        "conet.toml:7: guest.colour: unknown key; known are: name, kind, address, addresses, rate, rate_from, rate_to, line, queues",
     );
     refused(
         &format!("{NODE}[[peers]]\nname = \"a\""),

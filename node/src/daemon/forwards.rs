@@ -28,13 +28,14 @@ mod follow;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conet_hostinject::{HostRules, PortForward, Ports, RuleTable};
-use conet_netsys::{Conntrack, IfName, IpNet, Listener, NetError, Netlink, SocketDiag, Transport};
+use conet_netsys::{Conntrack, IfName, Listener, NetError, Netlink, SocketDiag, Transport};
 use conet_wire::control::{self, Failure, Response};
 
 use super::guests::Guests;
@@ -178,9 +179,17 @@ impl Forwards {
                 format!("give {A_FORWARD}")
             })
         })?;
-        if guests.address(&forward.guest).is_none() {
-            let message = format!("no guest is named {}", forward.guest);
-            return Err(Failure::new("no-such-guest", message, "see conet guest list"));
+        match guests.addresses(&forward.guest) {
+            None => {
+                let message = format!("no guest is named {}", forward.guest);
+                return Err(Failure::new("no-such-guest", message, "see conet guest list"));
+            }
+            Some(addresses) if !addresses.iter().any(IpAddr::is_ipv4) => {
+                let message =
+                    format!("{} has no IPv4 address, and forwards need one", forward.guest);
+                return Err(Failure::new("no-address", message, "add the guest with one"));
+            }
+            Some(_) => {}
         }
         if let Some(row) = self.rows.iter().find(|row| row.forward == forward) {
             let remedy = "see conet forward list";
@@ -264,7 +273,7 @@ impl Forwards {
         HostRules {
             guests: Vec::new(),
             tunnel: self.tunnel,
-            overlays: vec![IpNet::V4(node.overlay)],
+            overlays: node.overlay.prefixes().collect(),
             shared_address: node.shared_address,
             host_ports: node.host_ports.clone(),
             forwards: Vec::new(),
@@ -312,17 +321,18 @@ impl Forwards {
         let looks_again =
             |row: &Row| row.forward.ports == Which::Auto || row.state == State::Unusable;
         self.next = self.rows.iter().any(looks_again).then(|| Instant::now() + PERIOD);
-        if self.rules.is_none() {
-            self.rules = match RuleTable::open() {
-                Ok(table) => Some(table),
-                // A kernel without nftables has no rules of an earlier daemon's.
-                Err(_) if !rules.is_needed() => return Ok(()),
-                Err(error) => return Err(error),
-            };
+        let before = self.rules.as_ref().map_or(&[][..], RuleTable::forwards).to_vec();
+        if let Err(error) = self.apply(&rules) {
+            if rules.is_needed() {
+                return Err(error);
+            }
+            // A kernel without nftables has no rules of an earlier daemon's either.
+            tracing::warn!(
+                error = super::start::chain(&error),
+                "sources of guests by veth are checked by their way back alone, IPv6 not at all"
+            );
+            return Ok(());
         }
-        let Some(table) = &mut self.rules else { return Ok(()) };
-        let before = table.forwards().to_vec();
-        table.apply(&rules)?;
         if before != rules.forwards
             && let Err(error) = renew_flows(&before, &rules.forwards)
         {
@@ -330,6 +340,20 @@ impl Forwards {
             tracing::warn!(error, "UDP under way goes where it went before");
         }
         Ok(())
+    }
+
+    fn apply(&mut self, rules: &HostRules) -> Result<(), NetError> {
+        let table = match self.rules.take() {
+            Some(table) => table,
+            None => RuleTable::open()?,
+        };
+        self.rules.insert(table).apply(rules)
+    }
+
+    /// What guests have sent from addresses that are not theirs, by link.
+    pub(super) fn spoofed(&mut self) -> BTreeMap<String, u64> {
+        let counted = self.rules.as_mut().map(RuleTable::spoofed);
+        counted.and_then(Result::ok).unwrap_or_default()
     }
 
     fn store(&self) -> Result<(), Failure> {

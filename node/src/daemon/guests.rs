@@ -22,19 +22,20 @@
 //! the next one.
 
 mod attach;
+mod gate;
 mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use conet_dataplane::DropCounts;
-use conet_hostinject::{GuestPort, Rates, machine_mac};
+use conet_dataplane::{DropCounts, DropReason};
+use conet_hostinject::{GuestLink, GuestPort, Rates, machine_mac};
 use conet_netsys::{IfName, Netlink, Netns, NetnsName};
 use conet_tunnel::DEFAULT_MTU;
 use conet_wire::control::{self, Failure, Response};
@@ -42,6 +43,7 @@ use conet_wire::control::{self, Failure, Response};
 pub(super) use attach::GuestError;
 pub use attach::SERVER_COMMAND;
 use attach::{Removal, attach, create, remove, remove_rest};
+pub(super) use gate::Piece;
 use record::{Record, load, rate_texts, rates_of, save};
 
 use crate::caller::Caller;
@@ -88,6 +90,10 @@ pub(super) struct Guests {
     config: Arc<Config>,
     file: PathBuf,
     guests: Vec<Guest>,
+    /// Packets that somebody is about to give to one of them.
+    pieces: Option<gate::Pieces>,
+    /// Packets that were taken out of one, and may not have arrived anywhere.
+    drained: Option<gate::Drained>,
     post: Post,
 }
 
@@ -102,7 +108,7 @@ impl Guests {
     /// daemon, in the calling thread's network namespace as their host.
     pub(super) fn start(config: Arc<Config>, post: Post) -> Result<Self, GuestError> {
         let file = config.node.state_dir.join(record::FILE);
-        let mut all = Self { config, file, guests: Vec::new(), post };
+        let mut all = Self { config, file, guests: Vec::new(), pieces: None, drained: None, post };
         for guest in all.config.guests.clone() {
             match attach(&all.config, &guest) {
                 Ok(port) => all.push(guest, Origin::Config, State::Up(port)),
@@ -153,12 +159,11 @@ impl Guests {
         self.push(guest, Origin::Added, State::Unusable(problem));
     }
 
-    /// What the command line is told.
-    pub(super) fn list(&mut self) -> Vec<control::Guest> {
-        {
-            let config = Arc::clone(&self.config);
-            self.guests.iter_mut().map(|guest| guest.row(&config)).collect()
-        }
+    /// What the command line is told; `spoofed` is what rules have dropped, by link.
+    pub(super) fn list(&mut self, spoofed: &BTreeMap<String, u64>) -> Vec<control::Guest> {
+        let config = Arc::clone(&self.config);
+        let of = |guest: &Guest| spoofed.get(&guest.config.name).copied().unwrap_or(0);
+        self.guests.iter_mut().map(|guest| guest.row(&config, of(guest))).collect()
     }
 
     /// Makes a guest.
@@ -167,7 +172,7 @@ impl Guests {
         caller: Caller,
         name: String,
         kind: &str,
-        (addresses, rates, queues): (Vec<Ipv4Addr>, &control::GuestRates, Option<u16>),
+        (addresses, rates, queues): (Vec<IpAddr>, &control::GuestRates, Option<u16>),
         answer: Responder,
     ) {
         let begun = may_change(caller).and_then(|()| self.plan(name, kind, addresses, rates));
@@ -200,29 +205,30 @@ impl Guests {
         &self,
         name: String,
         kind: &str,
-        mut addresses: Vec<Ipv4Addr>,
+        mut addresses: Vec<IpAddr>,
         rates: &control::GuestRates,
     ) -> Result<GuestConfig, Failure> {
         let kind = kind.parse::<GuestKind>().map_err(|error| {
             Failure::new("bad-kind", format!("{kind:?} is {error}"), "see conet guest add --help")
         })?;
+        if kind == GuestKind::Colinux {
+            let message = "a guest in place of coLinux needs the line of its card";
+            return Err(Failure::new("bad-kind", message, "write it into conet.toml, with line ="));
+        }
         if addresses.is_empty() {
-            addresses.extend(self.free_address());
+            addresses = self.free_addresses(kind);
         }
         let rates = read_rates(kind, rates)?;
-        let guest = GuestConfig { name, kind, addresses, rates, queues: 1 };
+        let guest = GuestConfig { name, kind, addresses, rates, line: None, queues: 1 };
         self.check(&guest)?;
         Ok(guest)
     }
 
-    /// The lowest address that no guest has.
-    fn free_address(&self) -> Option<Ipv4Addr> {
-        let node = &self.config.node;
+    /// Addresses that no guest has, one of each of the overlay's families.
+    fn free_addresses(&self, kind: GuestKind) -> Vec<IpAddr> {
         let taken: BTreeSet<_> =
             self.guests.iter().flat_map(|guest| guest.config.addresses.iter().copied()).collect();
-        node.overlay
-            .hosts()
-            .find(|address| node.refuses_guest_at(*address).is_none() && !taken.contains(address))
+        self.config.node.overlay.free(kind.is_machine(), |address| taken.contains(&address))
     }
 
     /// Whether a guest may be added beside those that there are.
@@ -263,9 +269,9 @@ impl Guests {
         Ok(())
     }
 
-    fn check_address(&self, address: Ipv4Addr) -> Result<(), Failure> {
+    fn check_address(&self, address: IpAddr) -> Result<(), Failure> {
         let node = &self.config.node;
-        if let Some(remedy) = node.refuses_guest_at(address) {
+        if let Some(remedy) = node.overlay.refuses_guest_at(address) {
             let message = format!("{address} is not a guest's address in overlay {}", node.overlay);
             return Err(Failure::new("bad-address", message, remedy));
         }
@@ -276,29 +282,6 @@ impl Guests {
             }
             None => Ok(()),
         }
-    }
-
-    /// Changes how fast a guest may be. One of the configuration has its own again with the
-    /// next daemon.
-    pub(super) fn set_rates(
-        &mut self,
-        caller: Caller,
-        name: &str,
-        rates: &control::GuestRates,
-    ) -> Result<(), Failure> {
-        may_change(caller)?;
-        let none = self.no_such(name);
-        let guest = self.guests.iter_mut().find(|guest| guest.config.name == name).ok_or(none)?;
-        let rates = read_rates(guest.config.kind, rates)?;
-        let State::Up(port) = &mut guest.state else {
-            let message = format!("{name} is not there");
-            return Err(Failure::new("busy", message, "see conet guest list"));
-        };
-        port.set_rates(rates).map_err(|error| {
-            Failure::new("rate", super::start::chain(&error), "see conet guest list")
-        })?;
-        guest.config.rates = rates;
-        self.store()
     }
 
     fn no_such(&self, name: &str) -> Failure {
@@ -369,7 +352,7 @@ impl Guests {
                 let config = Arc::clone(&self.config);
                 let row = self.guests.iter_mut().find(|guest| guest.config.name == name);
                 if let Some(guest) = row {
-                    answer.answer(Ok(Response::Guest(guest.row(&config))));
+                    answer.answer(Ok(Response::Guest(guest.row(&config, 0))));
                 }
             }
             GuestEvent::Made { name, made: Err(error), answer } => {
@@ -405,26 +388,33 @@ impl Guests {
     /// Links at the host's end of all guests, also of those that are being made or
     /// removed. One that cannot be used may be alive still, from an earlier daemon: then
     /// its namespace is there. A link of such a name alone is somebody else's.
-    pub(super) fn links(&self) -> Vec<IfName> {
+    pub(super) fn links(&self) -> Vec<GuestLink> {
         let guests = self.guests.iter().filter(|guest| {
             let namespace = NetnsName::new(&guest.config.name);
             !matches!(guest.state, State::Unusable(_))
                 || namespace.is_ok_and(|name| Netns::exists(&name))
         });
-        guests.filter_map(|guest| IfName::new(&guest.config.name).ok()).collect()
+        let link = |guest: &Guest| {
+            let addresses = guest.config.addresses.clone();
+            Some(GuestLink { link: IfName::new(&guest.config.name).ok()?, addresses })
+        };
+        guests.filter_map(link).collect()
     }
 
-    /// A guest's first address, in whatever state it is.
-    pub(super) fn address(&self, name: &str) -> Option<Ipv4Addr> {
+    /// A guest's addresses, in whatever state it is.
+    pub(super) fn addresses(&self, name: &str) -> Option<&[IpAddr]> {
         let guest = self.guests.iter().find(|guest| guest.config.name == name)?;
-        guest.config.addresses.first().copied()
+        Some(&guest.config.addresses)
     }
 
-    /// A guest that is there, and its first address.
+    /// A guest that is there, and its first IPv4 address.
     pub(super) fn up(&self, name: &str) -> Option<(&GuestPort, IpAddr)> {
         let guest = self.guests.iter().find(|guest| guest.config.name == name)?;
         match &guest.state {
-            State::Up(port) => Some((port, IpAddr::V4(*guest.config.addresses.first()?))),
+            State::Up(port) => {
+                let mut addresses = guest.config.addresses.iter();
+                Some((port, *addresses.find(|address| address.is_ipv4())?))
+            }
             _ => None,
         }
     }
@@ -485,26 +475,26 @@ impl Guest {
     /// What a machine is to be started with.
     fn machine(&self, config: &Config) -> Option<control::Machine> {
         let is_machine = self.config.kind.is_machine();
-        let addresses: Vec<_> = self.config.addresses.iter().copied().map(IpAddr::V4).collect();
         let status = match &self.state {
             State::Up(port) => port.server(),
             _ => None,
         };
         is_machine.then(|| control::Machine {
             socket: attach::server(config).socket(&self.config.name).display().to_string(),
-            mac: machine_mac(&addresses).to_string(),
+            mac: machine_mac(&self.config.addresses).to_string(),
             mtu: DEFAULT_MTU,
             queues: self.config.queues,
-            gateway: config.node.gateway(),
+            gateways: config.node.overlay.gateways().collect(),
             vmm: status.and_then(|status| status.vmm),
         })
     }
 
-    fn row(&mut self, config: &Config) -> control::Guest {
-        let drops = match &self.state {
+    fn row(&mut self, config: &Config, spoofed: u64) -> control::Guest {
+        let mut drops = match &self.state {
             State::Up(port) => port.drops(),
             _ => DropCounts::default(),
         };
+        drops[DropReason::SourceNotAllowed] += spoofed;
         let (state, problem) = match &mut self.state {
             State::Adding => ("adding", None),
             State::Removing => ("removing", None),
@@ -526,6 +516,12 @@ impl Guest {
             drops: drops.total(),
             drop_reasons: super::by_reason([drops]),
             rates: rate_texts(self.config.rates),
+            held: match &self.state {
+                State::Up(port) => port.held(),
+                _ => None,
+            }
+            .map(|(packets, bytes)| control::Held { packets, bytes }),
+            line: self.config.line.as_ref().map(ToString::to_string),
             machine: self.machine(config),
         }
     }

@@ -268,8 +268,9 @@ fn tunnel_config(config: &Config) -> Result<conet_tunnel::Config, DaemonError> {
         device: IfName::new(DEVICE)?,
         private_key: conet_tunnel::PrivateKey::from_bytes(*node.tunnel_secret()),
         listen: SocketAddr::new(node.address, node.wireguard_port),
-        addresses: [std::net::IpAddr::V4(node.gateway())]
-            .into_iter()
+        addresses: node
+            .overlay
+            .gateways()
             .chain(node.tunnel_addresses.iter().copied())
             .map(IpNet::from)
             .collect(),

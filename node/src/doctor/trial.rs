@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use conet_deputy_link::{probe as processes, processor};
-use conet_hostinject::{HostPorts, HostRules, PortForward, Ports, RuleTable};
+use conet_hostinject::{GuestLink, HostPorts, HostRules, PortForward, Ports, RuleTable};
 use conet_migsock::{NftLock, probe as sockets};
 use conet_netsys::{IfName, IpNet, IpipPrograms, Transport, probe as network, userns};
 use conet_tunnel::probe as tunnel;
@@ -492,7 +492,7 @@ fn shared_address() -> Finding {
     let ports = Ports { transport: Transport::Tcp, first: 1, last: 1 };
     let (guest, tunnel) = (IpAddr::V4(Ipv4Addr::new(10, 77, 1, 2)), IfName::LOOPBACK);
     let rules = HostRules {
-        guests: vec![tunnel],
+        guests: vec![GuestLink { link: tunnel, addresses: vec![guest] }],
         tunnel,
         overlays: vec![IpNet::from(guest)],
         shared_address: true,

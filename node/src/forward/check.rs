@@ -85,7 +85,7 @@ pub fn check<'a>(
     }
     if let Some(bind) = forward.bind {
         let why = match bind {
-            IpAddr::V6(_) => Some("and guests have IPv4 addresses"),
+            IpAddr::V6(_) => Some("and forwards are IPv4's"),
             bind if bind.is_loopback() => Some("from where nothing goes to a guest"),
             bind if bind.is_unspecified() || bind.is_multicast() => Some("which no host has"),
             _ => None,

@@ -20,7 +20,10 @@
 //! is gone; sequences are counted over all slots, so that a slot that is given back and
 //! used again never sees an old one.
 
+use super::free::Free;
 use super::grants::Grants;
+use super::handshake::PublicKey;
+use super::hub::Event;
 use super::limits::{Limits, MOST_IN_ROW};
 use super::outbox::Outbox;
 use super::packet::Packet;
@@ -31,13 +34,12 @@ use super::slots::{ClientSlot, ReplyVerdict};
 use super::timers::Timers;
 use crate::time::Instant;
 use alloc::boxed::Box;
-use alloc::collections::{BinaryHeap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{
     After, Direction, Frame, Lane, MARKED_OVERHEAD, Marks, SlotHead, Status,
 };
 use conet_wire::session::{HEADER, TAG};
-use core::cmp::Reverse;
 use core::time::Duration;
 
 mod events;
@@ -93,9 +95,6 @@ pub enum NotTaken {
     RowLength,
 }
 
-/// A call that has ended.
-pub(crate) type Ended = (CallId, Result<Vec<u8>, CallError>);
-
 /// Slots that every server accepts before it has granted any.
 pub(crate) const FIRST_SLOTS: usize = 64;
 /// Marks a call in the queue among those with a deadline.
@@ -106,7 +105,7 @@ const QUEUED: u32 = u32::MAX;
 pub(crate) struct Client {
     limits: Limits,
     slots: Vec<Slot>,
-    free: BinaryHeap<Reverse<u16>>,
+    free: Free,
     queue: [VecDeque<Waiting>; 4],
     queued: usize,
     next_id: u64,
@@ -125,17 +124,19 @@ pub(crate) struct Client {
     /// The peer knows marks, grants and the rest.
     lanes: bool,
     pub(crate) pool: Pool,
-    pub(crate) ended: VecDeque<Ended>,
+    peer: PublicKey,
+    pub(crate) ended: VecDeque<Event>,
     pub(crate) repeats: u64,
     pub(crate) stale_replies: u64,
 }
 
 impl Client {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, peer: PublicKey) -> Self {
         Self {
             limits,
+            peer,
             slots: Vec::new(),
-            free: BinaryHeap::new(),
+            free: Free::default(),
             queue: Default::default(),
             queued: 0,
             next_id: 0,
@@ -161,8 +162,10 @@ impl Client {
         self.lanes = lanes;
     }
 
+    /// Takes a call; with `up`, the time and the path's, there is somebody to call.
     pub(crate) fn call(
         &mut self,
+        up: Option<(Instant, &Rtt)>,
         lane: Lane,
         payload: Vec<u8>,
         deadline: Option<Instant>,
@@ -173,13 +176,32 @@ impl Client {
         if self.queued >= self.limits.queued {
             return Err(NotTaken::QueueFull);
         }
-        Ok(self.enqueue(lane, payload, deadline, Link::Alone))
+        let id = self.name();
+        let waiting = Waiting { id, payload, deadline, link: Link::Alone };
+        if let Some((now, rtt)) = up.filter(|_| self.queued == 0 && self.room() > 0) {
+            self.start(now, rtt, lane, waiting, None);
+        } else {
+            self.enqueue(lane, waiting);
+        }
+        Ok(id)
+    }
+
+    fn name(&mut self) -> CallId {
+        let id = CallId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    /// Slots in which a call can begin.
+    fn room(&self) -> usize {
+        self.free.len() + self.granted.saturating_sub(self.slots.len())
     }
 
     /// Takes a row: each call has the result of the one before as an argument, and
     /// `true` if it is to run also when that one stopped the row.
     pub(crate) fn call_row(
         &mut self,
+        up: Option<(Instant, &Rtt)>,
         lane: Lane,
         row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
         deadline: Option<Instant>,
@@ -199,28 +221,28 @@ impl Client {
         if taken.iter().any(|(payload, _)| !fits_one_packet(&self.limits, payload.len())) {
             return Err(NotTaken::TooLong);
         }
-        for (n, (payload, anyhow)) in taken.into_iter().take(length).enumerate() {
-            let link = if n == 0 { Link::Alone } else { Link::Next { anyhow } };
-            ids.push(self.enqueue(lane, payload, deadline, link));
+        let is_free = self.queued == 0 && self.room() >= length && (self.lanes || length == 1);
+        let up = up.filter(|_| is_free);
+        let mut before = None;
+        for (n, (payload, anyhow)) in taken.iter_mut().take(length).enumerate() {
+            let (id, payload) = (self.name(), core::mem::take(payload));
+            let link = if n == 0 { Link::Alone } else { Link::Next { anyhow: *anyhow } };
+            let waiting = Waiting { id, payload, deadline, link };
+            match up {
+                Some((now, rtt)) => before = self.start(now, rtt, lane, waiting, before),
+                None => self.enqueue(lane, waiting),
+            }
+            ids.push(id);
         }
         Ok(())
     }
 
-    fn enqueue(
-        &mut self,
-        lane: Lane,
-        payload: Vec<u8>,
-        deadline: Option<Instant>,
-        link: Link,
-    ) -> CallId {
-        let id = CallId(self.next_id);
-        self.next_id += 1;
-        if let Some(at) = deadline {
-            self.deadlines.set(at, (QUEUED, id.0));
+    fn enqueue(&mut self, lane: Lane, waiting: Waiting) {
+        if let Some(at) = waiting.deadline {
+            self.deadlines.set(at, (QUEUED, waiting.id.0));
         }
         self.queued += 1;
-        self.queue[lane as usize].push_back(Waiting { id, payload, deadline, link });
-        id
+        self.queue[lane as usize].push_back(waiting);
     }
 
     pub(crate) const fn in_flight(&self) -> usize {
@@ -252,12 +274,15 @@ impl Client {
                     self.give_up_row(lane, length, CallError::Refused);
                     continue;
                 }
-                if self.free.len() + self.granted.saturating_sub(self.slots.len()) < length {
+                if self.room() < length {
                     return;
                 }
                 let mut before = None;
                 for _ in 0..length {
-                    before = self.assign_one(now, rtt, lane, before);
+                    let waiting = self.queue[lane as usize].pop_front();
+                    let Some(waiting) = waiting else { break };
+                    self.queued -= 1;
+                    before = self.start(now, rtt, lane, waiting, before);
                 }
             }
         }
@@ -278,21 +303,21 @@ impl Client {
         for waiting in self.queue[lane as usize].drain(..length) {
             self.queued -= 1;
             self.pool.put(waiting.payload);
-            self.ended.push_back((waiting.id, Err(error)));
+            self.ended.push_back(ended(self.peer, waiting.id, Err(error)));
         }
     }
 
-    fn assign_one(
+    /// Gives a call the next free slot, of which the caller has seen that there is one.
+    fn start(
         &mut self,
         now: Instant,
         rtt: &Rtt,
         lane: Lane,
+        waiting: Waiting,
         before: Option<u16>,
     ) -> Option<u16> {
-        let waiting = self.queue[lane as usize].pop_front()?;
-        self.queued -= 1;
-        let number = match self.free.pop() {
-            Some(Reverse(number)) => number,
+        let number = match self.free.take() {
+            Some(number) => number,
             None => {
                 let number = u16::try_from(self.slots.len()).ok()?;
                 self.slots.push(Slot::new());
@@ -375,7 +400,7 @@ impl Client {
 
     fn put_free(&mut self, number: u16) {
         if usize::from(number) < self.granted {
-            self.free.push(Reverse(number));
+            self.free.put(number);
         } else {
             self.shrink();
         }
@@ -410,11 +435,11 @@ impl Client {
             let there = self.slots.iter().enumerate().skip(from).take(count - from);
             for (at, slot) in there {
                 if let (State::Free, Ok(number)) = (&slot.state, u16::try_from(at)) {
-                    self.free.push(Reverse(number));
+                    self.free.put(number);
                 }
             }
         } else {
-            self.free.retain(|Reverse(number)| usize::from(*number) < count);
+            self.free.truncate(count);
             self.shrink();
         }
         if self.slots.len() <= count {
@@ -440,6 +465,11 @@ impl Client {
             self.pool.put(reply.into_bytes());
         }
     }
+}
+
+#[inline]
+const fn ended(peer: PublicKey, call: CallId, result: Result<Vec<u8>, CallError>) -> Event {
+    Event::Ended { peer, call, result }
 }
 
 /// Whether a call or reply of `length` bytes goes in one frame of one packet.

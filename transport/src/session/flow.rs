@@ -259,7 +259,12 @@ impl Flow {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
+    #[inline]
     pub(crate) fn deadline(&self, rtt: &Rtt) -> Option<Instant> {
+        if self.sent.is_empty() { None } else { self.next_deadline(rtt) }
+    }
+
+    fn next_deadline(&self, rtt: &Rtt) -> Option<Instant> {
         let first = self.sent.front()?;
         let late = (first.order < self.acked_order).then(|| first.at + rtt.loss_delay());
         let least = if self.in_flight <= FEW { Duration::ZERO } else { LEAST_PROBE };
@@ -307,14 +312,30 @@ impl Flow {
 pub(crate) struct Arrivals {
     ack: Seen,
     any: bool,
-    due: bool,
+    /// Packets that have arrived since the last acknowledgement, and when the first did.
+    due: u32,
+    due_by_calls: bool,
+    since: Instant,
     at: Instant,
 }
 
+/// Packets by the way for bulk that one acknowledgement tells of (RFC 9000 §13.2.2: 2); no
+/// window is smaller. Others are one, or few, and somebody may wait for them.
+const TOGETHER: u32 = 2;
+/// The same beside calls, where it goes with an answer.
+const TOGETHER_BESIDE_CALLS: u32 = 4;
+/// How long it waits for these, or for an answer: some calls' time, a fraction of what a probe
+/// waits for.
+const MOST_DELAY: Duration = Duration::from_micros(50);
+
 impl Arrivals {
     /// Tracked packet `number` arrived and was taken.
-    pub(crate) fn on_tracked(&mut self, now: Instant, number: u64, marked: bool) {
-        self.due = true;
+    pub(crate) fn on_tracked(&mut self, now: Instant, number: u64, marked: bool, by_bulk: bool) {
+        if self.due == 0 {
+            self.since = now;
+        }
+        self.due = self.due.saturating_add(1);
+        self.due_by_calls |= !by_bulk;
         self.ack.marked = self.ack.marked.wrapping_add(marked.into());
         if !self.any {
             self.ack.largest = number;
@@ -337,13 +358,27 @@ impl Arrivals {
         }
     }
 
+    /// Whether there is something to acknowledge.
+    #[inline]
     pub(crate) const fn is_due(&self) -> bool {
-        self.due
+        self.due > 0
+    }
+
+    /// When an acknowledgement goes by itself: before that it could go with an answer, or tell
+    /// of more.
+    pub(crate) fn alone_at(&self, beside_calls: bool) -> Instant {
+        let together = match (beside_calls, self.due_by_calls) {
+            (true, _) => TOGETHER_BESIDE_CALLS,
+            (false, false) => TOGETHER,
+            (false, true) => 0,
+        };
+        if self.due < together { self.since + MOST_DELAY } else { Instant::START }
     }
 
     /// The acknowledgement to send; none is due afterwards.
     pub(crate) fn take(&mut self, now: Instant) -> Seen {
-        self.due = false;
+        self.due = 0;
+        self.due_by_calls = false;
         let delay = now.since(self.at).as_micros();
         Seen { delay_us: u32::try_from(delay).unwrap_or(u32::MAX), ..self.ack }
     }

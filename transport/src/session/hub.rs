@@ -26,7 +26,7 @@ use super::gate::Gate;
 use super::handshake::{Entropy, HandshakeError, PrivateKey, PublicKey};
 use super::limits::Limits;
 use super::path::Tokens;
-use super::peer::{DownReason, Peer, PeerEvent, PeerStatus};
+use super::peer::{DownReason, Peer, PeerStatus};
 use super::server::{IncomingId, ReplyError};
 use crate::time::Instant;
 use alloc::boxed::Box;
@@ -37,7 +37,7 @@ use conet_wire::session::frame::{Lane, Status};
 use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
-use find::Find;
+pub(crate) use find::Find;
 use moves::Tomb;
 use table::Table;
 
@@ -155,6 +155,10 @@ pub struct Hub {
     ready: VecDeque<usize>,
     /// Peers with pieces that were to wait for the next batch.
     held: VecDeque<usize>,
+    /// Peers to which something has happened: their events stay with them until they are
+    /// polled.
+    eventful: VecDeque<usize>,
+    /// Of peers that are here no more.
     events: VecDeque<Event>,
     /// Questions about peers, and answers, with who said them.
     finds: VecDeque<(usize, Find)>,
@@ -205,6 +209,7 @@ impl Hub {
             asides: VecDeque::new(),
             ready: VecDeque::new(),
             held: VecDeque::new(),
+            eventful: VecDeque::new(),
             events: VecDeque::new(),
             finds: VecDeque::new(),
             last_asked: 0,
@@ -266,7 +271,9 @@ impl Hub {
 
     fn take_peer(&mut self, key: &PublicKey) -> Result<Peer, UnknownPeer> {
         let at = self.keys.remove(key).ok_or(UnknownPeer)?;
-        let peer = self.peers.get_mut(at).and_then(Option::take).ok_or(UnknownPeer)?;
+        let mut peer = self.peers.get_mut(at).and_then(Option::take).ok_or(UnknownPeer)?;
+        self.events.extend(core::iter::from_fn(|| peer.poll_event()));
+        self.eventful.retain(|&eventful| eventful != at);
         self.ready.retain(|&ready| ready != at);
         self.held.retain(|&held| held != at);
         for index in peer.indices().chain(peer.retired.iter().copied()) {
@@ -456,34 +463,18 @@ impl Hub {
     }
 
     /// Gathers what an input changed at one peer.
+    #[inline]
     fn touch(&mut self, at: usize) {
         let Some(Some(peer)) = self.peers.get_mut(at) else { return };
         while let Some(index) = peer.retired.pop() {
             self.indices.remove(index);
         }
-        let key = peer.key();
-        while let Some(event) = peer.poll_event() {
-            self.events.push_back(match event {
-                PeerEvent::Asked(about) => {
-                    self.finds.push_back((at, Find::Asked(about)));
-                    continue;
-                }
-                PeerEvent::Told(about, place) => {
-                    self.finds.push_back((at, Find::Told(about, place)));
-                    continue;
-                }
-                PeerEvent::Up => Event::Up(key),
-                PeerEvent::Down(reason) => Event::Down(key, reason),
-                PeerEvent::Call(run) => Event::Call {
-                    peer: key,
-                    id: run.id,
-                    lane: run.lane,
-                    payload: run.payload,
-                    argument: run.argument,
-                },
-                PeerEvent::Cancelled(id) => Event::Cancelled { peer: key, id },
-                PeerEvent::Ended(call, result) => Event::Ended { peer: key, call, result },
-            });
+        if !peer.finds.is_empty() {
+            self.finds.extend(peer.finds.drain(..).map(|find| (at, find)));
+        }
+        if !peer.is_eventful && peer.events_left() > 0 {
+            peer.is_eventful = true;
+            self.eventful.push_back(at);
         }
         if !peer.is_ready {
             peer.is_ready = true;
@@ -494,12 +485,22 @@ impl Hub {
     /// Whether [`poll_event`](Self::poll_event) has something.
     #[must_use]
     pub fn has_event(&self) -> bool {
-        !self.events.is_empty()
+        !self.eventful.is_empty() || !self.events.is_empty()
     }
 
-    /// The next event.
+    /// The next event. Those of one peer come in their order, but that it is up or down comes
+    /// before what has ended by that.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        if !self.events.is_empty() {
+            return self.events.pop_front();
+        }
+        let at = *self.eventful.front()?;
+        let peer = self.peers.get_mut(at).and_then(Option::as_mut)?;
+        if peer.events_left() <= 1 {
+            peer.is_eventful = false;
+            self.eventful.pop_front();
+        }
+        peer.poll_event()
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).

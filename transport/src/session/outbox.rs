@@ -3,7 +3,7 @@
 //! Invariant: a lane's bit is set while somebody waits in it, so that who looks for work
 //! looks at one byte.
 
-use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use conet_wire::session::frame::Lane;
 
 /// Lanes, one bit each.
@@ -26,6 +26,14 @@ impl Lanes {
         self.0 == 0
     }
 
+    /// Takes the most urgent one out.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<Lane> {
+        let lane = Lane::ALL.get(self.0.trailing_zeros() as usize)?;
+        self.0 &= self.0 - 1;
+        Some(*lane)
+    }
+
     #[inline]
     pub(crate) const fn and(self, others: Self) -> Self {
         Self(self.0 | others.0)
@@ -35,7 +43,7 @@ impl Lanes {
 /// The slots.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    rows: [VecDeque<u16>; 4],
+    rows: [Vec<u16>; 4],
     lanes: Lanes,
 }
 
@@ -48,22 +56,30 @@ impl Outbox {
 
     #[inline]
     pub(crate) fn push(&mut self, lane: Lane, slot: u16) {
-        self.rows[lane as usize].push_back(slot);
+        self.rows[lane as usize].push(slot);
         self.lanes.0 |= Lanes::bit(lane);
     }
 
+    /// Takes all of a lane's; who has not said all gives the rest [`back`](Self::back).
     #[inline]
-    pub(crate) fn first(&self, lane: Lane) -> Option<u16> {
-        if self.lanes.has(lane) { self.rows[lane as usize].front().copied() } else { None }
+    pub(crate) fn take(&mut self, lane: Lane) -> Vec<u16> {
+        self.lanes.0 &= !Lanes::bit(lane);
+        core::mem::take(&mut self.rows[lane as usize])
     }
 
-    /// Takes the first one out.
+    /// Puts back what was taken, without the first `said`, before what has come since.
     #[inline]
-    pub(crate) fn pop(&mut self, lane: Lane) {
+    pub(crate) fn back(&mut self, lane: Lane, mut taken: Vec<u16>, said: usize) {
+        if said >= taken.len() {
+            taken.clear();
+        } else {
+            taken.drain(..said);
+        }
         let row = &mut self.rows[lane as usize];
-        row.pop_front();
-        if row.is_empty() {
-            self.lanes.0 &= !Lanes::bit(lane);
+        taken.append(row);
+        *row = taken;
+        if !row.is_empty() {
+            self.lanes.0 |= Lanes::bit(lane);
         }
     }
 
@@ -80,7 +96,7 @@ impl Outbox {
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.rows.iter().map(VecDeque::len).sum()
+        self.rows.iter().map(Vec::len).sum()
     }
 
     pub(crate) fn clear(&mut self) {
@@ -99,12 +115,14 @@ mod tests {
             outbox.push(lane, slot);
         }
         assert!(outbox.lanes().has(Lane::Calls) && !outbox.lanes().has(Lane::Control));
-        assert_eq!((outbox.first(Lane::Calls), outbox.first(Lane::Pages)), (Some(1), None));
-        outbox.pop(Lane::Calls);
+        let taken = outbox.take(Lane::Calls);
+        assert!(taken == [1, 3] && !outbox.lanes().has(Lane::Calls));
+        outbox.push(Lane::Calls, 5);
+        outbox.back(Lane::Calls, taken, 1);
         outbox.retain(|lane, slot| lane != Lane::Bulk && slot != 2);
-        assert_eq!((outbox.first(Lane::Calls), outbox.first(Lane::Bulk)), (Some(3), None));
-        outbox.pop(Lane::Calls);
-        outbox.pop(Lane::Calls);
+        assert!(!outbox.lanes().has(Lane::Bulk));
+        assert_eq!(outbox.take(Lane::Calls), [3, 5]);
+        outbox.back(Lane::Calls, Vec::new(), 0);
         assert!(outbox.lanes().is_empty());
         outbox.push(Lane::Pages, 4);
         assert!(!outbox.lanes().and(Lanes::default()).is_empty());

@@ -28,6 +28,9 @@ impl<'b> Packet<'b> {
     }
 
     /// Puts a frame in, or says that it does not fit; then nothing has changed.
+    ///
+    /// Where the caller says which frame it is, only that one's code is left.
+    #[inline(always)]
     pub(crate) fn push(&mut self, frame: &Frame<'_>) -> bool {
         let end = self.buf.len().saturating_sub(TAG);
         let Some(room) = self.buf.get_mut(self.at..end) else { return false };

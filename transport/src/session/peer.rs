@@ -23,15 +23,17 @@
 //! Not here: which peers exist, indices, the private key (see [`super::hub`]).
 
 use super::bulk::{Bulk, BulkPort};
-use super::client::{CallError, CallId, Client, NotTaken};
+use super::client::{CallId, Client, NotTaken};
 use super::flow::{Arrivals, Fates, Flow};
 use super::handshake::{Established, Initiator, PublicKey};
+use super::hub::{Event, Find};
 use super::key::Root;
 use super::limits::Limits;
+use super::outbox::Lanes;
 use super::path::{Candidate, Tokens};
 use super::protect::{OpenError, Opener, Replay, Sealer};
 use super::rtt::Rtt;
-use super::server::{Asked, IncomingId, ReplyError, Run, Server};
+use super::server::{IncomingId, ReplyError, Server};
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -53,20 +55,6 @@ mod ways;
 
 pub(crate) use keys::Admission;
 pub use status::{Counters, DownReason, PeerStatus};
-
-/// What happened, apart from [`Counters`]; see [`super::hub::Event`].
-#[derive(Debug)]
-pub(crate) enum PeerEvent {
-    Up,
-    Down(DownReason),
-    Call(Run),
-    Cancelled(IncomingId),
-    Ended(CallId, Result<Vec<u8>, CallError>),
-    /// It wants to know where somebody is.
-    Asked(PublicKey),
-    /// It says where somebody is.
-    Told(PublicKey, SocketAddr),
-}
 
 #[derive(Debug)]
 struct Keys {
@@ -136,6 +124,9 @@ pub(crate) struct Life {
     pub(crate) life: u64,
 }
 
+/// Calls come and go until so long after the last one.
+const BESIDE_CALLS: Duration = Duration::from_micros(500);
+
 /// Secrets of handshakes that are kept for moves.
 const MOST_ROOTS: usize = 8;
 
@@ -199,18 +190,23 @@ pub(crate) struct Peer {
     server: Server,
     flow: Flow,
     bulk: Bulk,
-    /// A call or an answer went or came last.
+    /// A call or an answer went last that is no bulk's.
     small: Instant,
     arrivals: Arrivals,
     rtt: Rtt,
     /// One piece in so many is of the oldest payload.
     turn: u32,
     fates: Fates,
-    events: VecDeque<PeerEvent>,
+    /// That it is up or down.
+    events: VecDeque<Event>,
+    /// What it asks and says about others.
+    pub(crate) finds: Vec<Find>,
     /// Indices that the hub may give to others.
     pub(crate) retired: Vec<u32>,
     /// Stands in the hub's row of peers to ask for packets.
     pub(crate) is_ready: bool,
+    /// Stands in the hub's row of peers with events.
+    pub(crate) is_eventful: bool,
     counters: Counters,
 }
 
@@ -255,8 +251,8 @@ impl Peer {
             ping_due: false,
             pong_due: None,
             proof_due: None,
-            client: Client::new(limits),
-            server: Server::new(limits),
+            client: Client::new(limits, key),
+            server: Server::new(limits, key),
             flow: Flow::new(limits.datagram),
             bulk: Bulk::default(),
             small: Instant::START,
@@ -265,8 +261,10 @@ impl Peer {
             turn: 0,
             fates: Fates::new(),
             events: VecDeque::new(),
+            finds: Vec::new(),
             retired: Vec::new(),
             is_ready: false,
+            is_eventful: false,
             counters: Counters::default(),
         }
     }
@@ -292,18 +290,23 @@ impl Peer {
         self.current.is_some()
     }
 
+    /// How many things have happened that were not polled.
+    #[inline]
+    pub(crate) fn events_left(&self) -> usize {
+        self.server.asked.len() + self.client.ended.len() + self.events.len()
+    }
+
     /// What happened next.
-    pub(crate) fn poll_event(&mut self) -> Option<PeerEvent> {
-        if let Some(event) = self.events.pop_front() {
-            return Some(event);
-        }
-        if let Some(asked) = self.server.asked.pop_front() {
-            return Some(match asked {
-                Asked::Run(run) => PeerEvent::Call(run),
-                Asked::Cancel(id) => PeerEvent::Cancelled(id),
-            });
-        }
-        self.client.take_ended().map(|(id, result)| PeerEvent::Ended(id, result))
+    #[inline]
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        let first = if !self.events.is_empty() {
+            &mut self.events
+        } else if !self.server.asked.is_empty() {
+            &mut self.server.asked
+        } else {
+            &mut self.client.ended
+        };
+        first.pop_front()
     }
 
     // Data.
@@ -322,13 +325,7 @@ impl Peer {
         let length = packet.len();
         self.counters.received_packets += 1;
         self.counters.received_bytes += length as u64;
-        if self.next.as_ref().is_some_and(|keys| keys.local_index == index)
-            && let Some(keys) = self.next.take()
-        {
-            self.switch(now, keys);
-        }
-        let is_current = self.current.as_ref().is_some_and(|keys| keys.local_index == index);
-        let which = if is_current { Which::Current } else { Which::Previous };
+        let which = if self.is_current(index) { Which::Current } else { self.confirm(now, index) };
         self.heard = now;
         self.unanswered = None;
         if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
@@ -342,7 +339,7 @@ impl Peer {
         }
         let taken = self.on_frames(now, which, payload);
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
-            self.arrivals.on_tracked(now, header.number, marked);
+            self.arrivals.on_tracked(now, header.number, marked, by_bulk);
             if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
                 self.bulk.on_piece_aside();
             }
@@ -354,12 +351,32 @@ impl Peer {
         true
     }
 
+    #[inline]
+    fn is_current(&self, index: u32) -> bool {
+        self.current.as_ref().is_some_and(|keys| keys.local_index == index)
+    }
+
+    /// A packet has opened under other keys than the current ones: perhaps it confirms the
+    /// next.
+    #[cold]
+    fn confirm(&mut self, now: Instant, index: u32) -> Which {
+        if let Some(keys) = self.next.take_if(|keys| keys.local_index == index) {
+            self.switch(now, keys);
+        }
+        if self.is_current(index) { Which::Current } else { Which::Previous }
+    }
+
     /// Opens a packet under the keys with this index: its header, where its payload lies, and
     /// whether no later one has come before it.
     #[inline]
     fn open(&mut self, index: u32, packet: &mut [u8]) -> Option<(Header, Range<usize>, bool)> {
-        let all = [&mut self.current, &mut self.next, &mut self.previous];
-        let keys = all.into_iter().flatten().find(|keys| keys.local_index == index)?;
+        let keys = match &mut self.current {
+            Some(keys) if keys.local_index == index => keys,
+            _ => {
+                let others = [&mut self.next, &mut self.previous];
+                others.into_iter().flatten().find(|keys| keys.local_index == index)?
+            }
+        };
         match keys.opener.open_in_place(packet) {
             Ok((header, range)) => {
                 let newest = header.number + 1 == keys.opener.next_number();
@@ -431,45 +448,73 @@ impl Peer {
 
     /// The earliest moment at which time alone changes something.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        if !self.prepared.is_empty() || self.has_something_to_say() {
+        if !self.prepared.is_empty() || self.has_something_to_say(now) {
             return Some(now);
         }
-        let ask = self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some());
-        let calls = self.client.deadline();
-        let Some(current) = &self.current else {
-            return earliest([ask, calls]);
-        };
-        let dead = self.heard + self.limits.dead_after;
-        let keepalive = self.pinged_or_heard() + self.limits.keepalive;
-        let rekey = current.began_here.then(|| current.since + self.limits.rekey_after);
-        let rekey = rekey.filter(|_| self.asking.is_none() && self.ask_at.is_none());
-        let flow = self.flow.deadline(&self.rtt);
-        let candidate = self.candidate.as_ref().and_then(Candidate::due);
-        let due = self.client.due();
-        earliest([ask, calls, due, Some(dead), Some(keepalive), rekey, flow, candidate])
+        // One after the other: a driver asks at each of its turns.
+        let mut first = Earliest::default();
+        first.or(self.ask_at.filter(|_| self.address.is_some() || self.hint.is_some()));
+        first.or(self.client.deadline());
+        let Some(current) = &self.current else { return first.0 };
+        first.at(self.heard + self.limits.dead_after);
+        first.at(self.pinged_or_heard() + self.limits.keepalive);
+        if current.began_here && self.asking.is_none() && self.ask_at.is_none() {
+            first.at(current.since + self.limits.rekey_after);
+        }
+        first.or(self.client.due());
+        first.or(self.flow.deadline(&self.rtt));
+        first.or(self.candidate.as_ref().and_then(Candidate::due));
+        if self.arrivals.is_due() {
+            first.at(self.acknowledges_at(now));
+        }
+        first.0
     }
 
     fn pinged_or_heard(&self) -> Instant {
         self.pinged.map_or(self.heard, |(_, at)| at.max(self.heard))
     }
 
-    fn has_something_to_say(&self) -> bool {
-        self.current.is_some() && (self.has_frame() || self.has_piece())
+    fn has_something_to_say(&self, now: Instant) -> bool {
+        self.current.is_some() && (self.has_frame(now) || self.has_piece())
     }
 
     /// Whether there is a frame to send that is no piece.
-    fn has_frame(&self) -> bool {
-        self.arrivals.is_due()
-            || self.server.has_something_to_say()
-            || self.client.has_something_to_say()
+    fn has_frame(&self, now: Instant) -> bool {
+        !self.lanes().is_empty() || self.has_rare_frame(now)
+    }
+
+    /// Lanes in which calls or answers wait.
+    #[inline]
+    fn lanes(&self) -> Lanes {
+        self.server.outbox.lanes().and(self.client.outbox.lanes())
+    }
+
+    /// Whether there is a frame to send that is no call's.
+    #[inline]
+    fn has_rare_frame(&self, now: Instant) -> bool {
+        (self.arrivals.is_due() && self.acknowledges_at(now) <= now)
+            || self.server.has_slots_to_say()
+            || self.client.has_release_to_say()
             || self.ping_due
             || self.pong_due.is_some()
             || self.proof_due.is_some()
     }
 
+    /// When an acknowledgement goes that nothing else takes along: a packet of its own costs
+    /// both ends two system calls, and beside calls these have to wait for them.
+    fn acknowledges_at(&self, now: Instant) -> Instant {
+        self.arrivals.alone_at(self.is_beside_calls(now))
+    }
+
+    /// Whether calls come and go.
+    #[inline]
+    fn is_beside_calls(&self, now: Instant) -> bool {
+        now.since(self.small) < BESIDE_CALLS
+    }
+
     /// Whether there is a piece to send, and room in the window.
     pub(crate) fn has_piece(&self) -> bool {
-        self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
+        (self.client.has_piece() || self.server.has_piece()) && self.flow.may_send()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
@@ -509,6 +554,20 @@ impl Peer {
     }
 }
 
-fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
-    times.into_iter().flatten().min()
+/// The earliest of some moments.
+#[derive(Default)]
+struct Earliest(Option<Instant>);
+
+impl Earliest {
+    #[inline]
+    fn at(&mut self, at: Instant) {
+        self.0 = Some(self.0.map_or(at, |first| first.min(at)));
+    }
+
+    #[inline]
+    fn or(&mut self, at: Option<Instant>) {
+        if let Some(at) = at {
+            self.at(at);
+        }
+    }
 }

@@ -23,22 +23,33 @@ const SMALL: usize = 4096;
 pub(crate) struct Pool {
     small: Vec<Vec<u8>>,
     large: Vec<Vec<u8>>,
+    /// Capacity of the large ones; the small ones are too few to count.
     bytes: usize,
 }
 
 impl Pool {
     /// An empty buffer with room for `length` bytes.
+    #[inline]
     pub(crate) fn take(&mut self, length: usize) -> Vec<u8> {
-        let shelf = if length > SMALL { &mut self.large } else { &mut self.small };
-        let mut buffer = shelf.pop().unwrap_or_default();
+        if length <= SMALL
+            && let Some(mut buffer) = self.small.pop()
+            && buffer.capacity() >= length
+        {
+            buffer.clear();
+            return buffer;
+        }
+        self.take_anew(length)
+    }
+
+    #[inline(never)]
+    fn take_anew(&mut self, length: usize) -> Vec<u8> {
+        if length <= SMALL {
+            return Vec::with_capacity(SMALL.min(length.max(64).next_power_of_two()));
+        }
+        let mut buffer = self.large.pop().unwrap_or_default();
         self.bytes -= buffer.capacity();
         buffer.clear();
-        // Small ones all get the same room, so that each fits any small payload.
-        buffer.reserve(if length > SMALL {
-            length
-        } else {
-            SMALL.min(length.max(64).next_power_of_two())
-        });
+        buffer.reserve(length);
         buffer
     }
 
@@ -52,9 +63,22 @@ impl Pool {
     }
 
     /// A buffer of `length` bytes with whatever an earlier payload has left in it.
+    #[inline]
     pub(crate) fn take_used(&mut self, length: usize) -> Vec<u8> {
+        if length <= SMALL
+            && let Some(buffer) = self.small.last_mut()
+            && buffer.len() >= length
+        {
+            buffer.truncate(length);
+            return self.small.pop().unwrap_or_default();
+        }
+        self.take_used_large(length)
+    }
+
+    #[inline(never)]
+    fn take_used_large(&mut self, length: usize) -> Vec<u8> {
         let at = self.large.iter().rposition(|buffer| buffer.len() >= length);
-        let Some(at) = at else {
+        let Some(at) = at.filter(|_| length > SMALL) else {
             let mut buffer = self.take(length);
             buffer.resize(length, 0);
             return buffer;
@@ -81,24 +105,39 @@ impl Pool {
     }
 
     /// A buffer with a copy of `bytes`.
+    #[inline]
     pub(crate) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut buffer = self.take(bytes.len());
         buffer.extend_from_slice(bytes);
         buffer
     }
 
+    /// As [`copy`](Self::copy), into a buffer that its owner needs no more, where it is a fit
+    /// one.
+    #[inline]
+    pub(crate) fn copy_into(&mut self, mut old: Vec<u8>, bytes: &[u8]) -> Vec<u8> {
+        if old.capacity() > SMALL || old.capacity() < bytes.len() {
+            self.put(old);
+            return self.copy(bytes);
+        }
+        old.clear();
+        old.extend_from_slice(bytes);
+        old
+    }
+
     /// Takes back what nobody needs.
+    #[inline]
     pub(crate) fn put(&mut self, buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        if capacity == 0
-            || self.small.len() + self.large.len() >= MOST
-            || self.bytes + capacity > MOST_BYTES
-        {
+        if capacity == 0 || self.kept() >= MOST {
             return;
         }
-        self.bytes += capacity;
-        let shelf = if capacity > SMALL { &mut self.large } else { &mut self.small };
-        shelf.push(buffer);
+        if capacity <= SMALL {
+            self.small.push(buffer);
+        } else if self.bytes + capacity <= MOST_BYTES {
+            self.bytes += capacity;
+            self.large.push(buffer);
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Rtt {
     variance: Duration,
     latest: Duration,
     is_patient: bool,
+    /// [`Self::call_timeout`] since the last sample: each call asks for it.
+    timeout: Option<Duration>,
 }
 
 impl Rtt {
@@ -38,6 +40,7 @@ impl Rtt {
 
     pub(crate) const fn set_patient(&mut self, is_patient: bool) {
         self.is_patient = is_patient;
+        self.timeout = None;
     }
 
     const fn least(&self) -> Duration {
@@ -58,6 +61,7 @@ impl Rtt {
                 self.smoothed = Some((smoothed * 7 + sample) / 8);
             }
         }
+        self.timeout = Some(self.next_timeout());
     }
 
     /// A round trip took `bound` at most, the peer's unknown delay included: a
@@ -82,7 +86,12 @@ impl Rtt {
     }
 
     /// When a call without an answer is sent again.
+    #[inline]
     pub(crate) fn call_timeout(&self) -> Duration {
+        self.timeout.unwrap_or_else(|| self.next_timeout())
+    }
+
+    fn next_timeout(&self) -> Duration {
         (self.estimate() * 4).clamp(self.least(), PROBE)
     }
 
@@ -100,8 +109,13 @@ impl Rtt {
 }
 
 /// The next of a row of growing pauses: half as long again, at most [`PROBE`].
-pub(crate) fn back_off(pause: Duration) -> Duration {
-    (pause * 3 / 2).min(PROBE)
+pub(crate) const fn back_off(pause: Duration) -> Duration {
+    // Below a second there is no need for the arithmetic of two words.
+    let longer = pause.subsec_nanos() + pause.subsec_nanos() / 2;
+    if pause.as_secs() > 0 || longer >= 1_000_000_000 {
+        return PROBE;
+    }
+    Duration::from_nanos(longer as u64)
 }
 
 /// The next pause of a parked call: half as long again, at most [`PARKED_PROBE`].

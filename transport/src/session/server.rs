@@ -23,6 +23,8 @@
 
 use super::client::{FIRST_SLOTS, fits_one_packet};
 use super::grants::Grants;
+use super::handshake::PublicKey;
+use super::hub::Event;
 use super::limits::Limits;
 use super::outbox::Outbox;
 use super::packet::Packet;
@@ -56,25 +58,6 @@ pub enum ReplyError {
     /// still waits for a reply.
     #[error("reply is too long")]
     TooLong,
-}
-
-/// A call to run.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Run {
-    pub(crate) id: IncomingId,
-    pub(crate) lane: Lane,
-    pub(crate) payload: Vec<u8>,
-    /// The result of the call before it in its row.
-    pub(crate) argument: Option<Vec<u8>>,
-}
-
-/// What the peer's call means for the application.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) enum Asked {
-    /// Run this, once.
-    Run(Run),
-    /// The peer no longer wants it; it still waits for a reply.
-    Cancel(IncomingId),
 }
 
 #[derive(Debug)]
@@ -133,6 +116,21 @@ struct Slot {
     say: Option<Say>,
 }
 
+impl Slot {
+    /// Gives it another state where the old one owns no memory, or no longer, so that nobody
+    /// looks for some: a call goes through three of them.
+    #[inline]
+    fn turn(&mut self, state: State) {
+        debug_assert!(match &self.state {
+            State::Idle | State::Running { .. } | State::Delivered => true,
+            State::Waiting { payload: bytes, .. }
+            | State::Done(Kept { body: Body::Whole(bytes), .. }) => bytes.capacity() == 0,
+            State::Done(_) | State::Assembling { .. } => false,
+        });
+        core::mem::forget(core::mem::replace(&mut self.state, state));
+    }
+}
+
 /// All calls of the peer.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -143,15 +141,17 @@ pub(crate) struct Server {
     grants: Grants,
     /// Slots with a reply in pieces on its way.
     large: Vec<u16>,
-    /// Slots whose call waits for another one's result.
-    waiting: Vec<u16>,
+    /// Slots whose call waits for another one's result: the other's slot, and theirs.
+    waiting: Vec<(u16, u16)>,
     parked: usize,
     granted: usize,
     version: u32,
     say_slots: bool,
     floor: u64,
     lanes: bool,
-    pub(crate) asked: VecDeque<Asked>,
+    peer: PublicKey,
+    /// Calls to run, once each, and those of them that are no longer wanted.
+    pub(crate) asked: VecDeque<Event>,
     pub(crate) pool: Pool,
     pub(crate) executions: u64,
     pub(crate) duplicates: u64,
@@ -159,9 +159,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, peer: PublicKey) -> Self {
         Self {
             limits,
+            peer,
             incarnation: 0,
             slots: Vec::new(),
             outbox: Outbox::default(),
@@ -216,18 +217,28 @@ impl Server {
         self.floor = 0;
     }
 
+    #[inline]
     fn slot(&mut self, number: u16) -> Option<&mut Slot> {
         let at = usize::from(number);
-        if at >= self.limits.slots {
-            return None;
-        }
-        while self.slots.len() <= at {
-            let slot = ServerSlot::resume(self.floor, false);
-            self.slots.push(Slot { slot, state: State::Idle, lane: Lane::Calls, say: None });
+        if at >= self.slots.len() {
+            self.make_slots(at)?;
         }
         self.slots.get_mut(at)
     }
 
+    #[cold]
+    fn make_slots(&mut self, upto: usize) -> Option<()> {
+        if upto >= self.limits.slots {
+            return None;
+        }
+        while self.slots.len() <= upto {
+            let slot = ServerSlot::resume(self.floor, false);
+            self.slots.push(Slot { slot, state: State::Idle, lane: Lane::Calls, say: None });
+        }
+        Some(())
+    }
+
+    #[inline]
     fn say(&mut self, number: u16, say: Say) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
         let waits = slot.say.is_some();
@@ -242,17 +253,37 @@ impl Server {
 
     /// Takes a CALL or MARKED: a whole call, or the question how a large one stands.
     pub(crate) fn on_call(&mut self, head: SlotHead, marks: Marks, data: &[u8]) {
+        let whole = data.len() == head.total as usize && data.len() <= self.limits.payload;
         let Some(slot) = self.slot(head.slot) else { return };
         let mut ahead = slot.slot;
         match ahead.on_call(head.sequence) {
             CallVerdict::Execute => {
-                let whole = data.len() == head.total as usize;
-                let comes = matches!(&slot.state, State::Assembling { sequence, .. } if *sequence == head.sequence);
-                if whole && head.total as usize <= self.limits.payload {
-                    let payload = self.pool.copy(data);
-                    self.begin(head, marks, payload);
-                } else if comes && self.lanes {
-                    self.say(head.slot, Say::Grant);
+                if !whole {
+                    let comes = matches!(&slot.state, State::Assembling { sequence, .. } if *sequence == head.sequence);
+                    if comes && self.lanes {
+                        self.say(head.slot, Say::Grant);
+                    }
+                    return;
+                }
+                // The client has the last reply of this slot, whose memory is free.
+                let old = match &mut slot.state {
+                    State::Done(Kept { body: Body::Whole(bytes), .. }) if slot.say.is_none() => {
+                        core::mem::take(bytes)
+                    }
+                    State::Idle | State::Delivered if slot.say.is_none() => Vec::new(),
+                    _ => {
+                        let payload = self.pool.copy(data);
+                        self.begin(head, marks, payload);
+                        return;
+                    }
+                };
+                slot.slot = ahead;
+                slot.lane = marks.lane;
+                slot.turn(State::Running { told_to_wait: false, cancelled: false });
+                let payload = self.pool.copy_into(old, data);
+                match marks.after {
+                    None => self.run(head.slot, head.sequence, marks.lane, payload, None),
+                    Some(after) => self.wait(head.slot, after, payload),
                 }
                 return;
             }
@@ -287,6 +318,7 @@ impl Server {
         }
     }
 
+    #[inline]
     fn unpark(&mut self, told_to_wait: bool) {
         if told_to_wait {
             self.parked -= 1;
@@ -358,18 +390,24 @@ impl Server {
             self.pool.put(kept.body.into_bytes());
         }
         match marks.after {
-            None => self.run(head.slot, payload, None),
+            None => self.run(head.slot, head.sequence, marks.lane, payload, None),
             Some(after) => self.wait(head.slot, after, payload),
         }
     }
 
     /// Hands a call out.
-    fn run(&mut self, number: u16, payload: Vec<u8>, argument: Option<Vec<u8>>) {
-        let incarnation = self.incarnation;
-        let Some(slot) = self.slots.get(usize::from(number)) else { return };
-        let id = IncomingId { slot: number, sequence: slot.slot.sequence(), incarnation };
+    #[inline]
+    fn run(
+        &mut self,
+        slot: u16,
+        sequence: u64,
+        lane: Lane,
+        payload: Vec<u8>,
+        argument: Option<Vec<u8>>,
+    ) {
+        let id = IncomingId { slot, sequence, incarnation: self.incarnation };
         self.executions += 1;
-        self.asked.push_back(Asked::Run(Run { id, lane: slot.lane, payload, argument }));
+        self.asked.push_back(Event::Call { peer: self.peer, id, lane, payload, argument });
     }
 
     fn drop_assembly(&mut self, number: u16) {
@@ -499,7 +537,7 @@ impl Server {
                 self.say(number, Say::Working);
                 if first {
                     let id = IncomingId { slot: number, sequence, incarnation };
-                    self.asked.push_back(Asked::Cancel(id));
+                    self.asked.push_back(Event::Cancelled { peer: self.peer, id });
                 }
             }
             CallVerdict::RepeatReply => {
@@ -537,7 +575,7 @@ impl Server {
             self.large.push(id.slot);
             Body::Pieces(Box::new(Outgoing::new(payload, granted)))
         };
-        slot.state = State::Done(Kept { status, body });
+        slot.turn(State::Done(Kept { status, body }));
         if whole {
             self.say(id.slot, Say::Reply { tracked: told_to_wait });
         }

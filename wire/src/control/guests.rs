@@ -5,7 +5,7 @@ extern crate alloc;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,13 +14,14 @@ use serde::{Deserialize, Serialize};
 pub struct Guest {
     /// Its name.
     pub name: String,
-    /// How it is plumbed: `netns` (by veth), `tap`, or by vhost-user `qemu` or `uml`.
+    /// How it is plumbed: `netns` (by veth), `tap` or `colinux` (by TAP), or by vhost-user
+    /// `qemu` or `uml`.
     pub kind: String,
     /// Its first overlay address.
     pub address: String,
     /// All of them.
     #[serde(default)]
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// Who asked for it: `config` or `added`.
     #[serde(default)]
     pub origin: String,
@@ -39,6 +40,12 @@ pub struct Guest {
     /// How fast it may be.
     #[serde(default)]
     pub rates: GuestRates,
+    /// What is kept for it, where it is held.
+    #[serde(default)]
+    pub held: Option<Held>,
+    /// What coLinux was told of the card of a guest in its place.
+    #[serde(default)]
+    pub line: Option<String>,
     /// What a machine needs to be started with; none where it is a namespace.
     #[serde(default)]
     pub machine: Option<Machine>,
@@ -68,6 +75,15 @@ const fn one() -> u16 {
     1
 }
 
+/// Packets that are kept for a guest that is held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// How many.
+    pub packets: u64,
+    /// Their bytes, with ten of a header before each.
+    pub bytes: u64,
+}
+
 /// The card of a guest that is a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -80,8 +96,9 @@ pub struct Machine {
     /// Pairs of queues of its card.
     #[serde(default = "one")]
     pub queues: u16,
-    /// Its gateway, the host.
-    pub gateway: Ipv4Addr,
+    /// Its gateways, the host, one of each family that the overlay has.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
     /// The VMM that is connected.
     pub vmm: Option<u32>,
 }

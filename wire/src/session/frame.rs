@@ -59,7 +59,7 @@ mod emit;
 mod parse;
 
 pub use emit::NoRoom;
-pub use parse::{FrameError, Frames};
+pub use parse::{FrameError, Frames, Message, Says};
 
 /// Bytes of type, flags and length in front of every frame.
 pub const FRAME_HEADER: usize = 8;

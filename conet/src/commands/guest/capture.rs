@@ -78,13 +78,15 @@ fn open(client: &mut Client, name: &str) -> Result<Capture> {
     let Response::Guests { guests } = client.ask(&Request::Guests {})? else {
         return Err(ClientError::Unexpected.into());
     };
-    let machine = guests.into_iter().find(|guest| guest.name == name);
-    let machine = machine.and_then(|guest| guest.machine);
+    let guest = guests.into_iter().find(|guest| guest.name == name);
+    let (machine, line) = guest.map_or((None, None), |guest| (guest.machine, guest.line));
     let capture = match machine {
         Some(machine) => Capture::of_machine(machine.socket.as_ref()),
         None => {
             enter::enter(client, name)?;
-            Capture::of_link("eth0")
+            // One in place of coLinux has the card of its line.
+            let card = line.as_deref().and_then(|line| line.split_once('='));
+            Capture::of_link(card.map_or("eth0", |(card, _)| card))
         }
     };
     capture.with_context(|| format!("cannot watch {name}; root can, see conet guest list"))

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use conet_wire::held;
 use dhcproto::{Encodable, v4, v6};
 
 const CARD: [u8; 6] = [2, 0, 10, 77, 1, 2];
@@ -148,5 +149,28 @@ pub(crate) fn rings() -> Seeds {
         ("receive", ring(1, 2, 0, 1500)),
         ("receive-merged", ring(7, 2, 0, 600)),
         ("receive-short", ring(1, 2, 0, 20)),
+    ]
+}
+
+/// What a host has kept for a guest: nothing, and a packet of each family.
+pub(crate) fn held() -> Seeds {
+    let mut four = vec![0; held::HEADER + 28];
+    four[held::HEADER] = 0x45;
+    four[held::HEADER + 16..held::HEADER + 20].copy_from_slice(&[10, 77, 1, 2]);
+    let mut six = vec![0; held::HEADER + 48];
+    six[held::HEADER] = 0x60;
+    let both = held::emit(&[four.clone(), six]);
+    let mut long = both.clone();
+    let lengths = long.len() - 4..;
+    long.splice(lengths, [0xff; 4]);
+    let mut cut = both.clone();
+    cut.truncate(both.len() - 5);
+    vec![
+        ("none", held::emit(&[])),
+        ("cut", cut),
+        ("something-behind", [&both[..], &[0]].concat()),
+        ("long", long),
+        ("many", held::emit(&vec![four; 9])),
+        ("both-families", both),
     ]
 }

@@ -21,6 +21,7 @@ use std::path::Path;
 
 fn main() -> io::Result<()> {
     write("guest_frame", &guest::frames())?;
+    write("held_packets", &guest::held())?;
     write("vhost_messages", &guest::messages())?;
     write("vhost_rings", &guest::rings())?;
     write("hostile_ring", &rings())?;

@@ -60,22 +60,26 @@ pub(super) fn create(config: &Config, guest: &GuestConfig) -> Result<GuestPort, 
 
 fn spec(config: &Config, guest: &GuestConfig) -> Result<GuestSpec, GuestError> {
     let wrong = |source| GuestError::Name { name: guest.name.clone(), source };
-    let gateway = IpAddr::V4(config.node.gateway());
+    let card = guest.line.as_ref().map_or(0, |line| line.card);
+    // Of the families that the guest has; on the link of another the host has none.
+    let is_its = |gateway: &IpAddr| {
+        guest.addresses.iter().any(|address| address.is_ipv4() == gateway.is_ipv4())
+    };
     Ok(GuestSpec {
         host_link: IfName::new(&guest.name).map_err(wrong)?,
-        guest_link: IfName::new("eth0").map_err(wrong)?,
+        guest_link: IfName::new(&format!("eth{card}")).map_err(wrong)?,
         name: NetnsName::new(&guest.name).map_err(wrong)?,
-        addresses: guest.addresses.iter().copied().map(IpAddr::V4).collect(),
-        gateways: vec![gateway],
+        addresses: guest.addresses.clone(),
+        gateways: config.node.overlay.gateways().filter(is_its).collect(),
         // Ours, so that the gateway is in it: there are clients that need that.
-        prefix: config.node.overlay.prefix_len(),
+        prefix: config.node.overlay.v4().map_or(32, |net| net.prefix_len()),
         rates: guest.rates,
         dns: config.node.dns.clone().unwrap_or_else(resolvers),
         mtu: DEFAULT_MTU,
-        mac: None,
+        mac: guest.line.as_ref().and_then(|line| line.mac),
         kind: match guest.kind {
             GuestKind::Netns => PortKind::Veth,
-            GuestKind::Tap => PortKind::Tap,
+            GuestKind::Tap | GuestKind::Colinux => PortKind::Tap,
             GuestKind::Qemu | GuestKind::Uml => PortKind::Vhost,
         },
         server: guest.kind.is_machine().then(|| server(config)),

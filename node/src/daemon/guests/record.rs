@@ -1,7 +1,7 @@
 //! Added guests in the state directory: one small JSON file, replaced whole.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use conet_hostinject::{InvalidRate, Rate, Rates};
@@ -19,7 +19,7 @@ pub(super) const FILE: &str = "guests.json";
 pub(super) struct Record {
     name: String,
     kind: String,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     #[serde(default)]
     rates: GuestRates,
     #[serde(default)]
@@ -47,7 +47,14 @@ impl Record {
         // Of a later version: unlimited rather than no guest.
         let rates = rates_of(&self.rates).unwrap_or_default();
         let queues = self.queues.filter(|queues| kind.may_have_queues(*queues)).unwrap_or(1);
-        Ok(GuestConfig { name: self.name, kind, addresses: self.addresses, rates, queues })
+        Ok(GuestConfig {
+            name: self.name,
+            kind,
+            addresses: self.addresses,
+            rates,
+            line: None,
+            queues,
+        })
     }
 }
 

@@ -19,14 +19,17 @@ fn guests() -> Guests {
         file: dir.keep().join(record::FILE),
         config,
         guests: Vec::new(),
+        pieces: None,
+        drained: None,
         post: Arc::new(|_| {}),
     };
     let web = GuestConfig {
         rates: conet_hostinject::Rates::default(),
         queues: 1,
+        line: None,
         name: "web".to_owned(),
         kind: GuestKind::Netns,
-        addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
+        addresses: vec![IpAddr::from([10, 77, 1, 2])],
     };
     guests.push(web, Origin::Config, State::Unusable("not made in this test".to_owned()));
     guests
@@ -43,7 +46,7 @@ impl Drop for Guests {
 const UNLIMITED: control::GuestRates = control::GuestRates { from: None, to: None };
 
 fn refused(name: &str, kind: &str, addresses: &[[u8; 4]]) -> String {
-    let addresses = addresses.iter().map(|octets| Ipv4Addr::from(*octets)).collect();
+    let addresses = addresses.iter().map(|octets| IpAddr::from(*octets)).collect();
     guests().plan(name.to_owned(), kind, addresses, &UNLIMITED).unwrap_err().to_string()
 }
 
@@ -56,8 +59,9 @@ fn what_cannot_be_added_is_refused_with_the_remedy() {
             "x",
             "xen",
             &[],
-            "\"xen\" is not a kind of guest; write netns, tap, qemu or uml; see conet",
+            "\"xen\" is not a kind of guest; write netns, tap, qemu, uml or colinux; see conet",
         ),
+        ("x", "colinux", &[], "a guest in place of coLinux needs the line of its card; write it"),
         ("x", "tap", &[[10, 77, 2, 2]], "10.77.2.2 is not a guest's address in overlay"),
         ("x", "tap", &[[10, 77, 1, 1]], "10.77.1.1 is not a guest's address in overlay"),
         ("x", "tap", &[[10, 77, 1, 7]], "10.77.1.7 is not a guest's address in overlay"),
@@ -77,7 +81,7 @@ fn addresses_are_given_from_the_lowest_until_none_is_free() {
     let mut guests = guests();
     for (name, last) in [("a", 3), ("b", 4), ("c", 5), ("d", 6)] {
         let guest = guests.plan(name.to_owned(), "tap", Vec::new(), &UNLIMITED).unwrap();
-        assert_eq!(guest.addresses, [Ipv4Addr::new(10, 77, 1, last)]);
+        assert_eq!(guest.addresses, [IpAddr::from([10, 77, 1, last])]);
         guests.push(guest, Origin::Added, State::Adding);
     }
     let full = guests.plan("e".to_owned(), "netns", Vec::new(), &UNLIMITED).unwrap_err();
@@ -124,12 +128,13 @@ fn an_added_guest_that_contradicts_the_configuration_is_kept_and_not_made() {
     let other = GuestConfig {
         rates: conet_hostinject::Rates::default(),
         queues: 1,
+        line: None,
         name: "other".to_owned(),
         kind: GuestKind::Tap,
-        addresses: vec![Ipv4Addr::new(10, 77, 1, 2)],
+        addresses: vec![IpAddr::from([10, 77, 1, 2])],
     };
     guests.restore(Record::of(&other, false));
-    let row = guests.list().pop().unwrap();
+    let row = guests.list(&BTreeMap::new()).pop().unwrap();
     assert_eq!((row.name.as_str(), row.state.as_str()), ("other", "unusable"));
     assert!(row.problem.unwrap().contains("the address of guest web"));
     guests.store().unwrap();

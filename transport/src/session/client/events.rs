@@ -2,8 +2,8 @@
 
 use super::output::{GRANT_PAUSE, PIECES_PAUSE};
 use super::{
-    Active, Assembly, Body, CallError, CallId, Client, Ended, Instant, Link, PARKED_PROBE, PROBE,
-    QUEUED, ReplyVerdict, Rtt, SlotHead, State, Status, Waiting,
+    Active, Assembly, Body, CallError, CallId, Client, Instant, Link, PARKED_PROBE, PROBE, QUEUED,
+    ReplyVerdict, Rtt, SlotHead, State, Status, Waiting, ended,
 };
 use crate::session::flow::Tracked;
 use crate::session::rtt::back_off_parked;
@@ -25,12 +25,28 @@ impl Client {
         let slot = self.slots.get_mut(usize::from(head.slot));
         // A reply in pieces has no frame of its own.
         let slot = slot.filter(|_| data.len() == head.total as usize);
-        let verdict = slot.map(|slot| slot.slot.on_reply(head.sequence));
-        if verdict != Some(ReplyVerdict::Complete) {
+        let slot = slot.and_then(|slot| {
+            (slot.slot.on_reply(head.sequence) == ReplyVerdict::Complete).then_some(slot)
+        });
+        let Some(slot) = slot else {
             self.stale_replies += 1;
             return;
-        }
-        if let Some(active) = self.take_active(head.slot) {
+        };
+        let is_result = matches!(status, Status::Done | Status::Stopped);
+        if is_result
+            && let State::Active(active) = &mut slot.state
+            && active.reply.is_none()
+            && let Body::Whole(bytes) = &mut active.body
+        {
+            // As nearly all: the result goes where the call was.
+            let (id, bytes) = (active.id, core::mem::take(bytes));
+            if let Some(sent) = active.first_sent.filter(|_| !active.repeated) {
+                rtt.on_upper_bound(now.since(sent));
+            }
+            self.active -= 1;
+            let result = Ok(self.pool.copy_into(bytes, data));
+            self.ended.push_back(ended(self.peer, id, result));
+        } else if let Some(active) = self.take_active(head.slot) {
             let whole = matches!(active.body, Body::Whole(_));
             if let Some(sent) = active.first_sent.filter(|_| !active.repeated && whole) {
                 rtt.on_upper_bound(now.since(sent));
@@ -78,7 +94,7 @@ impl Client {
             }
         });
         self.give_up_assembly(number, sequence, active.reply);
-        self.ended.push_back((active.id, result));
+        self.ended.push_back(ended(self.peer, active.id, result));
         self.grant(None);
     }
 
@@ -224,7 +240,7 @@ impl Client {
             for waiting in queue.drain(at..at + length) {
                 self.queued -= 1;
                 self.pool.put(waiting.payload);
-                self.ended.push_back((waiting.id, Err(error)));
+                self.ended.push_back(ended(self.peer, waiting.id, Err(error)));
             }
             return true;
         }
@@ -287,7 +303,8 @@ impl Client {
         for queue in &mut self.queue {
             for waiting in queue.drain(..) {
                 self.pool.put(waiting.payload);
-                self.ended.push_back((waiting.id, Err(CallError::Unreachable)));
+                let result = Err(CallError::Unreachable);
+                self.ended.push_back(ended(self.peer, waiting.id, result));
             }
         }
         self.queued = 0;
@@ -362,10 +379,5 @@ impl Client {
                 self.say(number);
             }
         }
-    }
-
-    /// What has ended since the last time.
-    pub(crate) fn take_ended(&mut self) -> Option<Ended> {
-        self.ended.pop_front()
     }
 }

@@ -2,11 +2,10 @@
 
 use super::{
     Active, After, Assembly, Body, CallId, Client, ClientSlot, Instant, Lane, Limits, Link, Marks,
-    Outgoing, PROBE, QUEUED, Slot, State, Waiting,
+    Outgoing, PROBE, PublicKey, QUEUED, Slot, State, Waiting,
 };
 use crate::session::image::{ImageError, Reader, Writer};
 use alloc::boxed::Box;
-use core::cmp::Reverse;
 use core::time::Duration;
 
 const FREE: u8 = 0;
@@ -67,10 +66,11 @@ impl Client {
 
     pub(crate) fn thaw(
         limits: Limits,
+        peer: PublicKey,
         now: Instant,
         from: &mut Reader<'_>,
     ) -> Result<Self, ImageError> {
-        let mut client = Self::new(limits);
+        let mut client = Self::new(limits, peer);
         client.next_id = from.u64()?;
         client.sequence = from.u64()?;
         client.version = from.u32()?;
@@ -157,7 +157,7 @@ impl Client {
             if let (State::Free, Ok(number)) = (&slot.state, u16::try_from(at))
                 && at < self.granted
             {
-                self.free.push(Reverse(number));
+                self.free.put(number);
             }
         }
         self.shrink();

@@ -25,53 +25,64 @@ pub(crate) fn choose(pieces: impl Iterator<Item = Piece>, oldest: bool) -> Optio
 impl Client {
     /// Puts every frame of `lane` that is due into `packet`; `false` if one did not fit.
     pub(crate) fn emit(&mut self, now: Instant, lane: Lane, packet: &mut Packet<'_>) -> bool {
-        while let Some(number) = self.outbox.first(lane) {
-            let lanes = self.lanes;
-            let Some(slot) = self.slots.get_mut(usize::from(number)) else {
-                self.outbox.pop(lane);
-                continue;
-            };
-            let sequence = slot.slot.sequence();
-            let mut next = None;
-            match &mut slot.state {
-                State::Active(active) if active.due.is_some_and(|due| due <= now) => {
-                    if !active.emit(packet, number, sequence, lanes) {
-                        return false;
-                    }
-                    if active.first_sent.is_some() {
-                        active.repeated = true;
-                        // With a reply on its way this is a grant for the rest of it.
-                        self.repeats += u64::from(active.reply.is_none());
-                    }
-                    active.first_sent.get_or_insert(now);
-                    active.due = Some(now + active.pause);
-                    active.pause = back_off(active.pause).max(active.pause);
-                    next = active.due;
+        if !self.outbox.lanes().has(lane) {
+            return true;
+        }
+        let row = self.outbox.take(lane);
+        let fitting = row.iter().position(|&number| !self.emit_one(now, number, packet));
+        self.outbox.back(lane, row, fitting.unwrap_or(usize::MAX));
+        if self.slots.len() > self.granted {
+            self.shrink();
+        }
+        fitting.is_none()
+    }
+
+    /// Puts a slot's frame, if it is due, into `packet`; `false` if it did not fit.
+    #[inline(always)]
+    fn emit_one(&mut self, now: Instant, number: u16, packet: &mut Packet<'_>) -> bool {
+        let lanes = self.lanes;
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return true };
+        let sequence = slot.slot.sequence();
+        let mut next = None;
+        match &mut slot.state {
+            State::Active(active) if active.due.is_some_and(|due| due <= now) => {
+                if !active.emit(packet, number, sequence, lanes) {
+                    return false;
                 }
-                State::Draining { due, pause } if *due <= now => {
-                    if !packet.push(&Frame::Cancel { slot: number, sequence }) {
-                        return false;
-                    }
-                    *due = now + *pause;
-                    *pause = back_off(*pause).max(*pause);
-                    next = Some(*due);
+                if active.first_sent.is_some() {
+                    active.repeated = true;
+                    // With a reply on its way this is a grant for the rest of it.
+                    self.repeats += u64::from(active.reply.is_none());
+                } else {
+                    active.first_sent = Some(now);
                 }
-                _ => {}
+                let due = now + active.pause;
+                active.due = Some(due);
+                active.pause = back_off(active.pause).max(active.pause);
+                next = Some(due);
             }
-            slot.in_outbox = false;
-            self.outbox.pop(lane);
-            if let Some(at) = next {
-                self.arm(number, at);
+            State::Draining { due, pause } if *due <= now => {
+                if !packet.push(&Frame::Cancel { slot: number, sequence }) {
+                    return false;
+                }
+                *due = now + *pause;
+                *pause = back_off(*pause).max(*pause);
+                next = Some(*due);
             }
-            if usize::from(number) >= self.granted {
-                self.shrink();
-            }
+            _ => {}
+        }
+        slot.in_outbox = false;
+        if let Some(at) = next
+            && slot.timer.is_none_or(|timer| at < timer)
+        {
+            self.arm(number, at);
         }
         true
     }
 
-    pub(crate) fn has_something_to_say(&self) -> bool {
-        self.release || !self.outbox.lanes().is_empty()
+    #[inline]
+    pub(crate) const fn has_release_to_say(&self) -> bool {
+        self.release
     }
 
     /// The piece of a large call that should go next.
@@ -185,11 +196,11 @@ impl Active {
         }
         let head = SlotHead { slot, sequence, total: u32::try_from(length).unwrap_or(u32::MAX) };
         let plain = !lanes || (self.marks.lane == Lane::Calls && self.marks.after.is_none());
-        packet.push(&if plain {
-            Frame::Call { head, data }
+        if plain {
+            packet.push(&Frame::Call { head, data })
         } else {
-            Frame::Marked { head, marks: self.marks, data }
-        })
+            packet.push(&Frame::Marked { head, marks: self.marks, data })
+        }
     }
 }
 

@@ -203,7 +203,7 @@ proptest! {
         let mut seen = BTreeSet::new();
         let mut largest = 0;
         for number in numbers {
-            arrivals.on_tracked(Instant::START, number, false);
+            arrivals.on_tracked(Instant::START, number, false, true);
             largest = largest.max(number);
             if number + 1024 >= largest {
                 seen.insert(number);
@@ -234,7 +234,7 @@ proptest! {
                     flow.on_sent(now, number, PACKET, what(sent), false);
                     sent += 1;
                     if fate == 0 {
-                        arrivals.on_tracked(now, number, false);
+                        arrivals.on_tracked(now, number, false, true);
                     }
                 }
                 2 if arrivals.is_due() => {

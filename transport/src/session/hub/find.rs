@@ -25,7 +25,7 @@ const MOST_LOOKED_AT: usize = 64;
 
 /// What a peer wants to know, or says, of another.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Find {
+pub(crate) enum Find {
     Asked(PublicKey),
     Told(PublicKey, SocketAddr),
 }

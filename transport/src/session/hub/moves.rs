@@ -147,8 +147,8 @@ impl Hub {
         if let Ok(mut old) = self.take_peer(&thawed.peer) {
             old.abandon(now);
             while let Some(event) = old.poll_event() {
-                if let crate::session::peer::PeerEvent::Ended(call, result) = event {
-                    self.events.push_back(Event::Ended { peer: thawed.peer, call, result });
+                if matches!(event, Event::Ended { .. }) {
+                    self.events.push_back(event);
                 }
             }
         }

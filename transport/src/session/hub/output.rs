@@ -38,13 +38,28 @@ impl Hub {
     /// datagram or, by the way for bulk (see [`set_bulk`](Self::set_bulk)), a row of up to
     /// `batch` of them; with 0, what is to go that way waits. Without a batch there is no such
     /// way.
+    #[inline]
     pub fn poll_batch(
         &mut self,
         now: Instant,
         buf: &mut [u8],
         batch: Option<usize>,
     ) -> Option<Transmit> {
-        if let Some((to, packet)) = self.asides.pop_front() {
+        // Every other time, after the one datagram of a call.
+        let is_idle = self.ready.is_empty() && self.held.is_empty() && self.asides.is_empty();
+        if is_idle { None } else { self.poll_ready(now, buf, batch) }
+    }
+
+    #[inline(never)]
+    fn poll_ready(
+        &mut self,
+        now: Instant,
+        buf: &mut [u8],
+        batch: Option<usize>,
+    ) -> Option<Transmit> {
+        if !self.asides.is_empty()
+            && let Some((to, packet)) = self.asides.pop_front()
+        {
             let length = packet.len();
             buf.get_mut(..length)?.copy_from_slice(&packet);
             return Some(Transmit::one(to, length));
@@ -58,7 +73,7 @@ impl Hub {
             let Some(peer) = peer else { continue };
             let transmit = peer.poll_transmit(now, buf, batch);
             if transmit.is_some() {
-                if peer.has_said_all() {
+                if peer.has_said_all(now) {
                     peer.is_ready = false;
                 } else {
                     self.ready.push_front(at);

@@ -37,7 +37,8 @@ impl Peer {
         payload: Vec<u8>,
         deadline: Option<Instant>,
     ) -> Result<CallId, NotTaken> {
-        let id = self.client.call(lane, payload, deadline)?;
+        let up = self.current.is_some().then_some((now, &self.rtt));
+        let id = self.client.call(up, lane, payload, deadline)?;
         self.assign(now);
         Ok(id)
     }
@@ -50,7 +51,8 @@ impl Peer {
         deadline: Option<Instant>,
         ids: &mut Vec<CallId>,
     ) -> Result<(), NotTaken> {
-        self.client.call_row(lane, row, deadline, ids)?;
+        let up = self.current.is_some().then_some((now, &self.rtt));
+        self.client.call_row(up, lane, row, deadline, ids)?;
         self.assign(now);
         Ok(())
     }

@@ -1,28 +1,41 @@
 //! What a packet's frames mean for a peer.
 
-use super::{BulkPort, DownReason, FEATURE_BULK, Peer, PeerEvent, PublicKey, Which};
+use super::{BulkPort, DownReason, FEATURE_BULK, Find, Peer, PublicKey, Which};
 use crate::time::Instant;
-use conet_wire::session::frame::{Direction, Frame, Frames, Marks};
+use conet_wire::session::frame::{Direction, Frame, Frames, Marks, Message, Says};
 
 impl Peer {
     /// Handles every frame; says whether all that was tracked was taken.
     pub(super) fn on_frames(&mut self, now: Instant, which: Which, payload: &[u8]) -> bool {
         let mut taken = true;
-        for frame in Frames::new(payload) {
-            let Ok(frame) = frame else {
-                self.counters.malformed += 1;
-                return false;
-            };
-            taken &= self.on_frame(now, which, frame);
+        let mut frames = Frames::new(payload);
+        loop {
+            while let Some(Message { head, what, data }) = frames.next_message() {
+                match what {
+                    Says::Call(marks) => self.server.on_call(head, marks, data),
+                    Says::Reply(status) => {
+                        self.client.on_reply(now, head, status, data, &mut self.rtt);
+                    }
+                }
+            }
+            match frames.next() {
+                None => return taken,
+                Some(Ok(frame)) => taken &= self.on_frame(now, which, frame),
+                Some(Err(_)) => {
+                    self.counters.malformed += 1;
+                    return false;
+                }
+            }
             if !self.is_up() {
                 return false;
             }
         }
-        taken
     }
 
+    #[inline(never)]
     fn on_frame(&mut self, now: Instant, which: Which, frame: Frame<'_>) -> bool {
         match frame {
+            // Messages but for a flag that none of ours leaves out.
             Frame::Call { head, data } => self.server.on_call(head, Marks::default(), data),
             Frame::Marked { head, marks, data } => self.server.on_call(head, marks, data),
             Frame::Reply { head, status, data } => {
@@ -93,9 +106,9 @@ impl Peer {
                     self.go_down(now, DownReason::Closed);
                 }
             }
-            Frame::Where { key } => self.events.push_back(PeerEvent::Asked(PublicKey(*key))),
+            Frame::Where { key } => self.finds.push(Find::Asked(PublicKey(*key))),
             Frame::There { key, address } => {
-                self.events.push_back(PeerEvent::Told(PublicKey(*key), address));
+                self.finds.push(Find::Told(PublicKey(*key), address));
             }
             // Of earlier keys, or nothing to do; or a call's, which does not come here.
             Frame::Ack(_) | Frame::Seen(_) | Frame::Padding { .. } => {}

@@ -1,8 +1,9 @@
 //! How a peer's keys come, are confirmed, are replaced and go.
 
-use super::{Asking, DownReason, KeptRoot, Keys, Life, MOST_ENDED, MOST_ROOTS, Peer, PeerEvent};
+use super::{Asking, DownReason, KeptRoot, Keys, Life, MOST_ENDED, MOST_ROOTS, Peer};
 use crate::session::flow::{Arrivals, Fates, Tracked};
 use crate::session::handshake::{Established, Initiator, Resume};
+use crate::session::hub::Event;
 use crate::session::key::Root;
 use crate::session::ways::stream_number;
 use crate::time::Instant;
@@ -298,10 +299,10 @@ impl Peer {
         self.arrivals = Arrivals::default();
         self.client.on_new_keys(now, &self.rtt);
         if was_up && !same {
-            self.events.push_back(PeerEvent::Down(DownReason::Restarted));
+            self.events.push_back(Event::Down(self.key, DownReason::Restarted));
         }
         if !was_up || !same {
-            self.events.push_back(PeerEvent::Up);
+            self.events.push_back(Event::Up(self.key));
         }
         self.assign(now);
     }
@@ -331,7 +332,7 @@ impl Peer {
         self.candidate = None;
         self.restart_flow(now);
         self.client.on_unreachable(now);
-        self.events.push_back(PeerEvent::Down(reason));
+        self.events.push_back(Event::Down(self.key, reason));
         self.ask_pause = self.limits.handshake_retry;
         let wait = match reason {
             DownReason::Closed => self.ask_pause,

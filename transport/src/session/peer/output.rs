@@ -13,7 +13,6 @@ use crate::time::Instant;
 use conet_wire::session::frame::{FRAME_HEADER, Frame};
 use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, HEADER, PacketKind, TAG};
 use core::net::SocketAddr;
-use core::time::Duration;
 
 /// Bytes of a packet with one CHALLENGE.
 const CHALLENGE_PACKET: usize = HEADER + FRAME_HEADER + 8 + TAG;
@@ -24,8 +23,6 @@ const FAIR: u32 = 8;
 const BATCH: usize = 65_000;
 /// The same while calls come and go: they wait for the system call that is under way.
 const BATCH_BESIDE_CALLS: usize = 6_000;
-/// Calls come and go until so long after the last one.
-const BESIDE_CALLS: Duration = Duration::from_micros(500);
 
 impl Peer {
     /// Writes what goes next into `buf`: one datagram, or by the way for bulk, where the carrier
@@ -80,43 +77,12 @@ impl Peer {
         Some(Transmit::one(to, length))
     }
 
+    /// Frames that are no call's; says whether one is answered at once.
     #[inline(never)]
-    fn acknowledge(&mut self, now: Instant, lanes: bool, packet: &mut Packet<'_>) {
-        let seen = self.arrivals.take(now);
-        let bitmap = seen.bitmap_bytes();
-        packet.push(&if lanes { seen.frame(&bitmap) } else { Frame::Ack(seen.narrow()) });
-        if let Some(ours) = self.bulk.take_tell() {
-            packet.push(&Frame::Bulk { port: ours.port, buffer: ours.buffer });
-        }
-    }
-
-    /// Whether there is certainly nothing more to send: seen at one look after a call, so
-    /// that it is not sought.
-    pub(crate) fn has_said_all(&self) -> bool {
-        self.prepared.is_empty()
-            && self.candidate.is_none()
-            && !self.bulk.has_way()
-            && !self.has_frame()
-            && !self.has_piece()
-    }
-
-    /// A packet by the calls' way.
-    fn packet(
-        &mut self,
-        now: Instant,
-        to: SocketAddr,
-        buf: &mut [u8],
-        with_piece: bool,
-    ) -> Option<Transmit> {
-        let has_something = self.has_frame() || (with_piece && self.has_piece());
-        if !has_something {
-            return None;
-        }
-        let lanes = self.current.as_ref()?.has(FEATURE_LANES);
-        let mut packet = Packet::new(buf, self.limits.datagram);
+    fn emit_rare(&mut self, now: Instant, packet: &mut Packet<'_>) -> bool {
         let mut is_answered = false;
         if self.arrivals.is_due() {
-            self.acknowledge(now, lanes, &mut packet);
+            self.acknowledge(now, packet);
         }
         if self.ping_due && packet.push(&Frame::Ping { token: self.pings }) {
             self.pinged = Some((self.pings, now));
@@ -136,17 +102,55 @@ impl Peer {
         if let Some(release) = self.client.take_release() {
             packet.push(&release);
         }
-        let before = packet.payload_len();
-        let lanes = self.server.outbox.lanes().and(self.client.outbox.lanes());
-        let is_all = Lane::ALL.iter().filter(|lane| lanes.has(**lane)).all(|&lane| {
-            let all = self.server.emit(lane, &mut packet);
+        is_answered
+    }
+
+    fn acknowledge(&mut self, now: Instant, packet: &mut Packet<'_>) {
+        let lanes = self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_LANES));
+        let seen = self.arrivals.take(now);
+        let bitmap = seen.bitmap_bytes();
+        packet.push(&if lanes { seen.frame(&bitmap) } else { Frame::Ack(seen.narrow()) });
+        if let Some(ours) = self.bulk.take_tell() {
+            packet.push(&Frame::Bulk { port: ours.port, buffer: ours.buffer });
+        }
+    }
+
+    /// Whether there is certainly nothing more to send: seen at one look after a call, so
+    /// that it is not sought.
+    pub(crate) fn has_said_all(&self, now: Instant) -> bool {
+        self.prepared.is_empty()
+            && self.candidate.is_none()
+            && !self.bulk.has_way()
+            && !self.has_frame(now)
+            && !self.has_piece()
+    }
+
+    /// A packet by the calls' way.
+    fn packet(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        buf: &mut [u8],
+        with_piece: bool,
+    ) -> Option<Transmit> {
+        let mut lanes = self.lanes();
+        // What waits for an answer goes with it.
+        let has_rare = self.has_rare_frame(now) || (self.arrivals.is_due() && !lanes.is_empty());
+        if lanes.is_empty() && !has_rare && !(with_piece && self.has_piece()) {
+            return None;
+        }
+        let mut packet = Packet::new(buf, self.limits.datagram);
+        let mut is_answered = has_rare && self.emit_rare(now, &mut packet);
+        let mut is_all = true;
+        while is_all && let Some(lane) = lanes.take() {
             let before = packet.payload_len();
-            let all = all && self.client.emit(now, lane, &mut packet);
-            is_answered |= packet.payload_len() > before;
-            all
-        });
-        if packet.payload_len() > before {
-            self.small = now;
+            is_all = self.server.emit(lane, &mut packet);
+            let between = packet.payload_len();
+            is_all = is_all && self.client.emit(now, lane, &mut packet);
+            is_answered |= packet.payload_len() > between;
+            if packet.payload_len() > before && lane != Lane::Bulk {
+                self.small = now;
+            }
         }
         if is_all && with_piece && packet.tracked.is_none() && self.has_piece() {
             // A piece wants a packet nearly to itself, and one packet tracks one thing.
@@ -176,8 +180,8 @@ impl Peer {
         batch: usize,
         buf: &mut [u8],
     ) -> Option<Transmit> {
-        let beside_calls = now.since(self.small) < BESIDE_CALLS;
-        let most = if beside_calls { BATCH_BESIDE_CALLS } else { BATCH }.min(buf.len());
+        let most =
+            if self.is_beside_calls(now) { BATCH_BESIDE_CALLS } else { BATCH }.min(buf.len());
         let size = size.min(most);
         self.flow.set_path(size, self.bulk.buffer().unwrap_or(usize::MAX));
         let (mut segment, mut length) = (0, 0);

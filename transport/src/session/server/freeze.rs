@@ -1,8 +1,8 @@
 //! Calls of the peer's as they go into an image and come out of it.
 
 use super::{
-    After, Assembly, Body, IncomingId, Kept, Limits, Outgoing, Server, ServerSlot, Slot, State,
-    Status, Vec,
+    After, Assembly, Body, IncomingId, Kept, Limits, Outgoing, PublicKey, Server, ServerSlot, Slot,
+    State, Status, Vec,
 };
 use crate::session::client::thaw_lane;
 use crate::session::image::{ImageError, Reader, Writer};
@@ -39,8 +39,12 @@ impl Server {
         }
     }
 
-    pub(crate) fn thaw(limits: Limits, from: &mut Reader<'_>) -> Result<Self, ImageError> {
-        let mut server = Self::new(limits);
+    pub(crate) fn thaw(
+        limits: Limits,
+        peer: PublicKey,
+        from: &mut Reader<'_>,
+    ) -> Result<Self, ImageError> {
+        let mut server = Self::new(limits, peer);
         server.incarnation = from.u64()?;
         server.version = from.u32()?;
         server.granted = from.u32()? as usize;
@@ -67,8 +71,8 @@ impl Server {
                 State::Done(Kept { body: Body::Pieces(_), .. }) => server.large.push(number),
                 _ => {}
             }
-            if matches!(state, State::Waiting { .. }) {
-                server.waiting.push(number);
+            if let State::Waiting { after, .. } = &state {
+                server.waiting.push((after.slot, number));
             }
             let slot = ServerSlot::resume(sequence, works);
             server.slots.push(Slot { slot, state, lane, say: None });

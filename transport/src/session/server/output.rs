@@ -5,8 +5,9 @@ use crate::session::client::{Piece, choose, granted, push_piece};
 use crate::session::flow::Tracked;
 
 impl Server {
-    pub(crate) fn has_something_to_say(&self) -> bool {
-        self.say_slots || !self.outbox.lanes().is_empty()
+    #[inline]
+    pub(crate) const fn has_slots_to_say(&self) -> bool {
+        self.say_slots
     }
 
     /// Says how many slots there are again, if the client has not obeyed.
@@ -27,48 +28,52 @@ impl Server {
 
     /// Puts waiting answers of `lane` into `packet`; `false` if one did not fit.
     pub(crate) fn emit(&mut self, lane: Lane, packet: &mut Packet<'_>) -> bool {
-        while let Some(number) = self.outbox.first(lane) {
-            let Some(slot) = self.slots.get_mut(usize::from(number)) else {
-                self.outbox.pop(lane);
-                continue;
-            };
-            let sequence = slot.slot.sequence();
-            let empty = SlotHead { slot: number, sequence, total: 0 };
-            let ended = Frame::Reply { head: empty, status: Status::Cancelled, data: &[] };
-            let mut track = None;
-            let frame = match (slot.say, &slot.state) {
-                (Some(Say::Working), State::Running { .. } | State::Waiting { .. }) => {
-                    Some(Frame::Working { slot: number, sequence })
-                }
-                (Some(Say::Ended), _) => Some(ended),
-                (Some(Say::Grant), State::Assembling { sequence, assembly, .. }) => {
-                    let (direction, upto) = (Direction::Call, granted(assembly));
-                    Some(Frame::Grant { slot: number, sequence: *sequence, direction, upto })
-                }
-                (
-                    Some(Say::Reply { tracked }),
-                    State::Done(Kept { status, body: Body::Whole(data) }),
-                ) => {
-                    track = tracked.then_some(Tracked::Reply { slot: number, sequence });
-                    let total = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                    let head = SlotHead { slot: number, sequence, total };
-                    Some(Frame::Reply { head, status: *status, data })
-                }
-                // What was to be said is no longer true.
-                _ => None,
-            };
-            if let Some(frame) = frame {
-                if track.is_some() && packet.tracked.is_some() || !packet.push(&frame) {
-                    return false;
-                }
-                if track.is_some() {
-                    packet.tracked = track;
-                }
-            }
-            slot.say = None;
-            self.outbox.pop(lane);
+        if !self.outbox.lanes().has(lane) {
+            return true;
         }
-        true
+        let row = self.outbox.take(lane);
+        let fitting = row.iter().position(|&number| !self.emit_one(number, packet));
+        self.outbox.back(lane, row, fitting.unwrap_or(usize::MAX));
+        fitting.is_none()
+    }
+
+    /// Puts a slot's answer into `packet`; `false` if it did not fit.
+    #[inline(always)]
+    fn emit_one(&mut self, number: u16, packet: &mut Packet<'_>) -> bool {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return true };
+        let sequence = slot.slot.sequence();
+        let fits = match (slot.say, &slot.state) {
+            (
+                Some(Say::Reply { tracked }),
+                State::Done(Kept { status, body: Body::Whole(data) }),
+            ) => {
+                let total = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                let head = SlotHead { slot: number, sequence, total };
+                let fits = !(tracked && packet.tracked.is_some())
+                    && packet.push(&Frame::Reply { head, status: *status, data });
+                if tracked && fits {
+                    packet.tracked = Some(Tracked::Reply { slot: number, sequence });
+                }
+                fits
+            }
+            (Some(Say::Working), State::Running { .. } | State::Waiting { .. }) => {
+                packet.push(&Frame::Working { slot: number, sequence })
+            }
+            (Some(Say::Ended), _) => {
+                let head = SlotHead { slot: number, sequence, total: 0 };
+                packet.push(&Frame::Reply { head, status: Status::Cancelled, data: &[] })
+            }
+            (Some(Say::Grant), State::Assembling { sequence, assembly, .. }) => {
+                let (direction, upto) = (Direction::Call, granted(assembly));
+                packet.push(&Frame::Grant { slot: number, sequence: *sequence, direction, upto })
+            }
+            // What was to be said is no longer true.
+            _ => true,
+        };
+        if fits {
+            slot.say = None;
+        }
+        fits
     }
 
     /// The piece of a large reply that should go next.

@@ -20,55 +20,78 @@ enum Turn {
 }
 
 impl Server {
+    /// Lets a call, which is running, wait for another one's result, if there is none yet.
     pub(super) fn wait(&mut self, number: u16, after: After, payload: Vec<u8>) {
-        if let Some(slot) = self.slots.get_mut(usize::from(number)) {
-            slot.state = State::Waiting { after, payload, told_to_wait: false };
-            self.waiting.push(number);
-            self.take_turn(number);
+        let turn = self.turn_of(number, after);
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        match turn {
+            Turn::Run(argument) => {
+                let (sequence, lane) = (slot.slot.sequence(), slot.lane);
+                self.run(number, sequence, lane, payload, Some(argument));
+            }
+            turn => {
+                slot.turn(State::Waiting { after, payload, told_to_wait: false });
+                if matches!(turn, Turn::Wait) {
+                    self.waiting.push((after.slot, number));
+                } else {
+                    self.stop_waiting(number, Status::Aborted);
+                }
+            }
         }
     }
 
     /// A call has ended: those that waited for it go on, and those that waited for these.
+    #[inline]
     pub(super) fn on_ended(&mut self, number: u16) {
-        let mut at = 0;
-        while let Some(&waiting) = self.waiting.get(at) {
-            let after = self.slots.get(usize::from(waiting)).and_then(|slot| match &slot.state {
-                State::Waiting { after, .. } => Some(after.slot),
-                _ => None,
-            });
-            if after == Some(number) && self.take_turn(waiting) {
-                // The list has changed; whoever waits for that one is found by it.
-                at = 0;
-            } else {
-                at += 1;
+        if !self.waiting.is_empty() {
+            self.let_go_on(number);
+        }
+    }
+
+    fn let_go_on(&mut self, mut ended: u16) {
+        // Who will not run ends as well. No recursion: a row is as long as its client likes.
+        let mut others = Vec::new();
+        loop {
+            let mut at = 0;
+            while let Some(&(after, number)) = self.waiting.get(at) {
+                if after != ended {
+                    at += 1;
+                    continue;
+                }
+                match self.turn_of_waiting(number) {
+                    Some(Turn::Wait) => {
+                        at += 1;
+                        continue;
+                    }
+                    Some(Turn::Run(argument)) => self.go_on(number, argument),
+                    Some(Turn::Abort) => {
+                        self.say_stopped(number, Status::Aborted);
+                        others.push(number);
+                    }
+                    None => {}
+                }
+                self.waiting.swap_remove(at);
+            }
+            match others.pop() {
+                Some(other) => ended = other,
+                None => break,
             }
         }
     }
 
-    /// Lets a waiting call go on if it can; says whether it waits no more.
-    fn take_turn(&mut self, number: u16) -> bool {
-        let slot = self.slots.get(usize::from(number));
-        let Some(State::Waiting { after, .. }) = slot.map(|slot| &slot.state) else { return false };
-        let after = *after;
-        match self.turn_of(number, after) {
-            Turn::Wait => false,
-            Turn::Abort => {
-                self.stop_waiting(number, Status::Aborted);
-                true
-            }
-            Turn::Run(argument) => {
-                self.waiting.retain(|&waiting| waiting != number);
-                let Some(slot) = self.slots.get_mut(usize::from(number)) else { return true };
-                let next = State::Running { told_to_wait: false, cancelled: false };
-                let old = core::mem::replace(&mut slot.state, next);
-                if let State::Waiting { payload, told_to_wait: told, .. } = old {
-                    if let State::Running { told_to_wait, .. } = &mut slot.state {
-                        *told_to_wait = told;
-                    }
-                    self.run(number, payload, Some(argument));
-                }
-                true
-            }
+    fn go_on(&mut self, number: u16, argument: Vec<u8>) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        let State::Waiting { payload, told_to_wait, .. } = &mut slot.state else { return };
+        let (payload, told_to_wait) = (core::mem::take(payload), *told_to_wait);
+        slot.turn(State::Running { told_to_wait, cancelled: false });
+        let (sequence, lane) = (slot.slot.sequence(), slot.lane);
+        self.run(number, sequence, lane, payload, Some(argument));
+    }
+
+    fn turn_of_waiting(&mut self, number: u16) -> Option<Turn> {
+        match self.slots.get(usize::from(number))?.state {
+            State::Waiting { after, .. } => Some(self.turn_of(number, after)),
+            _ => None,
         }
     }
 
@@ -95,7 +118,12 @@ impl Server {
 
     /// Ends a waiting call that never ran, and those that wait for it.
     pub(super) fn stop_waiting(&mut self, number: u16, status: Status) {
-        self.waiting.retain(|&waiting| waiting != number);
+        self.waiting.retain(|&(_, waiting)| waiting != number);
+        self.say_stopped(number, status);
+        self.on_ended(number);
+    }
+
+    fn say_stopped(&mut self, number: u16, status: Status) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
         let sequence = slot.slot.sequence();
         slot.slot.on_done(sequence);
@@ -106,6 +134,5 @@ impl Server {
             self.unpark(told_to_wait);
             self.say(number, Say::Reply { tracked: told_to_wait });
         }
-        self.on_ended(number);
     }
 }

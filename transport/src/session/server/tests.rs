@@ -16,6 +16,8 @@ const LIMITS: Limits = Limits {
     handshake_retry: core::time::Duration::from_millis(250),
 };
 
+const PEER: PublicKey = PublicKey([7; 32]);
+
 fn head(slot: u16, sequence: u64, total: u32) -> SlotHead {
     SlotHead { slot, sequence, total }
 }
@@ -36,26 +38,26 @@ struct Rig(Server);
 
 impl Rig {
     fn new(limits: Limits) -> Self {
-        Self(Server::new(limits))
+        Self(Server::new(limits, PEER))
     }
 
-    fn asked(&mut self) -> Option<Asked> {
+    fn asked(&mut self) -> Option<Event> {
         let asked = self.0.asked.pop_front();
         assert!(self.0.asked.is_empty());
         asked
     }
 
-    fn on_call(&mut self, head: SlotHead, data: &[u8]) -> Option<Asked> {
+    fn on_call(&mut self, head: SlotHead, data: &[u8]) -> Option<Event> {
         self.0.on_call(head, Marks::default(), data);
         self.asked()
     }
 
-    fn on_piece(&mut self, head: SlotHead, at: usize, data: &[u8]) -> (bool, Option<Asked>) {
+    fn on_piece(&mut self, head: SlotHead, at: usize, data: &[u8]) -> (bool, Option<Event>) {
         let taken = self.0.on_piece(head, Lane::Calls, at, data);
         (taken, self.asked())
     }
 
-    fn on_cancel(&mut self, slot: u16, sequence: u64) -> Option<Asked> {
+    fn on_cancel(&mut self, slot: u16, sequence: u64) -> Option<Event> {
         self.0.on_cancel(slot, sequence);
         self.asked()
     }
@@ -100,9 +102,7 @@ fn calls_in_part_take_no_more_than_the_budget() {
     assert_eq!(server.grants.used(), 4096 + 128);
     // So does completion, and so does a cancel.
     let (taken, asked) = server.on_piece(head(0, 2, 128), 64, &[1; 64]);
-    assert!(
-        taken && matches!(asked, Some(Asked::Run(Run { payload, .. })) if payload.len() == 128)
-    );
+    assert!(taken && matches!(asked, Some(Event::Call { payload, .. }) if payload.len() == 128));
     assert_eq!(server.on_cancel(1, 1), None);
     assert_eq!(server.grants.used(), 0);
 }
@@ -119,9 +119,7 @@ fn the_total_may_not_change_on_the_way() {
 #[test]
 fn a_newer_call_does_not_push_out_a_running_one() {
     let mut server = Rig::new(LIMITS);
-    let Some(Asked::Run(Run { id, .. })) = server.on_call(head(0, 1, 0), &[]) else {
-        panic!("new")
-    };
+    let Some(Event::Call { id, .. }) = server.on_call(head(0, 1, 0), &[]) else { panic!("new") };
     assert_eq!(server.on_call(head(0, 2, 0), &[]), None);
     assert_eq!(server.on_piece(head(0, 2, 64), 0, &[0; 64]), (false, None));
     assert!(said(&mut server).is_empty());
@@ -151,7 +149,10 @@ fn cancelling_an_ended_call_leaves_a_newer_one_alone() {
     assert_eq!(server.on_cancel(0, 1), None);
     assert!(server.on_piece(head(0, 2, 128), 0, &[0; 64]).0);
     assert_eq!(server.on_cancel(0, 1), None);
-    assert!(matches!(server.on_piece(head(0, 2, 128), 64, &[0; 64]), (true, Some(Asked::Run(_)))));
+    assert!(matches!(
+        server.on_piece(head(0, 2, 128), 64, &[0; 64]),
+        (true, Some(Event::Call { .. }))
+    ));
     assert_eq!(server.grants.used(), 0);
 }
 
@@ -159,11 +160,11 @@ fn cancelling_an_ended_call_leaves_a_newer_one_alone() {
 fn a_reply_to_an_earlier_life_goes_nowhere() {
     let mut server = Rig::new(LIMITS);
     server.on_peer_restart(7);
-    let Some(Asked::Run(Run { id: old, .. })) = server.on_call(head(0, 1, 0), &[]) else {
+    let Some(Event::Call { id: old, .. }) = server.on_call(head(0, 1, 0), &[]) else {
         panic!("new")
     };
     server.on_peer_restart(8);
-    let Some(Asked::Run(Run { id: new, .. })) = server.on_call(head(0, 1, 0), &[]) else {
+    let Some(Event::Call { id: new, .. }) = server.on_call(head(0, 1, 0), &[]) else {
         panic!("new")
     };
     assert_eq!(server.reply(old, Status::Done, vec![1]), Err(ReplyError::Stale));
@@ -191,7 +192,7 @@ proptest! {
                     None
                 }
             };
-            if let Some(Asked::Run(Run { id, .. })) = asked {
+            if let Some(Event::Call { id, .. }) = asked {
                 prop_assert!(ran.insert(id), "{:?} ran twice", id);
                 running.push(id);
             }
@@ -206,4 +207,23 @@ proptest! {
             prop_assert_eq!(held, server.grants.used());
         }
     }
+}
+
+/// Each of many calls waits for the one before it, and the first is cancelled: they all end,
+/// by a loop. A recursion went as deep as the row is long, which its client chooses.
+#[test]
+fn a_row_as_long_as_there_are_slots_ends_without_recursion() {
+    let limits = Limits { slots: 1 << 14, ..LIMITS };
+    let mut server = Rig::new(limits);
+    server.set_lanes(true);
+    let last = u16::try_from(limits.slots - 1).expect("few enough");
+    // From the end, so that none is told at once that the one before it has ended.
+    for slot in (1..=last).rev() {
+        let after = Some(After { slot: slot - 1, sequence: 1, anyhow: true });
+        server.0.on_call(head(slot, 1, 1), Marks { lane: Lane::Calls, after }, b"x");
+    }
+    assert_eq!(server.waiting.len(), usize::from(last));
+    assert_eq!(server.on_cancel(0, 1), None);
+    assert!(server.waiting.is_empty());
+    assert_eq!(server.on_call(head(last, 2, 1), b"y").map(|_| ()), Some(()), "its slot is free");
 }

@@ -53,6 +53,36 @@ const fn bare(slot: u16, sequence: u64) -> SlotHead {
     SlotHead { slot, sequence, total: 0 }
 }
 
+/// A slot head as two little-endian words.
+#[inline]
+const fn words_of(head: SlotHead, tag: u16) -> [u64; 2] {
+    [head.slot as u64 | (tag as u64) << 16 | (head.total as u64) << 32, head.sequence]
+}
+
+/// Writes a frame of `fixed` words and data.
+#[inline(always)]
+fn put_message<const N: usize>(
+    buf: &mut [u8],
+    kind: u8,
+    fixed: [u64; N],
+    data: &[u8],
+) -> Result<usize, NoRoom> {
+    let length = FRAME_HEADER + 8 * N + data.len();
+    let body = u32::try_from(length - FRAME_HEADER).map_err(|_| NoRoom)?;
+    let (head, rest) = buf
+        .get_mut(..length)
+        .ok_or(NoRoom)?
+        .split_at_mut_checked(length - data.len())
+        .ok_or(NoRoom)?;
+    let first = u64::from(kind) | u64::from(MUST_KNOW) << 8 | u64::from(body) << 32;
+    let words = head.as_chunks_mut::<8>().0;
+    for (to, word) in words.iter_mut().zip([first].into_iter().chain(fixed)) {
+        *to = word.to_le_bytes();
+    }
+    rest.copy_from_slice(data);
+    Ok(length)
+}
+
 impl Frame<'_> {
     const fn data(&self) -> &[u8] {
         match self {
@@ -125,8 +155,25 @@ impl Frame<'_> {
     /// # Errors
     ///
     /// [`NoRoom`] if `buf` is too short; `buf` is then partly written.
-    #[inline]
+    #[inline(always)]
     pub fn emit(&self, buf: &mut [u8]) -> Result<usize, NoRoom> {
+        match *self {
+            // These three are every call, so each is a few words and a copy.
+            Self::Call { head, data } => put_message(buf, CALL, words_of(head, 0), data),
+            Self::Reply { head, status, data } => {
+                put_message(buf, REPLY, words_of(head, status.to_wire()), data)
+            }
+            Self::Marked { head, marks, data } => {
+                let (tag, slot, sequence) = marks.to_wire();
+                let ([a, b], [c, d]) = (words_of(head, tag), words_of(bare(slot, sequence), 0));
+                put_message(buf, MARKED, [a, b, c, d], data)
+            }
+            _ => self.emit_other(buf),
+        }
+    }
+
+    #[inline(never)]
+    fn emit_other(&self, buf: &mut [u8]) -> Result<usize, NoRoom> {
         let data = self.data();
         let head = self.emit_head(data.len(), buf)?;
         let mut cursor = Cursor { buf, at: head };

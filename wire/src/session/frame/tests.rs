@@ -90,6 +90,48 @@ proptest! {
         prop_assert_eq!(parsed, Ok(row));
     }
 
+    /// What it gives is what the iterator gives, and it leaves nothing out that is one.
+    #[test]
+    fn messages_are_frames(
+        frame in frames(),
+        data in prop::collection::vec(any::<u8>(), 0..200),
+        change in (any::<prop::sample::Index>(), any::<u8>()),
+        is_changed in any::<bool>(),
+    ) {
+        let frame = with_data(frame, &data);
+        let mut buf = vec![0; frame.wire_len()];
+        frame.emit(&mut buf).expect("room");
+        if is_changed {
+            let at = change.0.index(buf.len());
+            buf[at] ^= change.1;
+        }
+        let mut frames = Frames::new(&buf);
+        let message = frames.next_message().map(|Message { head, what, data }| match what {
+            Says::Call(marks) if buf[0] == CALL => {
+                assert_eq!(marks, Marks::default());
+                Frame::Call { head, data }
+            }
+            Says::Call(marks) => Frame::Marked { head, marks, data },
+            Says::Reply(status) => Frame::Reply { head, status, data },
+        });
+        let mut others = Frames::new(&buf);
+        match (message, others.next()) {
+            (Some(message), frame) => {
+                prop_assert_eq!(Some(Ok(message)), frame);
+                prop_assert_eq!(frames.next(), others.next());
+            }
+            (None, frame) => {
+                let is_plain = buf[1] == MUST_KNOW;
+                let is_message = matches!(
+                    frame,
+                    Some(Ok(Frame::Call { .. } | Frame::Marked { .. } | Frame::Reply { .. }))
+                );
+                prop_assert!(!is_plain || !is_message);
+                prop_assert_eq!(frames.next(), frame);
+            }
+        }
+    }
+
     #[test]
     fn any_bytes_end_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let mut errors = 0;
