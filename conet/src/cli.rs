@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use conet_netsys::MacAddr;
 use conet_node::config::{DEFAULT_PATH, Ipv4Net, Mode};
 
-pub(crate) use guest::{GuestCommand, PortName, RateOptions};
+pub(crate) use guest::{GuestCommand, MachineOptions, PortName, RateOptions};
 pub(crate) use lab::LabCommand;
 
 /// conet joins machines into one: guests share their host's address over
@@ -115,14 +115,8 @@ pub(crate) enum Command {
         /// Move it to this node as soon as it runs, and to no other.
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
-        /// The program and its arguments.
-        #[arg(
-            required = true,
-            trailing_var_arg = true,
-            allow_hyphen_values = true,
-            value_name = "CMD"
-        )]
-        command: Vec<OsString>,
+        #[command(flatten)]
+        program: Program,
     },
     /// List the processes that may move, and where they are.
     Ps {
@@ -276,6 +270,19 @@ pub(crate) struct Output {
     pub(crate) json: bool,
 }
 
+/// What is to be run, behind everything else.
+#[derive(Debug, Args)]
+pub(crate) struct Program {
+    /// The program and its arguments.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
 /// A tunnel's mode, as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ModeName {
@@ -381,14 +388,14 @@ mod tests {
     #[test]
     fn a_programs_own_options_are_its_own() {
         let cli = Cli::try_parse_from(["conet", "run", "--node", "b", "ls", "--json"]).unwrap();
-        let Command::Run { node, command } = cli.command else { panic!("{cli:?}") };
+        let Command::Run { node, program } = cli.command else { panic!("{cli:?}") };
         assert_eq!(node.as_deref(), Some("b"));
-        assert_eq!(command, ["ls", "--json"]);
+        assert_eq!(program.command, ["ls", "--json"]);
         let cli = Cli::try_parse_from(["conet", "lab", "exec", "conet-h1", "--", "a", "--", "b"]);
-        let Command::Lab { command: LabCommand::Exec { command, .. } } = cli.unwrap().command
+        let Command::Lab { command: LabCommand::Exec { program, .. } } = cli.unwrap().command
         else {
             panic!()
         };
-        assert_eq!(command, ["a", "--", "b"]);
+        assert_eq!(program.command, ["a", "--", "b"]);
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             let never = conet_hostinject::vhost::run_server(arguments)?;
             match never {}
         }
-        Command::Run { node, command } => process::run(&mut connect()?, node, &command),
+        Command::Run { node, program } => process::run(&mut connect()?, node, &program.command),
         Command::Ps { output } => process::ps(&mut connect()?, output),
         Command::Migrate { pid, to, precopy: _, stop, output } => {
             let how = if stop { How::Stop } else { How::Precopy };

@@ -4,24 +4,14 @@
 
 mod common;
 
-use std::process::Output;
 use std::time::Duration;
 
-use common::{CONET, Lab, conet, failed, json, nothing_remains, ok, wait_until};
+use common::{
+    CONET, Lab, conet, failed, guest, guest_row as row, json, nothing_remains, ok, wait_until,
+};
 use conet_testkit::Need;
-use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
-
-fn guest(host: &str, arguments: &[&str]) -> Output {
-    Lab::exec(host, &[&[CONET, "guest"], arguments].concat())
-}
-
-fn row(host: &str, name: &str) -> Value {
-    let list = json(&ok(&guest(host, &["list", "--json"])));
-    let mut guests = list["guests"].as_array().unwrap().iter();
-    guests.find(|guest| guest["name"] == name).unwrap().clone()
-}
 
 fn add(host: &str, arguments: &[&str]) -> Vec<String> {
     let added = json(&ok(&guest(host, &[&["add", "--json"], arguments].concat())));
@@ -33,7 +23,7 @@ fn add(host: &str, arguments: &[&str]) -> Vec<String> {
 fn pings(host: &str, guest: &str, to: &str) {
     let ping = ["exec", guest, "--", "ping", "-c", "3", "-i", "0.1", "-W", "5", to];
     wait_until(&format!("{guest} reaches {to}"), SOON, || {
-        self::guest(host, &ping).status.success()
+        common::guest(host, &ping).status.success()
     });
 }
 

@@ -6,26 +6,19 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use common::{CONET, Lab, conet, failed, json, nothing_remains, ok, reconfigure, wait_until};
+use common::{
+    CONET, Lab, conet, failed, guest, guest_row as row, json, nothing_remains, ok, reconfigure,
+    wait_until,
+};
 use conet_testkit::Need;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 /// Most that a host keeps.
 const MOST: u64 = 4096;
-
-fn guest(host: &str, arguments: &[&str]) -> Output {
-    Lab::exec(host, &[&[CONET, "guest"], arguments].concat())
-}
-
-fn row(host: &str, name: &str) -> Value {
-    let list = json(&ok(&guest(host, &["list", "--json"])));
-    let mut guests = list["guests"].as_array().unwrap().iter();
-    guests.find(|guest| guest["name"] == name).unwrap().clone()
-}
 
 fn held(host: &str, name: &str) -> Option<u64> {
     row(host, name)["held"]["packets"].as_u64()

@@ -7,28 +7,17 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[cfg(feature = "peers")]
 use conet_testkit::machine::Machine;
 
-use common::{CONET, Lab, conet, failed, json, nothing_remains, ok, wait_until};
+use common::{CONET, Lab, conet, failed, guest, guest_row as row, nothing_remains, ok, wait_until};
 use conet_testkit::Need;
-use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
 const HOST: &str = "conet-h1";
-
-fn guest(host: &str, arguments: &[&str]) -> Output {
-    Lab::exec(host, &[&[CONET, "guest"], arguments].concat())
-}
-
-fn row(host: &str, name: &str) -> Value {
-    let list = json(&ok(&guest(host, &["list", "--json"])));
-    let mut guests = list["guests"].as_array().unwrap().iter();
-    guests.find(|guest| guest["name"] == name).unwrap().clone()
-}
 
 /// As a VMM that inherits its card: asks by ARP who the gateway is, tells the answer and its
 /// last argument, and waits for the port's end.

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use conet_hostinject::Rate;
 use conet_node::config::GuestKind;
 
-use super::Output;
+use super::{Output, Program};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum GuestCommand {
@@ -58,13 +58,8 @@ pub(crate) enum GuestCommand {
     Args {
         /// The guest.
         name: String,
-        /// Its memory, in MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 512,
-              value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
-        memory: u32,
-        /// How it reaches its port.
-        #[arg(long, value_enum, default_value_t = PortName::Vhost)]
-        port: PortName,
+        #[command(flatten)]
+        machine: MachineOptions,
         #[command(flatten)]
         output: Output,
     },
@@ -74,13 +69,8 @@ pub(crate) enum GuestCommand {
     Start {
         /// The guest.
         name: String,
-        /// Its memory, in MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 512,
-              value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
-        memory: u32,
-        /// How it reaches its port.
-        #[arg(long, value_enum, default_value_t = PortName::Vhost)]
-        port: PortName,
+        #[command(flatten)]
+        machine: MachineOptions,
         /// What to start in place of qemu-system-x86_64 or linux.uml.
         #[arg(long, value_name = "CMD")]
         program: Option<OsString>,
@@ -149,15 +139,21 @@ pub(crate) enum GuestCommand {
     Exec {
         /// The guest.
         name: String,
-        /// The program and its arguments.
-        #[arg(
-            required = true,
-            trailing_var_arg = true,
-            allow_hyphen_values = true,
-            value_name = "CMD"
-        )]
-        command: Vec<OsString>,
+        #[command(flatten)]
+        program: Program,
     },
+}
+
+/// What a machine is to be.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct MachineOptions {
+    /// Its memory, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 512,
+          value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+    pub(crate) memory: u32,
+    /// How it reaches its port.
+    #[arg(long, value_enum, default_value_t = PortName::Vhost)]
+    pub(crate) port: PortName,
 }
 
 /// How fast a guest may be.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::Subcommand;
 
-use super::{ModeName, Output};
+use super::{ModeName, Output, Program};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
@@ -39,14 +39,8 @@ pub(crate) enum LabCommand {
     Exec {
         /// The host, as in conet-h1.
         host: String,
-        /// The program and its arguments.
-        #[arg(
-            required = true,
-            trailing_var_arg = true,
-            allow_hyphen_values = true,
-            value_name = "CMD"
-        )]
-        command: Vec<OsString>,
+        #[command(flatten)]
+        program: Program,
     },
     /// End a lab host's daemon and start it anew.
     Restart {

@@ -36,20 +36,20 @@ pub(super) fn run(client: &mut Client, command: GuestCommand) -> Result<()> {
             capture::run(client, &name, write, &capture::Ends { seconds, packets })
         }
         GuestCommand::List { output } => list(client, output),
-        GuestCommand::Args { name, memory, port, output } => {
-            machine::args(client, &name, memory, port, output)
+        GuestCommand::Args { name, machine, output } => {
+            machine::args(client, &name, machine, output)
         }
         GuestCommand::Hold { name, output } => hold::hold(client, &name, output),
         GuestCommand::Drain { name, to, output } => hold::drain(client, &name, &to, output),
         GuestCommand::Release { name, from, output } => {
             hold::release(client, &name, from.as_deref(), output)
         }
-        GuestCommand::Start { name, memory, port, program, arguments } => {
-            let Err(error) = machine::start(client, &name, (memory, port), program, &arguments);
+        GuestCommand::Start { name, machine, program, arguments } => {
+            let Err(error) = machine::start(client, &name, machine, program, &arguments);
             Err(error)
         }
         GuestCommand::Remove { name } => remove(client, name),
-        GuestCommand::Exec { name, command } => exec(client, &name, &command),
+        GuestCommand::Exec { name, program } => exec(client, &name, &program.command),
     }
 }
 

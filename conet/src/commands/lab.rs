@@ -62,8 +62,8 @@ fn run_as_root(command: LabCommand) -> Result<()> {
         }
         LabCommand::Down { output } => down(output),
         LabCommand::Status { output } => show(&conet_lab::status()?, output),
-        LabCommand::Exec { host, command } => {
-            let Some((program, arguments)) = command.split_first() else {
+        LabCommand::Exec { host, program } => {
+            let Some((program, arguments)) = program.command.split_first() else {
                 anyhow::bail!("no program; see: conet lab exec --help");
             };
             become_other(conet_lab::exec(&host, program, arguments))

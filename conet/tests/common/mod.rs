@@ -153,6 +153,18 @@ impl Drop for Lab {
     }
 }
 
+/// `conet guest …` on a lab host.
+pub(crate) fn guest(host: &str, arguments: &[&str]) -> Output {
+    Lab::exec(host, &[&[CONET, "guest"], arguments].concat())
+}
+
+/// What a lab host lists of a guest.
+pub(crate) fn guest_row(host: &str, name: &str) -> Value {
+    let list = json(&ok(&guest(host, &["list", "--json"])));
+    let mut guests = list["guests"].as_array().unwrap().iter();
+    guests.find(|guest| guest["name"] == name).unwrap().clone()
+}
+
 #[track_caller]
 pub(crate) fn nothing_remains() {
     let links = Netlink::open().unwrap().links().unwrap();

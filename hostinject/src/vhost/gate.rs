@@ -28,8 +28,10 @@ use crate::gate::{HOLD_PACKETS, Rate, Rates};
 const LONGEST: usize = 65_545;
 /// How long the card may take to hand back what it had in hand.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Packets that are read before control is heard again.
-const BATCH: usize = 256;
+/// Packets that are read before control is heard again: more than a queue of a TUN device
+/// holds (500, `TUN_READQ_SIZE` of `drivers/net/tun.c`), so that one that is read before it is
+/// detached is empty then.
+const BATCH: usize = 512;
 
 /// Waits until somebody asks, and keeps a held guest's packets meanwhile.
 pub(super) fn wait(

@@ -109,6 +109,49 @@ fn a_pair_that_is_switched_off_loses_nothing() {
     assert!(port.serves());
 }
 
+/// As much as a queue of the device holds, and not the first part of it alone.
+#[test]
+fn a_full_queue_of_a_pair_that_is_switched_off_is_given_whole() {
+    privileged!(Need::Tun);
+    const MANY: u16 = 450;
+    let port = Port::of("full", 2);
+    let flows = flows(&port, FLOWS);
+    let mut guest = Guest::connect_by(&port.path(), u64::MAX, &[0, 1, 2, 3]);
+    assert!(guest.is_answered_by(0) && guest.is_answered_by(1));
+    guest.offer_all(0, BUFFERS + 0x2_0000);
+    guest.kick(0);
+    let before = guest.used(0);
+    // The other pair has no buffers: what comes by that waits.
+    let waits = |flow: &&std::net::UdpSocket| {
+        let before = guest.used(0);
+        say(std::slice::from_ref(flow));
+        thread::sleep(Duration::from_millis(50));
+        guest.used(0) == before
+    };
+    let flow = flows.iter().find(waits).expect("a flow of the second pair");
+    for _ in 1..MANY {
+        say(std::slice::from_ref(flow));
+    }
+    // The flows that were tried in vain came at once.
+    let mut wanted = guest.used(0).wrapping_sub(before) + MANY;
+    guest.frontend.set_vring_enable(2, false).unwrap();
+    // Buffers are used in the order in which they are offered.
+    let mut given = guest.used(0);
+    let begin = Instant::now();
+    while guest.used(0).wrapping_sub(before) < wanted {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{} of {wanted}", guest.used(0));
+        while given != guest.used(0) {
+            guest.offer(0, given.wrapping_sub(before) % SIZE);
+            given = given.wrapping_add(1);
+        }
+        guest.kick(0);
+        thread::sleep(Duration::from_millis(1));
+    }
+    wanted += 1;
+    say(std::slice::from_ref(flow));
+    assert!(guest.waits_for(0, before.wrapping_add(wanted)), "what comes next");
+}
+
 /// Indices beyond the rings end a connection at most.
 #[test]
 fn rings_that_there_are_not_are_refused() {
@@ -192,7 +235,12 @@ fn large_packets_go_straight_into_the_guests_memory() {
     assert!(guest.waits_for(0, begin.wrapping_add(TAKEN * 7)));
     drop(guest);
     assert!(port.serves());
-    // A segment whose data is gone.
+}
+
+#[test]
+fn a_segment_whose_data_is_gone_hurts_nobody() {
+    privileged!(Need::Tun);
+    let port = Port::of("gone", 2);
     let mut guest = Guest::connect(&port.path(), u64::MAX);
     let mut head = vec![1, 1, 54, 0, 0x78, 5, 34, 0, 16, 0, 0, 0];
     head.extend(

@@ -114,8 +114,8 @@ impl Overlay {
     }
 
     /// An address of each family for a guest that asks for none, the lowest that is not
-    /// taken; nothing where a family is full. A machine has of IPv6 the one that its card makes of the prefix, where that
-    /// can be: so a kernel that speaks no DHCPv6 has it too.
+    /// taken; nothing where a family is full. A machine has of IPv6 the one that its card
+    /// makes of the prefix, where that can be: so a kernel that speaks no DHCPv6 has it too.
     #[must_use]
     pub fn free(&self, is_machine: bool, is_taken: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
         let can =

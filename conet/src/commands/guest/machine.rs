@@ -19,7 +19,7 @@ use conet_wire::control::{Guest, Machine, Request, Response};
 use rustix::io::FdFlags;
 use serde_json::json;
 
-use crate::cli::{Output, PortName};
+use crate::cli::{MachineOptions, Output, PortName};
 use crate::commands::process::ExecError;
 use crate::table;
 
@@ -30,8 +30,7 @@ const QEMU: &str = "qemu-system-x86_64";
 pub(super) fn args(
     client: &mut Client,
     name: &str,
-    memory: u32,
-    port: PortName,
+    MachineOptions { memory, port }: MachineOptions,
     output: Output,
 ) -> Result<()> {
     let guest = guest(client, name)?;
@@ -60,7 +59,7 @@ pub(super) fn args(
 pub(super) fn start(
     client: &mut Client,
     name: &str,
-    (memory, port): (u32, PortName),
+    MachineOptions { memory, port }: MachineOptions,
     program: Option<OsString>,
     arguments: &[OsString],
 ) -> Result<Infallible> {
