@@ -252,7 +252,7 @@ impl Peer {
             pong_due: None,
             proof_due: None,
             client: Client::new(limits, key),
-            server: Server::new(limits, key),
+            server: Server::new(limits.of_server(), key),
             flow: Flow::new(limits.datagram),
             bulk: Bulk::default(),
             small: Instant::START,
