@@ -8,7 +8,7 @@
 mod common;
 
 use conet_transport::session::handshake::PublicKey;
-use conet_transport::session::{Event, Hub};
+use conet_transport::session::{Event, Hub, HubConfig, Limits};
 use conet_transport::time::Instant;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -293,4 +293,56 @@ fn a_flood_of_initiations_does_not_shut_the_others_out() {
         }
     }
     panic!("shut out: {:?}", net.hubs[1].strays());
+}
+
+/// Both begin at once, one of them while the session of before still stands: whoever catches
+/// the other's initiation and sends it from elsewhere must not have the session sent there.
+#[test]
+fn an_initiation_from_elsewhere_that_crosses_ours_moves_no_path() {
+    let hub = |n: u8, seed: u64| {
+        let config = common::config(n, seed);
+        let rekey_after = Duration::from_secs(1);
+        let limits = Limits { rekey_after, ..config.limits };
+        Hub::new(HubConfig { limits, ..config }).expect("entropy")
+    };
+    // Of two that begin at once, the initiation of the larger key is answered.
+    let (one, two) = if hub(1, 1).public_key() > hub(2, 1).public_key() { (1, 2) } else { (2, 1) };
+    let (mut ours, mut theirs, mut now) = (hub(one, 1), hub(two, 2), Instant::START);
+    let (us, them) = (ours.public_key(), theirs.public_key());
+    ours.add_peer(now, them, Some(address(2)));
+    theirs.add_peer(now, us, None);
+    let mut buf = Vec::new();
+    while now < Instant::from_start(Duration::from_millis(990)) {
+        now = now + Duration::from_millis(1);
+        ours.handle_timeout(now);
+        theirs.handle_timeout(now);
+        while ours.poll_transmit(now, &mut buf).is_some() {
+            theirs.handle_datagram(now, address(1), &mut buf);
+        }
+        while theirs.poll_transmit(now, &mut buf).is_some() {
+            ours.handle_datagram(now, address(2), &mut buf);
+        }
+    }
+    assert!(ours.is_up(&them));
+    // Ours renews its keys, and the peer begins anew after a restart; nothing else arrives.
+    let (mut restarted, mut astray, mut sent) = (hub(two, 3), 0, 0);
+    restarted.add_peer(now, us, Some(address(1)));
+    for _ in 0..200 {
+        now = now + Duration::from_millis(1);
+        ours.call(now, &them, vec![7; 1000], None).ok();
+        ours.handle_timeout(now);
+        restarted.handle_timeout(now);
+        while let Some(to) = ours.poll_transmit(now, &mut buf) {
+            astray += if to == elsewhere() { buf.len() } else { 0 };
+        }
+        while now.since_start() > Duration::from_millis(1010)
+            && restarted.poll_transmit(now, &mut buf).is_some()
+        {
+            sent += buf.len();
+            ours.handle_datagram(now, elsewhere(), &mut buf);
+        }
+    }
+    assert!(sent > 0);
+    assert!(astray <= 3 * sent, "{astray} bytes for {sent}");
+    assert_eq!(ours.address_of(&them), Some(address(2)));
 }
