@@ -7,7 +7,7 @@
 
 mod common;
 
-use conet_transport::session::handshake::PublicKey;
+use conet_transport::session::handshake::{FEATURE_PLAIN, PublicKey};
 use conet_transport::session::{Event, Hub, HubConfig, Limits};
 use conet_transport::time::Instant;
 use std::collections::BTreeMap;
@@ -345,4 +345,42 @@ fn an_initiation_from_elsewhere_that_crosses_ours_moves_no_path() {
     assert!(sent > 0);
     assert!(astray <= 3 * sent, "{astray} bytes for {sent}");
     assert_eq!(ours.address_of(&them), Some(address(2)));
+}
+
+/// Packets go in the clear where both ends offer that, and nobody else can bring it about.
+#[test]
+fn in_the_clear_only_where_both_ends_say_so() {
+    let readable = |bytes: &[u8]| bytes.windows(SECRET.len()).any(|window| window == SECRET);
+    for (ours, theirs) in [(false, false), (true, false), (false, true), (true, true)] {
+        for meddles in [false, true] {
+            let plain = |on: bool| if on { FEATURE_PLAIN } else { 0 };
+            let mut net = Net::new();
+            for (n, on) in [(0, ours), (1, theirs)] {
+                let number = u8::try_from(n).expect("small") + 1;
+                let config = common::config(number, number.into());
+                let features = config.features | plain(on);
+                net.hubs[n] = Hub::new(HubConfig { features, ..config }).expect("entropy");
+            }
+            net.hubs[0].add_peer(Instant::START, net.keys[1], Some(address(1)));
+            net.hubs[1].add_peer(Instant::START, net.keys[0], None);
+            // Whoever meddles says of both ends that they want it: each bit of the clear part.
+            net.run(20, |datagram, _| {
+                let mut made = Vec::new();
+                for bit in (0..8 * 24).filter(|_| meddles && datagram.bytes.len() > 100) {
+                    let mut changed = datagram.clone();
+                    changed.bytes[bit / 8] |= 1 << (bit % 8);
+                    made.push(changed);
+                }
+                made.push(datagram.clone());
+                made
+            });
+            for n in 0..20 {
+                net.call(n % 2);
+            }
+            net.run(200, |datagram, _| vec![datagram.clone()]);
+            assert_eq!((net.replies, net.ran.len()), (20, 20));
+            let seen = net.seen.iter().any(|datagram| readable(&datagram.bytes));
+            assert_eq!(seen, ours && theirs, "offered by ours: {ours}, by theirs: {theirs}");
+        }
+    }
 }
