@@ -224,9 +224,9 @@ fn a_pending_call_can_be_cancelled() {
     let to = key(2).public();
     let pending = client.endpoint.begin(to, vec![1], LONG);
     let ticket = loop {
-        match server.events.recv_timeout(LONG).expect("event") {
-            EndpointEvent::Call { ticket, .. } => break ticket,
-            _ => {}
+        if let EndpointEvent::Call { ticket, .. } = server.events.recv_timeout(LONG).expect("event")
+        {
+            break ticket;
         }
     };
     pending.cancel();
