@@ -384,3 +384,16 @@ fn in_the_clear_only_where_both_ends_say_so() {
         }
     }
 }
+
+/// A build of a later version: it is not understood, which its owner can see.
+#[test]
+fn an_initiation_of_another_version_is_counted_and_not_answered() {
+    let mut net = Net::new();
+    net.hubs[0].handle_timeout(net.now);
+    let mut first = net.sent().remove(0);
+    first.bytes[16] = 2;
+    net.give(&first);
+    assert!(net.sent().is_empty());
+    let strays = net.hubs[1].strays();
+    assert_eq!((strays.other_version, strays.malformed, strays.forged), (1, 0, 0));
+}

@@ -123,8 +123,10 @@ pub struct UnknownPeer;
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Strays {
-    /// No packet of this protocol, or of another version.
+    /// No packet of this protocol.
     pub malformed: u64,
+    /// Initiations of another version of this protocol.
+    pub other_version: u64,
     /// An index that nobody has.
     pub unknown_index: u64,
     /// Initiations that were not made for us.

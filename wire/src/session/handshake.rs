@@ -416,6 +416,21 @@ mod tests {
         assert_eq!(CookiePacket::parse(&packet), None);
     }
 
+    /// Pins the layouts: two builds that disagree here cannot talk.
+    #[test]
+    fn golden_vectors_of_secrets() {
+        let common = InitiationSecret { counter: 0x0102, incarnation: 0x0304, session: 0x0506 };
+        let bytes = [2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, 6, 5, 0, 0, 0, 0, 0, 0];
+        assert_eq!(common.emit(), bytes);
+        let moved = ResumptionSecret { common, epoch: 7, life: 8, root: 9 };
+        let rest = [7u64, 8, 9].map(u64::to_le_bytes).concat();
+        assert_eq!(moved.emit()[..], [&bytes[..], &rest].concat());
+        let answer = ResponseSecret { incarnation: 0x0304, session: 0x0506, chosen: 0x0708 };
+        assert_eq!(answer.emit(), [4, 3, 0, 0, 0, 0, 0, 0, 6, 5, 0, 0, 8, 7, 0, 0]);
+        let clear = Initiation::emit_clear(0x0102);
+        assert_eq!(clear[HEADER..], [1, 0, 0, 0, 2, 1, 0, 0]);
+    }
+
     proptest! {
         #[test]
         fn secrets_round_trip(

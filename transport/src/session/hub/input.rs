@@ -5,7 +5,9 @@ use crate::session::bulk::EXPECTED;
 use crate::session::gate::Verdict;
 use crate::session::handshake::{Initiator, Received};
 use crate::session::peer::Admission;
-use conet_wire::session::handshake::{CookiePacket, Initiation, InitiationSecret, Response};
+use conet_wire::session::handshake::{
+    CookiePacket, HandshakeLayoutError, Initiation, InitiationSecret, Response,
+};
 use conet_wire::session::moved::MOVED;
 use conet_wire::session::{FLAG_TRACKED, Header, PacketKind};
 use ring::digest;
@@ -91,9 +93,16 @@ impl Hub {
     }
 
     fn on_initiation(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
-        let Ok(initiation) = Initiation::parse(datagram) else {
-            self.strays.malformed += 1;
-            return;
+        let initiation = match Initiation::parse(datagram) {
+            Ok(initiation) => initiation,
+            Err(HandshakeLayoutError::Version(_)) => {
+                self.strays.other_version += 1;
+                return;
+            }
+            Err(_) => {
+                self.strays.malformed += 1;
+                return;
+            }
         };
         match self.gate.admit(now, from, initiation.cookie, &mut *self.entropy) {
             Verdict::Open => {}
