@@ -18,7 +18,7 @@ fn on_processor() -> Duration {
     let times = tasks.filter_map(|task| {
         // One that has just ended is not there.
         let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
+        text.split(' ').next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(times.sum())
 }
@@ -68,11 +68,14 @@ fn ten_thousand_parked_calls_cost_little() {
     for n in 0..100 {
         assert_eq!(client.endpoint.call(to, vec![n; 64], LONG), Ok(vec![n; 64]));
     }
-    // What was asked for a second ago is asked for once more.
-    thread::sleep(Duration::from_secs(3));
-    let (before, begun) = (on_processor(), Instant::now());
-    thread::sleep(IDLE);
-    let (used, passed) = (on_processor() - before, begun.elapsed());
-    assert!(used * 100 < passed, "{used:?} of {passed:?}");
+    // Of several spans one must be quiet: what has just been asked for may be asked for again.
+    let mut spans = Vec::new();
+    let is_quiet = |&(used, passed): &(Duration, Duration)| used * 100 < passed;
+    while !spans.last().is_some_and(is_quiet) {
+        assert!(spans.len() < 8, "used and passed: {spans:?}");
+        let (before, begun) = (on_processor(), Instant::now());
+        thread::sleep(IDLE);
+        spans.push((on_processor().saturating_sub(before), begun.elapsed()));
+    }
     assert!(parked.iter().all(|call| call.wait_timeout(Duration::ZERO).is_none()));
 }
