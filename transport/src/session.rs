@@ -7,6 +7,8 @@
 //! time and randomness come in, packets, events and deadlines go out.
 
 #[cfg(feature = "hub")]
+mod budget;
+#[cfg(feature = "hub")]
 mod bulk;
 #[cfg(feature = "hub")]
 mod client;

@@ -91,8 +91,24 @@ impl Grants {
         (begun == granted).then_some(())
     }
 
-    /// Chooses who may send the rest; call until `None`.
-    pub(crate) fn grant(&mut self) -> Option<(u16, u64)> {
+    /// A payload that has arrived waits for room of another kind.
+    pub(crate) fn wait(&mut self, slot: u16, sequence: u64) {
+        self.waiting.push(Claim { slot, sequence, missing: 0 });
+    }
+
+    /// Who waits.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (u16, u64)> {
+        self.waiting.iter().map(|claim| (claim.slot, claim.sequence))
+    }
+
+    /// Chooses who may send the rest, or go on, if that one `fits` elsewhere as well; call
+    /// until `None`.
+    #[inline]
+    pub(crate) fn grant(&mut self, fits: impl FnOnce(u16) -> bool) -> Option<(u16, u64)> {
+        if self.waiting.is_empty() { None } else { self.grant_one(fits) }
+    }
+
+    fn grant_one(&mut self, fits: impl FnOnce(u16) -> bool) -> Option<(u16, u64)> {
         let fair = self.turn % FAIR == FAIR - 1;
         let at = if fair {
             0
@@ -101,14 +117,16 @@ impl Grants {
             shortest.map_or(0, |(at, _)| at)
         };
         let claim = self.waiting.get(at)?;
-        if self.used + claim.missing > self.budget {
+        if self.used + claim.missing > self.budget || !fits(claim.slot) {
             return None;
         }
         self.turn = self.turn.wrapping_add(1);
         // In order: the first is the oldest.
         let Claim { slot, sequence, missing } = self.waiting.remove(at);
         self.used += missing;
-        self.beginnings -= UNASKED;
+        if missing > 0 {
+            self.beginnings -= UNASKED;
+        }
         Some((slot, sequence))
     }
 
@@ -127,9 +145,8 @@ impl Grants {
         if !whole && (granted < total || total <= UNASKED) {
             self.beginnings -= granted;
         }
-        if granted < total {
-            self.waiting.retain(|claim| (claim.slot, claim.sequence) != (slot, sequence));
-        }
+        // One that has arrived may wait as well.
+        self.waiting.retain(|claim| (claim.slot, claim.sequence) != (slot, sequence));
     }
 
     /// All payloads are gone.
@@ -153,7 +170,7 @@ mod tests {
             assert_eq!(grants.begin(slot, 1, total, false), Some(UNASKED));
         }
         let order: Vec<u16> =
-            core::iter::from_fn(|| grants.grant().map(|(slot, _)| slot)).collect();
+            core::iter::from_fn(|| grants.grant(|_| true).map(|(slot, _)| slot)).collect();
         assert_eq!(order, [3, 4, 2, 0, 1]);
     }
 
@@ -177,7 +194,7 @@ mod tests {
                         grants.end(slot, 7, total, granted, whole);
                     }
                 }
-                while let Some((slot, _)) = grants.grant() {
+                while let Some((slot, _)) = grants.grant(|_| true) {
                     let entry = live.get_mut(&slot).expect("live");
                     entry.1 = entry.0;
                 }

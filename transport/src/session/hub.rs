@@ -16,10 +16,12 @@
 //! Payloads are buffers that change hands. Who takes them by [`Hub::buffer`] and gives
 //! them back by [`Hub::recycle`] makes calls that allocate nothing.
 //!
-//! Invariants: no datagram panics; memory is bounded by peers × [`Limits`]; nothing
+//! Invariants: no datagram panics; memory is bounded by peers × [`Limits`] and, where calls and
+//! replies are longer than a packet, by [`Limits::unanswered_by_all`]; nothing
 //! is sent to an address but to a configured one or one that an authenticated
 //! packet came from, and cookies to those that initiations came from.
 
+use super::budget::Total;
 use super::bulk::BulkPort;
 use super::client::{CallError, CallId, NotTaken};
 use super::gate::Gate;
@@ -31,6 +33,7 @@ use super::server::{IncomingId, ReplyError};
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{Lane, Status};
@@ -171,6 +174,8 @@ pub struct Hub {
     strays: Strays,
     bulk: Option<BulkPort>,
     bulk_expected: Instant,
+    /// What all peers make us keep.
+    total: Arc<Total>,
 }
 
 impl fmt::Debug for Hub {
@@ -220,6 +225,7 @@ impl Hub {
             strays: Strays::default(),
             bulk: None,
             bulk_expected: Instant::START,
+            total: Total::new(limits.unanswered_by_all),
         })
     }
 
@@ -254,6 +260,7 @@ impl Hub {
 
     fn insert(&mut self, mut peer: Peer) {
         peer.set_bulk(self.bulk);
+        peer.share(&self.total);
         let key = peer.key();
         let free = self.peers.iter().position(Option::is_none);
         let at = free.unwrap_or(self.peers.len());

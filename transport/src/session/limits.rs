@@ -25,6 +25,15 @@ pub struct Limits {
     /// Bytes of payloads that have arrived in part, per peer, calls and replies each; at
     /// least twice [`Limits::payload`]. What goes beyond is not granted yet.
     pub assembling: usize,
+    /// Bytes of calls that do not fit a packet and were handed out and not answered, and of
+    /// such replies that are kept for the peer, per peer and each; one payload always fits.
+    /// Calls beyond it wait, and end as refused when none was answered for
+    /// [`Limits::dead_after`]. While replies take half of it, the peer's calls are not taken
+    /// but on [`Lane::Control`](super::Lane::Control): they come again. A reply beyond it ends as
+    /// unknown.
+    pub unanswered: usize,
+    /// The same for all peers of a hub together, beside one payload for each.
+    pub unanswered_by_all: usize,
     /// Silence after which a peer is asked whether it is there.
     pub keepalive: Duration,
     /// Silence after which a peer counts as gone.
@@ -71,6 +80,8 @@ impl Default for Limits {
             queued: 1024,
             payload: 16 * 1024 * 1024,
             assembling: 64 * 1024 * 1024,
+            unanswered: 256 * 1024 * 1024,
+            unanswered_by_all: 1024 * 1024 * 1024,
             keepalive: Duration::from_secs(1),
             dead_after: Duration::from_secs(5),
             rekey_after: Duration::from_secs(120),

@@ -12,6 +12,7 @@
 //! byte keeps its first value; an [`Outgoing`] never gives out an acknowledged
 //! unit again.
 
+use super::budget::Taken;
 use super::image::{ImageError, Reader, Writer};
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -114,6 +115,8 @@ pub(crate) struct Assembly {
     /// Bytes that may come; the caller has set memory aside for so many.
     granted: usize,
     received: usize,
+    /// Room for it until it is answered.
+    pub(crate) taken: Option<Taken>,
 }
 
 impl Assembly {
@@ -124,7 +127,7 @@ impl Assembly {
     pub(crate) fn new(total: usize, granted: usize, mut bytes: Vec<u8>) -> Self {
         let granted = granted.min(total);
         bytes.clear();
-        Self { bytes, total, have: Units::new(total), granted, received: 0 }
+        Self { bytes, total, have: Units::new(total), granted, received: 0, taken: None }
     }
 
     pub(crate) const fn total(&self) -> usize {
@@ -198,10 +201,9 @@ impl Assembly {
         let received = have.marked_bytes(total);
         let good = granted <= total
             && bytes.len() <= granted
-            && have.missing > 0
             && (bytes.len().div_ceil(UNIT)..total.div_ceil(UNIT)).all(|unit| !have.is_marked(unit));
         if good {
-            Ok(Self { bytes, total, have, granted, received })
+            Ok(Self { bytes, total, have, granted, received, taken: None })
         } else {
             Err(ImageError::Malformed)
         }
@@ -223,13 +225,16 @@ pub(crate) struct Outgoing {
     lost: VecDeque<Range<usize>>,
     granted: usize,
     acked_bytes: usize,
+    /// Room for it as long as it is kept.
+    pub(crate) taken: Option<Taken>,
 }
 
 impl Outgoing {
     /// `granted` bytes may be sent now.
     pub(crate) fn new(bytes: Vec<u8>, granted: usize) -> Self {
         let acked = Units::new(bytes.len());
-        Self { bytes, acked, next: 0, lost: VecDeque::new(), granted, acked_bytes: 0 }
+        let lost = VecDeque::new();
+        Self { bytes, acked, next: 0, lost, granted, acked_bytes: 0, taken: None }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -252,7 +257,8 @@ impl Outgoing {
         let acked = Units::thaw(bytes.len(), from)?;
         let granted = usize::try_from(from.u64()?).map_err(|_| ImageError::Malformed)?;
         let acked_bytes = acked.marked_bytes(bytes.len());
-        Ok(Self { bytes, acked, next: 0, lost: VecDeque::new(), granted, acked_bytes })
+        let lost = VecDeque::new();
+        Ok(Self { bytes, acked, next: 0, lost, granted, acked_bytes, taken: None })
     }
 
     /// More may be sent; says whether that was new.

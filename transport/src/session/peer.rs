@@ -22,6 +22,7 @@
 //!
 //! Not here: which peers exist, indices, the private key (see [`super::hub`]).
 
+use super::budget::Total;
 use super::bulk::{Bulk, BulkPort};
 use super::client::{CallId, Client, NotTaken};
 use super::flow::{Arrivals, Fates, Flow};
@@ -36,6 +37,7 @@ use super::rtt::Rtt;
 use super::server::{IncomingId, ReplyError, Server};
 use crate::time::Instant;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{Frame, Frames, Lane, Status};
 use conet_wire::session::handshake::{FEATURE_BULK, FEATURE_LANES};
@@ -191,6 +193,8 @@ pub(crate) struct Peer {
     ping_due: bool,
     pong_due: Option<u64>,
     proof_due: Option<u64>,
+    /// Since when calls of the peer's wait for room, and how many had been answered then.
+    starved: Option<(Instant, u64)>,
     client: Client,
     server: Server,
     flow: Flow,
@@ -258,6 +262,7 @@ impl Peer {
             ping_due: false,
             pong_due: None,
             proof_due: None,
+            starved: None,
             client: Client::new(limits, key),
             server: Server::new(limits.of_server(), key),
             flow: Flow::new(limits.datagram),
@@ -469,6 +474,7 @@ impl Peer {
             first.at(current.since + self.limits.rekey_after);
         }
         first.or(self.client.due());
+        first.or(self.starved.map(|(since, _)| since + self.limits.dead_after));
         first.or(self.flow.deadline(&self.rtt));
         first.or(self.candidate.as_ref().and_then(Candidate::due));
         if self.arrivals.is_due() {
@@ -548,6 +554,7 @@ impl Peer {
                 }
                 self.on_fates(now, fates);
                 self.client.wake(now);
+                self.on_short(now);
             }
         }
         self.assign(now);

@@ -18,9 +18,11 @@
 //! shrink again. What a released slot has seen is kept as one number, the floor.
 //!
 //! Invariants: a sequence is handed out for execution once; memory is bounded by
-//! [`Limits::assembling`] for what arrives and by the slots for what is kept; a
+//! [`Limits::assembling`] for what arrives, by [`Limits::unanswered`] for what was handed
+//! out and what is kept where it is longer than a packet, and by the slots else; a
 //! reply to a call of an earlier incarnation goes nowhere.
 
+use super::budget::{Account, Taken, Total};
 use super::client::{FIRST_SLOTS, fits_one_packet};
 use super::grants::Grants;
 use super::handshake::PublicKey;
@@ -32,12 +34,14 @@ use super::payload::{Assembly, Outgoing, UNASKED};
 use super::pool::Pool;
 use super::slots::{CallVerdict, ServerSlot};
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{After, Direction, Frame, Lane, Marks, SlotHead, Status};
 
 mod freeze;
 mod output;
+mod room;
 mod row;
 
 /// A call of the peer's.
@@ -58,6 +62,10 @@ pub enum ReplyError {
     /// still waits for a reply.
     #[error("reply is too long")]
     TooLong,
+    /// More replies are kept than [`Limits::unanswered`] allows: the client has asked for too
+    /// many at once. To it the call has ended as unknown.
+    #[error("no memory for this reply: too many wait for their client")]
+    Full,
 }
 
 #[derive(Debug)]
@@ -139,6 +147,14 @@ pub(crate) struct Server {
     slots: Vec<Slot>,
     pub(super) outbox: Outbox,
     grants: Grants,
+    /// Room for calls that were handed out, of earlier incarnations as well.
+    held: BTreeMap<IncomingId, Taken>,
+    calls: Account,
+    replies: Account,
+    /// Calls wait until others are answered.
+    is_short: bool,
+    /// Long calls that were answered.
+    pub(super) freed: u64,
     /// Slots with a reply in pieces on its way.
     large: Vec<u16>,
     /// Slots whose call waits for another one's result: the other's slot, and theirs.
@@ -160,6 +176,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(limits: Limits, peer: PublicKey) -> Self {
+        let total = Total::new(limits.unanswered_by_all);
         Self {
             limits,
             peer,
@@ -167,6 +184,11 @@ impl Server {
             slots: Vec::new(),
             outbox: Outbox::default(),
             grants: Grants::new(limits.assembling, limits.payload),
+            held: BTreeMap::new(),
+            calls: Account::new(limits.unanswered, &total),
+            replies: Account::new(limits.unanswered, &total),
+            is_short: false,
+            freed: 0,
             large: Vec::new(),
             waiting: Vec::new(),
             parked: 0,
@@ -208,6 +230,7 @@ impl Server {
         self.slots.clear();
         self.outbox.clear();
         self.grants.clear();
+        self.is_short = false;
         self.large.clear();
         self.waiting.clear();
         self.parked = 0;
@@ -254,6 +277,7 @@ impl Server {
     /// Takes a CALL or MARKED: a whole call, or the question how a large one stands.
     pub(crate) fn on_call(&mut self, head: SlotHead, marks: Marks, data: &[u8]) {
         let longest = self.limits.payload;
+        let is_pressed = self.replies.is_half_full() && marks.lane != Lane::Control;
         let whole = data.len() == head.total as usize && data.len() <= longest;
         let Some(slot) = self.slot(head.slot) else { return };
         let mut ahead = slot.slot;
@@ -269,6 +293,10 @@ impl Server {
                     if comes && self.lanes {
                         self.say(head.slot, Say::Grant);
                     }
+                    return;
+                }
+                if is_pressed {
+                    // It comes again.
                     return;
                 }
                 // The client has the last reply of this slot, whose memory is free.
@@ -416,30 +444,6 @@ impl Server {
         self.asked.push_back(Event::Call { peer: self.peer, id, lane, payload, argument });
     }
 
-    fn drop_assembly(&mut self, number: u16) {
-        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
-        if !matches!(slot.state, State::Assembling { .. }) {
-            return;
-        }
-        let state = core::mem::replace(&mut slot.state, State::Idle);
-        if let State::Assembling { sequence, assembly, whole } = state {
-            self.grants.end(number, sequence, assembly.total(), assembly.granted(), whole);
-            self.pool.put(assembly.into_bytes());
-            self.grant();
-        }
-    }
-
-    /// Lets calls go on for which there is memory now.
-    fn grant(&mut self) {
-        while let Some((number, _)) = self.grants.grant() {
-            let Some(slot) = self.slots.get_mut(usize::from(number)) else { continue };
-            if let State::Assembling { assembly, .. } = &mut slot.state {
-                assembly.grant();
-                self.say(number, Say::Grant);
-            }
-        }
-    }
-
     /// Takes a piece of a large call; says whether it may be acknowledged.
     pub(crate) fn on_piece(
         &mut self,
@@ -477,45 +481,21 @@ impl Server {
         }
         let Some(slot) = self.slots.get_mut(usize::from(head.slot)) else { return false };
         let State::Assembling { assembly, .. } = &mut slot.state else { return false };
+        if begun && assembly.is_complete() {
+            // It waits for room.
+            return true;
+        }
         if assembly.total() != total || assembly.insert(offset, data).is_err() {
             return false;
         }
         if assembly.is_complete() {
-            let state = core::mem::replace(&mut slot.state, State::Idle);
-            if let State::Assembling { sequence, assembly, whole } = state {
-                self.grants.end(head.slot, sequence, total, assembly.granted(), whole);
-                self.begin(head, Marks { lane, after: None }, assembly.into_bytes());
+            if slot.hold(&self.calls) {
+                self.begin_assembled(head.slot);
+            } else {
+                self.grants.wait(head.slot, head.sequence);
             }
         }
         self.grant();
-        true
-    }
-
-    fn begin_assembly(&mut self, head: SlotHead, lane: Lane, total: usize, whole: bool) -> bool {
-        self.drop_assembly(head.slot);
-        let Some(granted) = self.grants.begin(head.slot, head.sequence, total, whole) else {
-            return false;
-        };
-        let Some(slot) = self.slots.get_mut(usize::from(head.slot)) else { return false };
-        // A reply that is still to be said is not needed: the client uses its slot again.
-        let bytes = self.pool.take_large(total);
-        let old = core::mem::replace(
-            &mut slot.state,
-            State::Assembling {
-                sequence: head.sequence,
-                assembly: Box::new(Assembly::new(total, granted, bytes)),
-                whole,
-            },
-        );
-        if slot.say.take().is_some() {
-            let number = head.slot;
-            self.outbox.retain(|_, waiting| waiting != number);
-        }
-        slot.lane = lane;
-        if let State::Done(kept) = old {
-            self.large.retain(|&large| large != head.slot);
-            self.pool.put(kept.body.into_bytes());
-        }
         true
     }
 
@@ -551,22 +531,6 @@ impl Server {
         }
     }
 
-    /// Ends a call that has not begun to run, and never will.
-    #[cold]
-    fn end_unrun(&mut self, number: u16, sequence: u64, status: Status) {
-        self.drop_assembly(number);
-        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
-        slot.slot.on_call(sequence);
-        slot.slot.on_done(sequence);
-        let kept = Kept { status, body: Body::Whole(Vec::new()) };
-        let old = core::mem::replace(&mut slot.state, State::Done(kept));
-        if let State::Done(kept) = old {
-            self.large.retain(|&large| large != number);
-            self.pool.put(kept.body.into_bytes());
-        }
-        self.on_ended(number);
-    }
-
     pub(crate) fn reply(
         &mut self,
         id: IncomingId,
@@ -575,6 +539,9 @@ impl Server {
     ) -> Result<(), ReplyError> {
         if payload.len() > self.limits.payload {
             return Err(ReplyError::TooLong);
+        }
+        if !self.held.is_empty() {
+            self.release(id);
         }
         let slot = self.slots.get_mut(usize::from(id.slot)).ok_or(ReplyError::Stale)?;
         let State::Running { told_to_wait, .. } = slot.state else {
@@ -585,13 +552,20 @@ impl Server {
         }
         // A client without rows knows of no such end; to it, it is an end.
         let status = if self.lanes || status != Status::Stopped { status } else { Status::Done };
-        let whole = fits_one_packet(&self.limits, payload.len());
+        let is_short = fits_one_packet(&self.limits, payload.len());
+        let taken = if is_short { None } else { self.replies.take(payload.len()) };
+        let is_full = !is_short && taken.is_none();
+        let (status, payload) =
+            if is_full { (Status::Lost, Vec::new()) } else { (status, payload) };
+        let whole = is_short || is_full;
         let body = if whole {
             Body::Whole(payload)
         } else {
             let granted = if self.lanes { UNASKED } else { usize::MAX };
             self.large.push(id.slot);
-            Body::Pieces(Box::new(Outgoing::new(payload, granted)))
+            let mut outgoing = Outgoing::new(payload, granted);
+            outgoing.taken = taken;
+            Body::Pieces(Box::new(outgoing))
         };
         slot.turn(State::Done(Kept { status, body }));
         if whole {
@@ -599,7 +573,7 @@ impl Server {
         }
         self.unpark(told_to_wait);
         self.on_ended(id.slot);
-        Ok(())
+        if is_full { Err(ReplyError::Full) } else { Ok(()) }
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) const LIMITS: Limits = Limits {
     queued: 4096,
     payload: 512 * 1024,
     assembling: 1024 * 1024,
+    unanswered: 4 * 1024 * 1024,
+    unanswered_by_all: 16 * 1024 * 1024,
     keepalive: Duration::from_secs(1),
     dead_after: Duration::from_secs(5),
     rekey_after: Duration::from_secs(20),

@@ -103,7 +103,7 @@ impl Client {
     /// Lets replies go on for which there is memory now; the ones that may are asked for
     /// at once, which tells the server. Without a time that happens when one is due.
     fn grant(&mut self, now: Option<Instant>) {
-        while let Some((number, _)) = self.grants.grant() {
+        while let Some((number, _)) = self.grants.grant(|_| true) {
             let Some(slot) = self.slots.get_mut(usize::from(number)) else { continue };
             let State::Active(active) = &mut slot.state else { continue };
             if let Some(reply) = &mut active.reply {

@@ -1,8 +1,8 @@
 //! A peer's calls, as the hub asks for them.
 
 use super::{
-    CallId, Counters, FEATURE_LANES, IncomingId, Instant, Lane, NotTaken, Peer, PeerStatus,
-    ReplyError, Status, Vec,
+    Arc, CallId, Counters, FEATURE_LANES, IncomingId, Instant, Lane, NotTaken, Peer, PeerStatus,
+    ReplyError, Status, Total, Vec,
 };
 
 impl Peer {
@@ -25,6 +25,7 @@ impl Peer {
             parked: self.server.parked(),
             slots: (self.client.slots_in_use(), self.server.slots_in_use()),
             set_aside: (self.client.set_aside(), self.server.set_aside()),
+            unanswered: self.server.unanswered(),
             epochs: (self.ours.epoch, self.theirs.epoch),
             counters,
         }
@@ -108,5 +109,27 @@ impl Peer {
         } else {
             self.client.pool.put(buffer);
         }
+    }
+
+    /// Calls of the peer's wait until others are answered: not for ever, for whoever answers
+    /// may wait for one of them.
+    pub(crate) fn on_short(&mut self, now: Instant) {
+        if !self.server.is_short() {
+            self.starved = None;
+            return;
+        }
+        let freed = self.server.freed;
+        let (since, before) = *self.starved.get_or_insert((now, freed));
+        if before != freed {
+            self.starved = Some((now, freed));
+        } else if now.since(since) >= self.limits.dead_after {
+            self.server.refuse_waiting();
+            self.starved = None;
+        }
+    }
+
+    /// Draws on what all peers share.
+    pub(crate) fn share(&mut self, total: &Arc<Total>) {
+        self.server.share(total);
     }
 }

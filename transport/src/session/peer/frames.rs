@@ -42,7 +42,11 @@ impl Peer {
                 self.client.on_reply(now, head, status, data, &mut self.rtt);
             }
             Frame::Chunk { head, direction: Direction::Call, lane, offset, data } => {
-                return self.server.on_piece(head, lane, offset as usize, data);
+                let taken = self.server.on_piece(head, lane, offset as usize, data);
+                if self.server.is_short() || self.starved.is_some() {
+                    self.on_short(now);
+                }
+                return taken;
             }
             Frame::Chunk { head, direction: Direction::Reply, offset, data, .. } => {
                 return self.client.on_piece(now, head, offset as usize, data);

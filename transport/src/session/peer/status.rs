@@ -77,6 +77,9 @@ pub struct PeerStatus {
     pub slots: (usize, usize),
     /// Bytes set aside for payloads that arrive in part: of replies, and of calls.
     pub set_aside: (usize, usize),
+    /// Bytes of the peer's calls that were handed out, and of replies kept for it, that do not
+    /// fit a packet; see [`Limits::unanswered`](crate::session::Limits::unanswered).
+    pub unanswered: (usize, usize),
     /// How often this end, and the other, has moved.
     pub epochs: (u64, u64),
     /// What was counted.

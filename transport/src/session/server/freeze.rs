@@ -67,6 +67,9 @@ impl Server {
                     let (total, granted) = (assembly.total(), assembly.granted());
                     let room = server.grants.restore(number, *sequence, total, granted, *whole);
                     room.ok_or(ImageError::Malformed)?;
+                    if assembly.is_complete() {
+                        server.grants.wait(number, *sequence);
+                    }
                 }
                 State::Done(Kept { body: Body::Pieces(_), .. }) => server.large.push(number),
                 _ => {}

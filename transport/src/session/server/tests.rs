@@ -10,6 +10,8 @@ const LIMITS: Limits = Limits {
     queued: 8,
     payload: 4096,
     assembling: 8192,
+    unanswered: 1 << 20,
+    unanswered_by_all: 1 << 20,
     keepalive: core::time::Duration::from_secs(1),
     dead_after: core::time::Duration::from_secs(5),
     rekey_after: core::time::Duration::from_secs(120),
