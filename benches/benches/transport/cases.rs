@@ -175,6 +175,19 @@ impl Bench<'_> {
             }
             let (place, calls) = (self.apart, self.calls(calls, 3));
             let mut all = ours(place, size, calls, Wait::Adaptive);
+            let (spin, block) = if size > raw::LONGEST {
+                ("udp_65507_spin", "udp_65507_block")
+            } else {
+                ("udp_spin", "udp_block")
+            };
+            // Two of the longest are no measure for a mebibyte.
+            if size < 2 * raw::LONGEST {
+                let size = size.min(raw::LONGEST);
+                if place.client != place.server {
+                    all.push(named(spin, move || raw::udp(place, size, calls, true)));
+                }
+                all.push(named(block, move || raw::udp(place, size, calls, false)));
+            }
             all.push(named("tcp_nodelay", || raw::tcp(place, size, calls)));
             all.push(named("unix", || raw::unix(place, size, calls)));
             all.push(named("quinn_proto", || quic::proto(&self.quic, place, size, calls)));

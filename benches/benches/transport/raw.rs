@@ -9,6 +9,8 @@ use std::thread::JoinHandle;
 use crate::measure::{Place, Turn, answer_length, pin};
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// Bytes of the longest UDP datagram over IPv4.
+pub(crate) const LONGEST: usize = 65_507;
 /// A datagram that ends a server.
 const END: usize = 1;
 

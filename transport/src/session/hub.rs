@@ -30,6 +30,7 @@ use super::limits::Limits;
 use super::path::Tokens;
 use super::peer::{DownReason, Peer, PeerStatus};
 use super::server::{IncomingId, ReplyError};
+use super::timers::Timers;
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -44,6 +45,7 @@ pub(crate) use find::Find;
 use moves::Tomb;
 use table::Table;
 
+mod due;
 mod find;
 mod input;
 mod moves;
@@ -160,6 +162,9 @@ pub struct Hub {
     /// Cookies and MOVED packets.
     asides: VecDeque<(SocketAddr, Vec<u8>)>,
     ready: VecDeque<usize>,
+    /// Peers that are asked for their deadlines, and the deadlines of the others.
+    awake: Vec<usize>,
+    due: Timers<usize>,
     /// Peers with pieces that were to wait for the next batch.
     held: VecDeque<usize>,
     /// Peers to which something has happened: their events stay with them until they are
@@ -217,6 +222,8 @@ impl Hub {
             tombs: Vec::new(),
             asides: VecDeque::new(),
             ready: VecDeque::new(),
+            awake: Vec::new(),
+            due: Timers::new(),
             held: VecDeque::new(),
             eventful: VecDeque::new(),
             events: VecDeque::new(),
@@ -289,6 +296,7 @@ impl Hub {
         self.events.extend(core::iter::from_fn(|| peer.poll_event()));
         self.eventful.retain(|&eventful| eventful != at);
         self.ready.retain(|&ready| ready != at);
+        self.awake.retain(|&awake| awake != at);
         self.held.retain(|&held| held != at);
         for index in peer.indices().chain(peer.retired.iter().copied()) {
             self.indices.remove(index);
@@ -494,6 +502,7 @@ impl Hub {
             peer.is_ready = true;
             self.ready.push_back(at);
         }
+        self.wake(at);
     }
 
     /// Whether [`poll_event`](Self::poll_event) has something.
@@ -515,15 +524,6 @@ impl Hub {
             self.eventful.pop_front();
         }
         peer.poll_event()
-    }
-
-    /// When to call [`handle_timeout`](Self::handle_timeout).
-    #[must_use]
-    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        if !self.asides.is_empty() {
-            return Some(now);
-        }
-        self.peers.iter().flatten().filter_map(|peer| peer.deadline(now)).min()
     }
 }
 

@@ -214,6 +214,10 @@ pub(crate) struct Peer {
     pub(crate) retired: Vec<u32>,
     /// Stands in the hub's row of peers to ask for packets.
     pub(crate) is_ready: bool,
+    /// Among those that are asked for their deadlines.
+    pub(crate) is_awake: bool,
+    /// When it is looked at though nothing happens.
+    pub(crate) due_at: Option<Instant>,
     /// Stands in the hub's row of peers with events.
     pub(crate) is_eventful: bool,
     counters: Counters,
@@ -276,6 +280,8 @@ impl Peer {
             finds: Vec::new(),
             retired: Vec::new(),
             is_ready: false,
+            is_awake: false,
+            due_at: None,
             is_eventful: false,
             counters: Counters::default(),
         }

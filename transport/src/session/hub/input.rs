@@ -155,26 +155,7 @@ impl Hub {
         self.touch(at);
     }
 
-    /// Does what time has made due.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        self.forget_tombs(now);
-        for at in 0..self.peers.len() {
-            let Some(Some(peer)) = self.peers.get_mut(at) else { continue };
-            if peer.deadline(now).is_some_and(|deadline| deadline <= now) {
-                peer.handle_timeout(now);
-                if peer.wants_to_ask(now) {
-                    let is_lost = peer.is_lost();
-                    self.ask(now, at);
-                    if is_lost {
-                        self.ask_others(at);
-                    }
-                }
-                self.touch(at);
-            }
-        }
-    }
-
-    fn ask(&mut self, now: Instant, at: usize) {
+    pub(super) fn ask(&mut self, now: Instant, at: usize) {
         let Some(Some(peer)) = self.peers.get_mut(at) else { return };
         self.newest_counter += 1;
         let Some(index) = self.indices.insert(at, &mut *self.entropy) else {
