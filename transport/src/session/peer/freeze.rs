@@ -128,8 +128,8 @@ impl Peer {
             }
             peer.address = Some(address);
         }
-        peer.client = Client::thaw(limits, peer.key, now, &mut from)?;
-        peer.server = Server::thaw(limits, peer.key, &mut from)?;
+        peer.client = Client::thaw(limits, now, &mut from)?;
+        peer.server = Server::thaw(limits, &mut from)?;
         from.end()?;
         peer.unannounced = true;
         peer.ask_at = peer.address.map(|_: SocketAddr| now);
