@@ -162,9 +162,14 @@ pub(crate) struct Peer {
     asking: Option<Asking>,
     ask_at: Option<Instant>,
     ask_pause: Duration,
+    /// Initiations of the peer's that gave way to ours.
+    crossed: u32,
     /// Packets that are not made as they go: handshakes, and what is said about others.
     prepared: VecDeque<(SocketAddr, Vec<u8>)>,
     newest_counter: Option<u64>,
+    /// The next initiation of ours has a higher number: where a session was frozen, the clock
+    /// may have been ahead of this one.
+    least_counter: u64,
     /// Ours in this session; a moved one brings its own.
     pub(crate) incarnation: u64,
     remote_incarnation: Option<u64>,
@@ -233,8 +238,10 @@ impl Peer {
             asking: None,
             ask_at: address.map(|_| now),
             ask_pause: limits.handshake_retry,
+            crossed: 0,
             prepared: VecDeque::new(),
             newest_counter: None,
+            least_counter: 0,
             incarnation,
             remote_incarnation: None,
             ended: VecDeque::new(),
@@ -252,7 +259,7 @@ impl Peer {
             pong_due: None,
             proof_due: None,
             client: Client::new(limits),
-            server: Server::new(limits),
+            server: Server::new(limits.of_server()),
             flow: Flow::new(limits.datagram),
             bulk: Bulk::default(),
             small: Instant::START,
