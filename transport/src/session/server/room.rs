@@ -1,11 +1,12 @@
-//! Room for calls until they are answered, and for replies while they are kept.
+//! Calls that come in pieces; room for them until they are answered, and for replies while
+//! they are kept.
 //!
 //! A call in pieces is granted, or begins, only when there is room for it until it is
 //! answered; until then it waits where it is, and its client is not told to go on.
 
 use super::{
-    Account, Arc, Assembly, Body, Box, IncomingId, Kept, Lane, Marks, Say, Server, Slot, SlotHead,
-    State, Status, Total, Vec,
+    Account, Arc, Assembly, Body, Box, CallVerdict, IncomingId, Kept, Lane, Marks, Say, Server,
+    Slot, SlotHead, State, Status, Total, Vec,
 };
 
 impl Slot {
@@ -174,5 +175,60 @@ impl Server {
             self.pool.put(kept.body.into_bytes());
         }
         self.on_ended(number);
+    }
+
+    /// Takes a piece of a large call; says whether it may be acknowledged.
+    pub(crate) fn on_piece(
+        &mut self,
+        head: SlotHead,
+        lane: Lane,
+        offset: usize,
+        data: &[u8],
+    ) -> bool {
+        let (total, lanes, longest) = (head.total as usize, self.lanes, self.limits.payload);
+        let Some(slot) = self.slot(head.slot) else { return false };
+        let mut ahead = slot.slot;
+        match ahead.on_call(head.sequence) {
+            CallVerdict::Execute if total > longest => {
+                // Taken, so that it does not come again.
+                self.end_unrun(head.slot, head.sequence, Status::Refused);
+                self.say(head.slot, Say::Reply { tracked: false });
+                return true;
+            }
+            CallVerdict::Execute => {}
+            // Its call is known already; the client need not send it again.
+            CallVerdict::Working | CallVerdict::RepeatReply | CallVerdict::Stale => {
+                self.duplicates += 1;
+                return true;
+            }
+            CallVerdict::Overrun => return false,
+        }
+        let begun = match &slot.state {
+            State::Assembling { sequence, .. } if *sequence > head.sequence => return true,
+            State::Assembling { sequence, .. } => *sequence == head.sequence,
+            _ => false,
+        };
+        if !begun && !self.begin_assembly(head, lane, total, !lanes) {
+            self.refused_pieces += 1;
+            return false;
+        }
+        let Some(slot) = self.slots.get_mut(usize::from(head.slot)) else { return false };
+        let State::Assembling { assembly, .. } = &mut slot.state else { return false };
+        if begun && assembly.is_complete() {
+            // It waits for room.
+            return true;
+        }
+        if assembly.total() != total || assembly.insert(offset, data).is_err() {
+            return false;
+        }
+        if assembly.is_complete() {
+            if slot.hold(&self.calls) {
+                self.begin_assembled(head.slot);
+            } else {
+                self.grants.wait(head.slot, head.sequence);
+            }
+        }
+        self.grant();
+        true
     }
 }
