@@ -231,3 +231,15 @@ fn a_row_as_long_as_there_are_slots_ends_without_recursion() {
     assert_eq!(server.slots.iter().filter(waits).count(), 0);
     assert_eq!(server.on_call(head(last, 2, 1), b"y").map(|_| ()), Some(()), "its slot is free");
 }
+
+/// Nothing can ever run there, so it would have waited until somebody cancelled it.
+#[test]
+fn a_call_that_waits_for_a_slot_that_cannot_be_is_aborted() {
+    let mut server = Rig::new(LIMITS);
+    server.set_lanes(true);
+    let slot = u16::try_from(LIMITS.slots).expect("few");
+    let after = Some(After { slot, sequence: 1, anyhow: true });
+    server.0.on_call(head(0, 1, 1), Marks { lane: Lane::Calls, after }, b"x");
+    let said = said(&mut server);
+    assert!(matches!(said[..], [Frame::Reply { status: Status::Aborted, .. }]), "{said:?}");
+}
