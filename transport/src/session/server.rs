@@ -301,7 +301,6 @@ impl Server {
     /// Takes a CALL or MARKED: a whole call, or the question how a large one stands.
     pub(crate) fn on_call(&mut self, head: SlotHead, marks: Marks, data: &[u8]) {
         let longest = self.limits.payload;
-        let is_pressed = self.replies.is_half_full() && marks.lane != Lane::Control;
         let whole = data.len() == head.total as usize && data.len() <= longest;
         let at = usize::from(head.slot);
         if at >= self.slots.len() && self.make_slots(at).is_none() {
@@ -323,7 +322,7 @@ impl Server {
                     }
                     return;
                 }
-                if is_pressed {
+                if self.replies.is_half_full() && marks.lane != Lane::Control {
                     // It comes again.
                     return;
                 }
@@ -535,19 +534,17 @@ impl Server {
         }
         // A client without rows knows of no such end; to it, it is an end.
         let status = if self.lanes || status != Status::Stopped { status } else { Status::Done };
-        let is_short = fits_one_packet(&self.limits, payload.len());
-        let taken = if is_short { None } else { self.replies.take(payload.len()) };
-        let is_full = !is_short && taken.is_none();
-        let (status, payload) =
-            if is_full { (Status::Lost, Vec::new()) } else { (status, payload) };
-        let whole = is_short || is_full;
+        let whole = fits_one_packet(&self.limits, payload.len());
         let body = if whole {
             Body::Whole(payload)
         } else {
+            let Some(taken) = self.replies.take(payload.len()) else {
+                return self.end_without_room(id.slot, told_to_wait);
+            };
             let granted = if self.lanes { UNASKED } else { usize::MAX };
             self.large.push(id.slot);
             let mut outgoing = Outgoing::new(payload, granted);
-            outgoing.taken = taken;
+            outgoing.taken = Some(taken);
             Body::Pieces(Box::new(outgoing))
         };
         slot.turn(State::Done(Kept { status, body }));
@@ -559,7 +556,7 @@ impl Server {
         }
         self.unpark(told_to_wait);
         self.on_ended(id.slot);
-        if is_full { Err(ReplyError::Full) } else { Ok(()) }
+        Ok(())
     }
 }
 
