@@ -45,11 +45,13 @@ mod find;
 mod input;
 mod moves;
 mod output;
+mod places;
 mod table;
 mod ways;
 
 pub use moves::{FreezeError, Frozen, Thawed};
-pub use output::{BATCH_BUFFER, Transmit};
+pub use output::{BATCH_BUFFER, MOST_PARTS, Transmit};
+pub use places::{MOST_AROUND, Place, Scattered};
 
 /// What a hub starts with.
 pub struct HubConfig {
@@ -167,6 +169,9 @@ pub struct Hub {
     strays: Strays,
     bulk: Option<BulkPort>,
     bulk_expected: Instant,
+    /// The peer that was sent something last.
+    in_parts: usize,
+    places: places::Places,
 }
 
 impl fmt::Debug for Hub {
@@ -216,6 +221,8 @@ impl Hub {
             strays: Strays::default(),
             bulk: None,
             bulk_expected: Instant::START,
+            in_parts: 0,
+            places: places::Places::default(),
         })
     }
 

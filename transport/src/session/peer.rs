@@ -24,7 +24,7 @@
 
 use super::bulk::{Bulk, BulkPort};
 use super::client::{CallId, Client, NotTaken};
-use super::flow::{Arrivals, Fates, Flow};
+use super::flow::{Arrivals, Fates, Flow, Tracked};
 use super::handshake::{Established, Initiator, PublicKey};
 use super::hub::{Event, Find};
 use super::key::Root;
@@ -43,6 +43,7 @@ use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, Header};
 use core::net::SocketAddr;
 use core::ops::Range;
 use core::time::Duration;
+use places::Places;
 
 mod calls;
 mod find;
@@ -50,10 +51,14 @@ mod frames;
 mod freeze;
 mod keys;
 mod output;
+mod places;
 mod status;
 mod ways;
 
 pub(crate) use keys::Admission;
+pub(crate) use output::MOST_PIECES;
+pub use places::MOST_AROUND;
+pub(crate) use places::{FRONT, Plan};
 pub use status::{Counters, DownReason, PeerStatus};
 
 #[derive(Debug)]
@@ -196,6 +201,10 @@ pub(crate) struct Peer {
     rtt: Rtt,
     /// One piece in so many is of the oldest payload.
     turn: u32,
+    /// The pieces that went last and whose payload is left where it is.
+    parts: Vec<Tracked>,
+    /// Where the next pieces of a payload belong, if they follow one another.
+    places: Places,
     fates: Fates,
     /// That it is up or down.
     events: VecDeque<Event>,
@@ -259,6 +268,8 @@ impl Peer {
             arrivals: Arrivals::default(),
             rtt: Rtt::default(),
             turn: 0,
+            parts: Vec::new(),
+            places: Places::default(),
             fates: Fates::new(),
             events: VecDeque::new(),
             finds: Vec::new(),
@@ -323,21 +334,43 @@ impl Peer {
     ) -> bool {
         let Some((header, range, newest)) = self.open(index, packet) else { return false };
         let length = packet.len();
-        self.counters.received_packets += 1;
-        self.counters.received_bytes += length as u64;
         let which = if self.is_current(index) { Which::Current } else { self.confirm(now, index) };
-        self.heard = now;
-        self.unanswered = None;
-        if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
-            // It uses keys of a handshake that told our life.
-            self.unannounced = which != Which::Current;
-        }
+        self.on_opened(now, length, which);
         let by_bulk = header.flags & FLAG_BULK != 0;
         let payload = packet.get(range).unwrap_or_default();
         if which == Which::Current && newest && !by_bulk {
             self.look_where(now, from, length, payload, tokens);
         }
         let taken = self.on_frames(now, which, payload);
+        self.on_taken(now, which, header, taken, marked, tokens);
+        true
+    }
+
+    /// A packet of `length` bytes was the peer's.
+    #[inline]
+    fn on_opened(&mut self, now: Instant, length: usize, which: Which) {
+        self.counters.received_packets += 1;
+        self.counters.received_bytes += length as u64;
+        self.heard = now;
+        self.unanswered = None;
+        if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
+            // It uses keys of a handshake that told our life.
+            self.unannounced = which != Which::Current;
+        }
+    }
+
+    /// What a packet says has been done.
+    #[inline]
+    fn on_taken(
+        &mut self,
+        now: Instant,
+        which: Which,
+        header: Header,
+        taken: bool,
+        marked: bool,
+        tokens: &mut Tokens,
+    ) {
+        let by_bulk = header.flags & FLAG_BULK != 0;
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
             self.arrivals.on_tracked(now, header.number, marked, by_bulk);
             if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
@@ -348,7 +381,6 @@ impl Peer {
             self.bulk.set_token(tokens.take().max(1));
         }
         self.assign(now);
-        true
     }
 
     #[inline]
@@ -382,14 +414,18 @@ impl Peer {
                 let newest = header.number + 1 == keys.opener.next_number();
                 Some((header, range, newest))
             }
-            Err(OpenError::Replayed) => {
-                self.counters.replayed += 1;
+            Err(error) => {
+                self.on_closed(error);
                 None
             }
-            Err(_) => {
-                self.counters.forged += 1;
-                None
-            }
+        }
+    }
+
+    /// A packet was not opened.
+    const fn on_closed(&mut self, error: OpenError) {
+        match error {
+            OpenError::Replayed => self.counters.replayed += 1,
+            _ => self.counters.forged += 1,
         }
     }
 

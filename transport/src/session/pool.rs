@@ -104,6 +104,11 @@ impl Pool {
         self.small.len() + self.large.len()
     }
 
+    /// How much is kept of the kind of `buffer`: buffers, or bytes of large ones.
+    pub(crate) const fn kept_for(&self, buffer: &Vec<u8>) -> usize {
+        if buffer.capacity() > SMALL { self.bytes } else { self.kept() }
+    }
+
     /// A buffer with a copy of `bytes`.
     #[inline]
     pub(crate) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {

@@ -28,7 +28,7 @@ use super::hub::Event;
 use super::limits::Limits;
 use super::outbox::Outbox;
 use super::packet::Packet;
-use super::payload::{Assembly, Outgoing, UNASKED};
+use super::payload::{Assembly, Data, Outgoing, UNASKED};
 use super::pool::Pool;
 use super::slots::{CallVerdict, ServerSlot};
 use alloc::boxed::Box;
@@ -434,13 +434,31 @@ impl Server {
         }
     }
 
+    /// Where bytes of a large call belong; see [`Assembly::room`].
+    pub(crate) fn place_of(
+        &mut self,
+        head: SlotHead,
+        offset: usize,
+        most: usize,
+    ) -> Option<&mut [u8]> {
+        let slot = self.slots.get_mut(usize::from(head.slot))?;
+        match &mut slot.state {
+            State::Assembling { sequence, assembly, .. }
+                if *sequence == head.sequence && assembly.total() == head.total as usize =>
+            {
+                assembly.room(offset, most)
+            }
+            _ => None,
+        }
+    }
+
     /// Takes a piece of a large call; says whether it may be acknowledged.
     pub(crate) fn on_piece(
         &mut self,
         head: SlotHead,
         lane: Lane,
         offset: usize,
-        data: &[u8],
+        data: Data<'_>,
     ) -> bool {
         let (total, lanes) = (head.total as usize, self.lanes);
         let Some(slot) = self.slot(head.slot) else { return false };

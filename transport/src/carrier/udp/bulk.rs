@@ -9,12 +9,15 @@
 //! (`IP_PMTUDISC_PROBE`): what is too long for the device is told, what is too long for
 //! the path is lost, and the session's search for the path MTU needs both.
 
-use super::{DATAGRAM, Incoming, SOCKET_BUFFER, wait_for};
-use crate::session::BulkPort;
+use super::control::Control;
+use super::{DATAGRAM, Incoming, SOCKET_BUFFER, sys, wait_for};
 use crate::session::ways::stream_number;
+use crate::session::{BulkPort, Scattered};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState, is_msg_size_err};
 use rustix::event::{PollFd, PollFlags};
-use std::io::{self, ErrorKind, IoSliceMut};
+use rustix::net::SendFlags;
+use socket2::{MsgHdr, SockAddr, SockRef};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -28,6 +31,8 @@ pub struct BulkSocket {
     state: UdpSocketState,
     port: BulkPort,
     incoming: Vec<u8>,
+    /// What was to be gathered by the kernel, where it did not.
+    gathered: Vec<u8>,
     /// Most datagrams in one system call; tests want other ones.
     segments: usize,
 }
@@ -49,7 +54,8 @@ impl BulkSocket {
         let buffer = u32::try_from(buffers.recv_buffer_size()? / 2).unwrap_or(u32::MAX);
         let port = BulkPort { port: socket.local_addr()?.port(), buffer };
         let incoming = vec![0; DATAGRAM];
-        Ok(Self { socket, state, port, incoming, segments: SEGMENTS })
+        let gathered = Vec::new();
+        Ok(Self { socket, state, port, incoming, gathered, segments: SEGMENTS })
     }
 
     /// The socket, for its options.
@@ -110,6 +116,50 @@ impl BulkSocket {
             rest = later;
         }
         Ok(true)
+    }
+
+    /// As [`send`](Self::send), of what lies in several places: the kernel gathers it.
+    pub(crate) fn send_parts(
+        &mut self,
+        to: SocketAddr,
+        parts: &[IoSlice<'_>],
+        segment: usize,
+    ) -> io::Result<bool> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length <= segment || self.state.max_gso_segments() > 1 {
+            let segment = u16::try_from(segment).ok().filter(|_| length > segment);
+            let (address, control) = (SockAddr::from(to), Control::new(to.ip(), segment));
+            let message = MsgHdr::new().with_addr(&address).with_buffers(parts);
+            let message = message.with_control(control.bytes());
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let flags = flags.bits().cast_signed();
+            match SockRef::from(&self.socket).sendmsg(&message, flags) {
+                Ok(_) => return Ok(true),
+                Err(error) if is_msg_size_err(&error) => return Ok(false),
+                // What is to be done about it, the other way knows.
+                Err(_) => {}
+            }
+        }
+        let mut gathered = core::mem::take(&mut self.gathered);
+        gathered.clear();
+        gathered.extend(parts.iter().flat_map(|part| part.iter()));
+        let sent = self.send(to, &gathered, segment);
+        self.gathered = gathered;
+        sent
+    }
+
+    /// As [`receive`](Self::receive), into several places.
+    pub(crate) fn receive_parts(
+        &mut self,
+        parts: &mut [IoSliceMut<'_>],
+    ) -> io::Result<Option<Scattered>> {
+        match sys::receive(&self.socket, parts) {
+            // Nobody is there; to the session it would be a stream of ours.
+            Ok(scattered) => Ok(Some(scattered).filter(|one| stream_number(one.from).is_none())),
+            Err(error) if is_fatal(&error) => Err(error),
+            // Nothing there, or an error of an earlier datagram.
+            Err(_) => Ok(None),
+        }
     }
 
     pub(crate) fn receive(&mut self, mut take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {

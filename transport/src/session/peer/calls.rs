@@ -103,7 +103,8 @@ impl Peer {
 
     /// Takes a buffer back.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        if self.client.pool.kept() > self.server.pool.kept() {
+        // Large ones go where there are least: what comes is put into them there.
+        if self.client.pool.kept_for(&buffer) > self.server.pool.kept_for(&buffer) {
             self.server.pool.put(buffer);
         } else {
             self.client.pool.put(buffer);

@@ -5,12 +5,13 @@
 
 use super::{DownReason, FEATURE_LANES, Lane, Peer};
 use crate::session::bulk::Probe;
+use crate::session::flow::Tracked;
 use crate::session::hub::Transmit;
-use crate::session::packet::Packet;
+use crate::session::packet::{PARTS, Packet};
 use crate::session::protect::Label;
 use crate::session::ways::stream_number;
 use crate::time::Instant;
-use conet_wire::session::frame::{FRAME_HEADER, Frame};
+use conet_wire::session::frame::{Direction, FRAME_HEADER, Frame};
 use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, HEADER, PacketKind, TAG};
 use core::net::SocketAddr;
 
@@ -24,14 +25,19 @@ const BATCH: usize = 65_000;
 /// The same while calls come and go: they wait for the system call that is under way.
 const BATCH_BESIDE_CALLS: usize = 6_000;
 
+/// Most pieces in one system call (`UDP_MAX_SEGMENTS` of Linux 4.18; 128 since 6.10).
+pub(crate) const MOST_PIECES: usize = 64;
+
 impl Peer {
     /// Writes what goes next into `buf`: one datagram, or by the way for bulk, where the carrier
-    /// has one, a row of up to `batch`.
+    /// has one, a row of up to `batch`, whose payload stays where it is where that can be and
+    /// `in_parts` is wanted.
     pub(crate) fn poll_transmit(
         &mut self,
         now: Instant,
         buf: &mut [u8],
         batch: Option<usize>,
+        in_parts: bool,
     ) -> Option<Transmit> {
         if let Some((to, packet)) = self.prepared.pop_front() {
             return self.shake_hands(now, to, &packet, buf);
@@ -54,7 +60,7 @@ impl Peer {
             return self.learn(now, to, probe, buf);
         }
         let (to, size) = way?;
-        self.pieces(now, to, size, batch, buf)
+        self.pieces(now, to, size, batch, in_parts, buf)
     }
 
     // What seldom happens stands apart, so that what each call does is close together: after
@@ -178,24 +184,34 @@ impl Peer {
         to: SocketAddr,
         size: usize,
         batch: usize,
+        in_parts: bool,
         buf: &mut [u8],
     ) -> Option<Transmit> {
+        let in_parts = in_parts && self.current.as_ref().is_some_and(|keys| keys.sealer.is_clear());
         let most =
             if self.is_beside_calls(now) { BATCH_BESIDE_CALLS } else { BATCH }.min(buf.len());
         let size = size.min(most);
         self.flow.set_path(size, self.bulk.buffer().unwrap_or(usize::MAX));
-        let (mut segment, mut length) = (0, 0);
-        for _ in 0..batch {
-            let Some(rest) = buf.get_mut(length..most.max(length)) else { break };
-            if rest.len() < size {
+        self.parts.clear();
+        let (mut segment, mut length, mut written) = (0, 0, 0);
+        for _ in 0..batch.min(MOST_PIECES) {
+            if most.saturating_sub(length) < size {
                 break;
             }
-            let mut packet = Packet::new(rest, if segment == 0 { size } else { segment });
+            let Some(rest) = buf.get_mut(written..) else { break };
+            let longest = if segment == 0 { size } else { segment };
+            let mut packet =
+                if in_parts { Packet::in_parts(rest, longest) } else { Packet::new(rest, longest) };
             self.emit_piece(now, &mut packet);
             if packet.tracked.is_none() {
                 break;
             }
+            if in_parts {
+                self.parts.extend(packet.tracked.clone());
+            }
+            let left_apart = packet.left_apart();
             let sealed = self.seal(now, packet, FLAG_BULK)?;
+            written += sealed - left_apart;
             length += sealed;
             if segment == 0 {
                 segment = sealed;
@@ -208,7 +224,25 @@ impl Peer {
         if length > 0 {
             self.expect_answer(now);
         }
-        (length > 0).then_some(Transmit { to, length, segment, is_bulk: true })
+        (length > 0).then_some(Transmit { to, length, segment, is_bulk: true, in_parts })
+    }
+
+    /// The parts of what went last, one behind the other: `buf` has what stands around the
+    /// payloads.
+    pub(crate) fn parts<'a>(&'a self, buf: &'a [u8], mut take: impl FnMut(&'a [u8])) {
+        let mut before = 0;
+        for (n, piece) in self.parts.iter().enumerate() {
+            let Tracked::Piece { direction, slot, sequence, range } = piece else { continue };
+            let payload = match direction {
+                Direction::Call => self.client.payload(*slot, *sequence),
+                Direction::Reply => self.server.payload(*slot, *sequence),
+            };
+            let end = n * PARTS + PARTS - TAG;
+            take(buf.get(before..end).unwrap_or_default());
+            take(payload.and_then(|payload| payload.get(range.clone())).unwrap_or_default());
+            before = end;
+        }
+        take(buf.get(before..before + TAG).unwrap_or_default());
     }
 
     /// A packet that learns about the way for bulk.
@@ -230,7 +264,7 @@ impl Peer {
             packet.pad();
         }
         let length = self.seal(now, packet, FLAG_BULK)?;
-        Some(Transmit { to, length, segment: length, is_bulk: true })
+        Some(Transmit { to, length, segment: length, is_bulk: true, in_parts: false })
     }
 
     /// A challenge to the address where the peer may be.
@@ -271,13 +305,14 @@ impl Peer {
     /// Seals a packet and gives its length.
     fn seal(&mut self, now: Instant, packet: Packet<'_>, flags: u8) -> Option<usize> {
         let keys = self.current.as_mut()?;
-        let length = packet.payload_len();
+        let (length, left_apart) = (packet.payload_len(), packet.left_apart());
         let (buf, tracked) = packet.finish();
         let flags = flags | if tracked.is_some() { FLAG_TRACKED } else { 0 };
         let label = Label { kind: PacketKind::Data, flags, session: keys.remote_index };
         let number = keys.sealer.next_number();
         match keys.sealer.seal_in_place(label, buf, length) {
             Ok(length) => {
+                let length = length + left_apart;
                 if let Some(what) = tracked {
                     self.flow.on_sent(now, number, length, what, flags & FLAG_BULK != 0);
                 }
