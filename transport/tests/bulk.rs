@@ -1,6 +1,7 @@
 //! The way for bulk between two hubs, over paths that carry less than their devices do.
 
 use conet_transport::session::handshake::{FEATURES, PrivateKey, PublicKey};
+use conet_transport::session::ways::stream_address;
 use conet_transport::session::{
     BATCH_BUFFER, BulkPort, Event, Hub, HubConfig, Lane, Limits, MOST_AROUND, MOST_PARTS,
     Scattered, Transmit,
@@ -386,4 +387,42 @@ fn a_batch_that_is_repeated_counts_once() {
     pair.call(PAYLOAD);
     let counters = pair.hubs[1].status(pair.now).next().expect("one").counters;
     assert!(pair.came_placed > 0 && counters.replayed > 0, "{counters:?}");
+}
+
+/// On a stream what has no room is lost, and length costs nothing.
+#[test]
+fn on_a_stream_pieces_are_long_and_not_more_than_it_holds() {
+    let hub = |n: u8| Hub::new(HubConfig::new(PrivateKey::new([n; 32]))).expect("entropy");
+    let (mut hubs, at) = ([hub(1), hub(2)], stream_address(7));
+    let [one, two] = [hubs[0].public_key(), hubs[1].public_key()];
+    // Long after any call.
+    let mut now = Instant::START + Duration::from_secs(1);
+    hubs[0].add_peer(now, two, Some(at));
+    hubs[1].add_peer(now, one, None);
+    hubs[0].call_on(now, &two, Lane::Bulk, vec![7; PAYLOAD], None).expect("taken");
+    let (mut buf, mut longest, mut most) = (vec![0; BATCH_BUFFER], 0, 0);
+    let mut has_come = false;
+    for _ in 0..2000 {
+        for from in [0, 1] {
+            hubs[from].handle_timeout(now);
+            let mut sent = Vec::new();
+            while let Some(transmit) = hubs[from].poll_batch(now, &mut buf, Some(64)) {
+                assert!(!transmit.is_bulk && transmit.to == at);
+                longest = longest.max(transmit.length);
+                sent.push(buf[..transmit.length].to_vec());
+            }
+            most = most.max(sent.iter().map(Vec::len).sum());
+            for mut datagram in sent {
+                hubs[1 - from].handle_datagram(now, at, &mut datagram);
+            }
+        }
+        while let Some(event) = hubs[1].poll_event() {
+            if let Event::Call { payload, .. } = event {
+                assert_eq!(payload, vec![7; PAYLOAD]);
+                has_come = true;
+            }
+        }
+        now = now + HOP;
+    }
+    assert!(has_come && longest > 30_000 && most < 1 << 20, "{has_come} {longest} {most}");
 }

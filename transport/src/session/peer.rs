@@ -34,6 +34,7 @@ use super::path::{Candidate, Tokens};
 use super::protect::{OpenError, Opener, Replay, Sealer};
 use super::rtt::Rtt;
 use super::server::{IncomingId, ReplyError, Server};
+use super::ways::stream_number;
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -342,7 +343,7 @@ impl Peer {
             self.look_where(now, from, length, payload, tokens);
         }
         let taken = self.on_frames(now, which, payload);
-        self.on_taken(now, which, header, taken, marked, tokens);
+        self.on_taken(now, which, header, taken, marked, stream_number(from).is_some(), tokens);
         true
     }
 
@@ -368,11 +369,13 @@ impl Peer {
         header: Header,
         taken: bool,
         marked: bool,
+        by_stream: bool,
         tokens: &mut Tokens,
     ) {
         let by_bulk = header.flags & FLAG_BULK != 0;
         if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
-            self.arrivals.on_tracked(now, header.number, marked, by_bulk);
+            // What comes by a stream waits for nobody: it is not lost.
+            self.arrivals.on_tracked(now, header.number, marked, by_bulk || by_stream);
             if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
                 self.bulk.on_piece_aside();
             }

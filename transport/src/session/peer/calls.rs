@@ -4,6 +4,7 @@ use super::{
     CallId, Counters, FEATURE_LANES, IncomingId, Instant, Lane, NotTaken, Peer, PeerStatus,
     ReplyError, Status, Vec,
 };
+use crate::session::pool::Pool;
 
 impl Peer {
     pub(crate) fn status(&self, now: Instant) -> PeerStatus {
@@ -103,8 +104,11 @@ impl Peer {
 
     /// Takes a buffer back.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        // Large ones go where there are least: what comes is put into them there.
-        if self.client.pool.kept_for(&buffer) > self.server.pool.kept_for(&buffer) {
+        // Large ones go where there are least, or else where payloads come: into these.
+        let (ours, theirs) =
+            (self.client.pool.kept_for(&buffer), self.server.pool.kept_for(&buffer));
+        let is_call = Pool::is_large(&buffer) && self.places.are_calls();
+        if ours > theirs || (ours == theirs && is_call) {
             self.server.pool.put(buffer);
         } else {
             self.client.pool.put(buffer);

@@ -25,6 +25,11 @@ const BATCH: usize = 65_000;
 /// The same while calls come and go: they wait for the system call that is under way.
 const BATCH_BESIDE_CALLS: usize = 6_000;
 
+/// Longest packet on a stream; its carriers take somewhat more.
+const STREAM_PACKET: usize = 32_000;
+/// Bytes of pieces on their way by a stream: what shared memory holds beside calls, and
+/// connections several times over.
+const ON_STREAM: usize = 896 * 1024;
 /// Most pieces in one system call (`UDP_MAX_SEGMENTS` of Linux 4.18; 128 since 6.10).
 pub(crate) const MOST_PIECES: usize = 64;
 
@@ -145,7 +150,9 @@ impl Peer {
         if lanes.is_empty() && !has_rare && !(with_piece && self.has_piece()) {
             return None;
         }
-        let mut packet = Packet::new(buf, self.limits.datagram);
+        let (longest, buffer) = self.longest(now, to);
+        let longest = longest.min(buf.len());
+        let mut packet = Packet::new(buf, longest);
         let mut is_answered = has_rare && self.emit_rare(now, &mut packet);
         let mut is_all = true;
         while is_all && let Some(lane) = lanes.take() {
@@ -161,8 +168,8 @@ impl Peer {
         if is_all && with_piece && packet.tracked.is_none() && self.has_piece() {
             // A piece wants a packet nearly to itself, and one packet tracks one thing.
             let room = packet.room();
-            if room >= self.limits.datagram * 4 / 5 {
-                self.flow.set_path(self.limits.datagram, usize::MAX);
+            if room >= longest * 4 / 5 {
+                self.flow.set_path(longest, buffer);
                 self.emit_piece(now, &mut packet);
             }
         }
@@ -174,6 +181,17 @@ impl Peer {
         }
         let length = self.seal(now, packet, 0)?;
         Some(Transmit::one(to, length))
+    }
+
+    /// Longest packet by the calls' way, and bytes of pieces that may be on it: on a stream
+    /// length costs nothing but the time of calls behind it, and what has no room is lost.
+    fn longest(&self, now: Instant, to: SocketAddr) -> (usize, usize) {
+        let least = self.limits.datagram;
+        match stream_number(to) {
+            None => (least, usize::MAX),
+            Some(_) if self.is_beside_calls(now) => (least.max(BATCH_BESIDE_CALLS), ON_STREAM),
+            Some(_) => (least.max(STREAM_PACKET), ON_STREAM),
+        }
     }
 
     /// Pieces of large payloads, as many as the window, the carrier and the calls allow.

@@ -93,6 +93,11 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// Whether payloads that come are calls.
+    pub(super) fn are_calls(&self) -> bool {
+        self.last.is_some_and(|(piece, _)| piece.direction == Direction::Call)
+    }
+
     fn on_piece(&mut self, piece: Piece, length: usize) {
         self.in_row = self.last.is_some_and(|(last, before)| {
             (last.head, last.direction) == (piece.head, piece.direction)
@@ -161,7 +166,7 @@ impl Peer {
         self.on_opened(now, PARTS + length, Which::Current);
         let offset = u32::try_from(offset).unwrap_or(u32::MAX);
         let taken = self.on_piece(now, Piece { offset, ..plan.piece }, Data::InPlace(length));
-        self.on_taken(now, Which::Current, header, taken, marked, tokens);
+        self.on_taken(now, Which::Current, header, taken, marked, false, tokens);
         true
     }
 }
