@@ -34,6 +34,7 @@ use super::path::{Candidate, Tokens};
 use super::protect::{OpenError, Opener, Replay, Sealer};
 use super::rtt::Rtt;
 use super::server::{IncomingId, ReplyError, Server};
+use super::timers::Earliest;
 use super::ways::stream_number;
 use crate::time::Instant;
 use alloc::collections::VecDeque;
@@ -590,23 +591,5 @@ impl Peer {
         let keys = [&self.current, &self.next, &self.previous];
         let asking = self.asking.as_ref().map(|asking| asking.index);
         keys.into_iter().flatten().map(|keys| keys.local_index).chain(asking)
-    }
-}
-
-/// The earliest of some moments.
-#[derive(Default)]
-struct Earliest(Option<Instant>);
-
-impl Earliest {
-    #[inline]
-    fn at(&mut self, at: Instant) {
-        self.0 = Some(self.0.map_or(at, |first| first.min(at)));
-    }
-
-    #[inline]
-    fn or(&mut self, at: Option<Instant>) {
-        if let Some(at) = at {
-            self.at(at);
-        }
     }
 }

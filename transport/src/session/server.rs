@@ -38,6 +38,7 @@ use conet_wire::session::frame::{After, Direction, Frame, Lane, Marks, SlotHead,
 
 mod freeze;
 mod output;
+mod places;
 mod row;
 
 /// A call of the peer's.
@@ -431,24 +432,6 @@ impl Server {
                 assembly.grant();
                 self.say(number, Say::Grant);
             }
-        }
-    }
-
-    /// Where bytes of a large call belong; see [`Assembly::room`].
-    pub(crate) fn place_of(
-        &mut self,
-        head: SlotHead,
-        offset: usize,
-        most: usize,
-    ) -> Option<&mut [u8]> {
-        let slot = self.slots.get_mut(usize::from(head.slot))?;
-        match &mut slot.state {
-            State::Assembling { sequence, assembly, .. }
-                if *sequence == head.sequence && assembly.total() == head.total as usize =>
-            {
-                assembly.room(offset, most)
-            }
-            _ => None,
         }
     }
 

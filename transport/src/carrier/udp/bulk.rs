@@ -302,4 +302,78 @@ mod tests {
             assert_eq!(one.receive(|_| ()).expect("nothing"), 0);
         }
     }
+
+    /// Everything that comes, in parts of `part` bytes and a long one; and the lengths of
+    /// datagrams.
+    fn received_in_parts(socket: &mut BulkSocket, part: usize, most: usize) -> (Vec<u8>, usize) {
+        let (mut got, mut segment) = (Vec::new(), 0);
+        while got.len() < most {
+            let mut fds = [socket.poll_fd()];
+            assert!(wait_for(&mut fds, Duration::from_secs(10)).expect("polls"), "{}", got.len());
+            let mut bytes = vec![0; DATAGRAM];
+            let (first, last) = bytes.split_at_mut(7 * part);
+            let mut parts: Vec<_> = first.chunks_mut(part).map(IoSliceMut::new).collect();
+            parts.push(IoSliceMut::new(last));
+            let Some(scattered) = socket.receive_parts(&mut parts).expect("receives") else {
+                continue;
+            };
+            assert!(!scattered.marked);
+            segment = segment.max(scattered.segment);
+            got.extend_from_slice(&bytes[..scattered.length]);
+        }
+        (got, segment)
+    }
+
+    #[test]
+    fn what_lies_in_parts_goes_and_comes_in_parts() {
+        for (without_gso, length, segment) in
+            [(false, 9000, 500), (true, 9000, 500), (false, 60_000, 60_000), (false, 777, 1472)]
+        {
+            let (mut one, mut two, to) = pair();
+            if without_gso {
+                // More than the kernel makes segments of: as from one without GSO.
+                one.segments = 200;
+                assert!(one.send(to, &batch(200, 100), 100).expect("sends"));
+                received(&mut two, 200);
+                assert_eq!(one.state.max_gso_segments(), 1);
+            }
+            let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
+            let parts: Vec<_> = bytes.chunks(113).map(IoSlice::new).collect();
+            assert!(one.send_parts(to, &parts, segment).expect("sends"));
+            let (got, longest) = received_in_parts(&mut two, 97, length);
+            assert!(got == bytes && longest == segment.min(length), "{length} {segment} {longest}");
+        }
+        let (mut one, two, to) = pair();
+        assert!(!one.send_parts(to, &[IoSlice::new(&[0; 65_535])], 65_535).expect("is told"));
+        drop(two);
+        for _ in 0..3 {
+            assert!(one.send_parts(to, &[IoSlice::new(&[0; 100])], 100).expect("lost"));
+        }
+    }
+
+    #[test]
+    fn marks_go_and_come_with_parts() {
+        let (mut one, mut two, to) = pair();
+        let transmit = Transmit {
+            destination: to,
+            ecn: Some(EcnCodepoint::Ce),
+            contents: &[7; 100],
+            segment_size: None,
+            src_ip: None,
+        };
+        one.state.try_send((&one.socket).into(), &transmit).expect("sends");
+        assert!(wait_for(&mut [two.poll_fd()], Duration::from_secs(10)).expect("polls"));
+        let from = one.socket().local_addr().expect("bound");
+        let mut bytes = [0; 200];
+        let got = two.receive_parts(&mut [IoSliceMut::new(&mut bytes)]).expect("receives");
+        assert_eq!(got, Some(Scattered { from, length: 100, segment: 100, marked: true }));
+        // What it sends itself may be marked on its way.
+        assert!(one.send_parts(to, &[IoSlice::new(&[7; 100])], 100).expect("sends"));
+        assert!(wait_for(&mut [two.poll_fd()], Duration::from_secs(10)).expect("polls"));
+        let mut meta = [RecvMeta::default()];
+        two.state
+            .recv((&two.socket).into(), &mut [IoSliceMut::new(&mut bytes)], &mut meta)
+            .expect("receives");
+        assert_eq!(meta[0].ecn, Some(EcnCodepoint::Ect0));
+    }
 }
