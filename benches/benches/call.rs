@@ -61,7 +61,7 @@ fn answer_calls(key: PrivateKey, caller: PublicKey, on: Option<usize>) -> Socket
         let Started { endpoint, events, .. } = Endpoint::start(ANY, config).unwrap();
         told.send(endpoint.local_addr()).unwrap();
         for event in events {
-            if let EndpointEvent::Call { ticket, payload } = event {
+            if let EndpointEvent::Call { ticket, payload, .. } = event {
                 endpoint.reply(ticket, payload).unwrap();
             }
         }

@@ -39,6 +39,7 @@ pub mod capture;
 pub mod fuzz_support;
 mod gate;
 mod guest;
+mod leave;
 mod rules;
 mod segment;
 mod services;

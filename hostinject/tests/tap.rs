@@ -139,6 +139,23 @@ fn a_guest_by_tap_is_found_again_and_leaves_nothing() {
     drop(two);
 }
 
+/// Its link is freed later, which is in nobody's way.
+#[test]
+fn a_removed_guest_leaves_its_names_to_the_next() {
+    privileged!(Need::Tun);
+    let scene = Scene::new(Mode::WireGuard);
+    let host = &scene.hosts[0];
+    let link = spec(1, 1).host_link;
+    for kind in [PortKind::Veth, PortKind::Tap, PortKind::Veth, PortKind::Tap, PortKind::Tap] {
+        let port = host.attach(GuestSpec { kind, ..spec(1, 1) });
+        assert!(!port.is_adopted(), "{kind:?}");
+        ping(port.netns().unwrap(), IpAddr::from([10, 77, 1, 1])).expect("the guest's gateway");
+        host.run(|| port.detach().unwrap());
+        assert_eq!(host.netlink().link(link).unwrap(), None, "{kind:?}");
+        assert!(!Netns::exists(&guest_name(1, 1)), "{kind:?}");
+    }
+}
+
 #[test]
 fn what_is_there_is_not_made_anew() {
     privileged!(Need::Tun);

@@ -109,6 +109,21 @@ impl Netlink {
         }
     }
 
+    /// Deletes this link and no other that has got its name meanwhile; whether it was there.
+    ///
+    /// # Errors
+    /// As the kernel refuses.
+    pub fn delete_this_link(&mut self, link: &Link) -> Result<bool, NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        let message = RouteNetlinkMessage::DelLink(message);
+        match self.change(Op::DeleteLink, &Object::Link(link.name), message, 0) {
+            Ok(()) => Ok(true),
+            Err(e) if e.is_missing() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The link of that name, if there is one.
     ///
     /// # Errors

@@ -210,7 +210,7 @@ impl<P: Processes> Daemon<P> {
                     self.peers.on_up(&self.endpoint, key, hello);
                 }
                 Message::Session(EndpointEvent::PeerDown(key, _)) => self.peers.on_down(key),
-                Message::Session(EndpointEvent::Call { ticket, payload }) => {
+                Message::Session(EndpointEvent::Call { ticket, payload, .. }) => {
                     self.on_peer_call(ticket, &payload);
                 }
                 // Whoever holds the ticket answers in any case.

@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::thread::spawn(move || {
         for event in server.events {
             match event {
-                EndpointEvent::Call { ticket, payload } => {
+                EndpointEvent::Call { ticket, payload, .. } => {
                     let answer = payload.to_ascii_uppercase();
                     if let Err(error) = server.endpoint.reply(ticket, answer) {
                         eprintln!("server: {error}");

@@ -20,16 +20,17 @@
 mod driver;
 
 use crate::carrier::{Detour, Streams};
-use crate::session::handshake::{HandshakeError, PrivateKey, PublicKey};
+use crate::session::handshake::{HandshakeError, PrivateKey, PublicKey, local_features};
 use crate::session::{
     CallError, CallRefused, DownReason, HubConfig, IncomingId, Lane, Limits, PeerStatus,
     ReplyFailed, Strays, UnknownPeer,
 };
-use driver::{Command, Driver};
+use driver::{Answer, Command, Driver};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -44,6 +45,10 @@ pub struct EndpointConfig {
     pub limits: Limits,
     /// Whether to go over to TCP where UDP is blocked.
     pub tcp_fallback: TcpFallback,
+    /// Features to offer, as [`HubConfig::features`] has them: with
+    /// [`FEATURE_PLAIN`](crate::session::handshake::FEATURE_PLAIN), packets to peers that offer
+    /// it too are neither sealed nor signed.
+    pub features: u32,
 }
 
 /// Whether a session goes over to a TCP connection where UDP is blocked (see
@@ -61,7 +66,7 @@ pub enum TcpFallback {
 }
 
 impl EndpointConfig {
-    /// Without peers, with the default limits, over UDP alone.
+    /// Without peers, with the default limits, over UDP alone, sealed.
     #[must_use]
     pub fn new(private_key: PrivateKey) -> Self {
         Self {
@@ -69,6 +74,7 @@ impl EndpointConfig {
             peers: Vec::new(),
             limits: Limits::default(),
             tcp_fallback: TcpFallback::Off,
+            features: local_features(),
         }
     }
 }
@@ -150,8 +156,12 @@ pub enum EndpointEvent {
     Call {
         /// To answer with.
         ticket: Ticket,
+        /// How urgent it is; its reply is as urgent.
+        lane: Lane,
         /// What it says.
         payload: Vec<u8>,
+        /// In a row: the result of the call before it.
+        argument: Option<Vec<u8>>,
     },
     /// The peer no longer waits for this call; it must still be answered.
     Cancelled(Ticket),
@@ -161,6 +171,9 @@ pub enum EndpointEvent {
 #[derive(Debug)]
 pub struct PendingCall {
     result: Receiver<Result<Vec<u8>, CallFailed>>,
+    /// Of the endpoint, which it does not keep running, and the call's number there.
+    endpoint: Weak<Shared>,
+    number: u64,
 }
 
 impl PendingCall {
@@ -171,6 +184,16 @@ impl PendingCall {
     /// See [`CallFailed`].
     pub fn wait(self) -> Result<Vec<u8>, CallFailed> {
         self.result.recv().unwrap_or(Err(CallFailed::Closed))
+    }
+
+    /// Gives the call up: unless it has ended already, it ends at once, as
+    /// [`CallError::Cancelled`] if it never ran and as [`CallError::Unknown`] if it may have,
+    /// and the peer is told.
+    pub fn cancel(&self) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            // The endpoint is closed: it has ended by that.
+            endpoint.tell(Command::Cancel { number: self.number }).ok();
+        }
     }
 
     /// Waits `time` at most; `None` if the call has not ended by then.
@@ -196,6 +219,16 @@ pub struct EndpointStatus {
 struct Shared {
     commands: Sender<Command>,
     waker: mio::Waker,
+    /// Calls so far: what names one until the hub does.
+    calls: AtomicU64,
+}
+
+impl Shared {
+    fn tell(&self, command: Command) -> Result<(), Closed> {
+        self.commands.send(command).map_err(|_| Closed)?;
+        // A full eventfd means that a wake-up is on its way already.
+        self.waker.wake().map_err(|_| Closed)
+    }
 }
 
 /// A handle to a running endpoint; clones are handles to the same one.
@@ -262,9 +295,9 @@ impl Endpoint {
     ///
     /// See [`StartError`].
     pub fn start_on(socket: UdpSocket, config: EndpointConfig) -> Result<Started, StartError> {
-        let EndpointConfig { private_key, peers, limits, tcp_fallback } = config;
+        let EndpointConfig { private_key, peers, limits, tcp_fallback, features } = config;
         let public_key = private_key.public();
-        let hub = HubConfig { limits, ..HubConfig::new(private_key) };
+        let hub = HubConfig { limits, features, ..HubConfig::new(private_key) };
         let address = socket.local_addr().map_err(StartError::Socket)?;
         let detour = detour(tcp_fallback, address)?;
         let (commands, inbox) = channel();
@@ -274,7 +307,7 @@ impl Endpoint {
             .name("conet-endpoint".to_owned())
             .spawn(move || driver.run())
             .map_err(StartError::Thread)?;
-        let shared = Arc::new(Shared { commands, waker });
+        let shared = Arc::new(Shared { commands, waker, calls: AtomicU64::new(0) });
         let endpoint = Self { shared, address, public_key };
         Ok(Started { endpoint, events: outbox, thread: EndpointThread(thread) })
     }
@@ -292,9 +325,7 @@ impl Endpoint {
     }
 
     fn tell(&self, command: Command) -> Result<(), Closed> {
-        self.shared.commands.send(command).map_err(|_| Closed)?;
-        // A full eventfd means that a wake-up is on its way already.
-        self.shared.waker.wake().map_err(|_| Closed)
+        self.shared.tell(command)
     }
 
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, Closed> {
@@ -332,14 +363,42 @@ impl Endpoint {
         payload: Vec<u8>,
         timeout: Duration,
     ) -> PendingCall {
-        let (answer, result) = channel();
+        let (pending, answer) = self.pending();
         let call = Command::Call { peer, lane, payload, timeout, answer: answer.clone() };
-        let told = self.tell(call);
-        if told.is_err() {
-            // The receiver is ours and alive.
-            answer.send(Err(CallFailed::Closed)).ok();
+        if self.tell(call).is_err() {
+            answer.end(Err(CallFailed::Closed));
         }
-        PendingCall { result }
+        pending
+    }
+
+    /// Calls `peer` in a row without waiting: each call has the result of the one before as an
+    /// argument, and all go at once; see [`Hub::call_row`](crate::session::Hub::call_row). With
+    /// `true` a call runs also when the one before it was answered by
+    /// [`reply_and_stop`](Self::reply_and_stop). A row that is refused fails as a whole.
+    #[must_use]
+    pub fn begin_row(
+        &self,
+        lane: Lane,
+        peer: PublicKey,
+        row: Vec<(Vec<u8>, bool)>,
+        timeout: Duration,
+    ) -> Vec<PendingCall> {
+        let (pending, answers): (Vec<_>, Vec<_>) = row.iter().map(|_| self.pending()).unzip();
+        let call = Command::Row { peer, lane, row, timeout, answers: answers.clone() };
+        if self.tell(call).is_err() {
+            for answer in answers {
+                answer.end(Err(CallFailed::Closed));
+            }
+        }
+        pending
+    }
+
+    /// The two ends of a call that is to be made.
+    fn pending(&self) -> (PendingCall, Answer) {
+        let (sender, result) = channel();
+        let number = self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        let endpoint = Arc::downgrade(&self.shared);
+        (PendingCall { result, endpoint, number }, Answer { number, sender })
     }
 
     /// Answers a call of a peer's.
@@ -348,7 +407,17 @@ impl Endpoint {
     ///
     /// [`AnswerFailed`].
     pub fn reply(&self, ticket: Ticket, payload: Vec<u8>) -> Result<(), AnswerFailed> {
-        Ok(self.ask(|answer| Command::Reply { ticket, payload, answer })??)
+        Ok(self.ask(|answer| Command::Reply { ticket, payload, stops: false, answer })??)
+    }
+
+    /// Answers a call that did not go well: to its caller this is a reply as any other, but
+    /// calls of its row that want a good one do not run.
+    ///
+    /// # Errors
+    ///
+    /// [`AnswerFailed`].
+    pub fn reply_and_stop(&self, ticket: Ticket, payload: Vec<u8>) -> Result<(), AnswerFailed> {
+        Ok(self.ask(|answer| Command::Reply { ticket, payload, stops: true, answer })??)
     }
 
     /// Answers a call that was not run and will not be.

@@ -61,7 +61,7 @@
 //! let address = server.endpoint.local_addr();
 //! std::thread::spawn(move || {
 //!     for event in server.events {
-//!         if let EndpointEvent::Call { ticket, mut payload } = event {
+//!         if let EndpointEvent::Call { ticket, mut payload, .. } = event {
 //!             payload.reverse();
 //!             server.endpoint.reply(ticket, payload).ok();
 //!         }

@@ -7,8 +7,8 @@
 
 mod common;
 
-use conet_transport::session::handshake::PublicKey;
-use conet_transport::session::{Event, Hub};
+use conet_transport::session::handshake::{FEATURE_PLAIN, PublicKey};
+use conet_transport::session::{Event, Hub, HubConfig, Limits};
 use conet_transport::time::Instant;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -293,4 +293,94 @@ fn a_flood_of_initiations_does_not_shut_the_others_out() {
         }
     }
     panic!("shut out: {:?}", net.hubs[1].strays());
+}
+
+/// Both begin at once, one of them while the session of before still stands: whoever catches
+/// the other's initiation and sends it from elsewhere must not have the session sent there.
+#[test]
+fn an_initiation_from_elsewhere_that_crosses_ours_moves_no_path() {
+    let hub = |n: u8, seed: u64| {
+        let config = common::config(n, seed);
+        let rekey_after = Duration::from_secs(1);
+        let limits = Limits { rekey_after, ..config.limits };
+        Hub::new(HubConfig { limits, ..config }).expect("entropy")
+    };
+    // Of two that begin at once, the initiation of the larger key is answered.
+    let (one, two) = if hub(1, 1).public_key() > hub(2, 1).public_key() { (1, 2) } else { (2, 1) };
+    let (mut ours, mut theirs, mut now) = (hub(one, 1), hub(two, 2), Instant::START);
+    let (us, them) = (ours.public_key(), theirs.public_key());
+    ours.add_peer(now, them, Some(address(2)));
+    theirs.add_peer(now, us, None);
+    let mut buf = Vec::new();
+    while now < Instant::from_start(Duration::from_millis(990)) {
+        now = now + Duration::from_millis(1);
+        ours.handle_timeout(now);
+        theirs.handle_timeout(now);
+        while ours.poll_transmit(now, &mut buf).is_some() {
+            theirs.handle_datagram(now, address(1), &mut buf);
+        }
+        while theirs.poll_transmit(now, &mut buf).is_some() {
+            ours.handle_datagram(now, address(2), &mut buf);
+        }
+    }
+    assert!(ours.is_up(&them));
+    // Ours renews its keys, and the peer begins anew after a restart; nothing else arrives.
+    let (mut restarted, mut astray, mut sent) = (hub(two, 3), 0, 0);
+    restarted.add_peer(now, us, Some(address(1)));
+    for _ in 0..200 {
+        now = now + Duration::from_millis(1);
+        ours.call(now, &them, vec![7; 1000], None).ok();
+        ours.handle_timeout(now);
+        restarted.handle_timeout(now);
+        while let Some(to) = ours.poll_transmit(now, &mut buf) {
+            astray += if to == elsewhere() { buf.len() } else { 0 };
+        }
+        while now.since_start() > Duration::from_millis(1010)
+            && restarted.poll_transmit(now, &mut buf).is_some()
+        {
+            sent += buf.len();
+            ours.handle_datagram(now, elsewhere(), &mut buf);
+        }
+    }
+    assert!(sent > 0);
+    assert!(astray <= 3 * sent, "{astray} bytes for {sent}");
+    assert_eq!(ours.address_of(&them), Some(address(2)));
+}
+
+/// Packets go in the clear where both ends offer that, and nobody else can bring it about.
+#[test]
+fn in_the_clear_only_where_both_ends_say_so() {
+    let readable = |bytes: &[u8]| bytes.windows(SECRET.len()).any(|window| window == SECRET);
+    for (ours, theirs) in [(false, false), (true, false), (false, true), (true, true)] {
+        for meddles in [false, true] {
+            let plain = |on: bool| if on { FEATURE_PLAIN } else { 0 };
+            let mut net = Net::new();
+            for (n, on) in [(0, ours), (1, theirs)] {
+                let number = u8::try_from(n).expect("small") + 1;
+                let config = common::config(number, number.into());
+                let features = config.features | plain(on);
+                net.hubs[n] = Hub::new(HubConfig { features, ..config }).expect("entropy");
+            }
+            net.hubs[0].add_peer(Instant::START, net.keys[1], Some(address(1)));
+            net.hubs[1].add_peer(Instant::START, net.keys[0], None);
+            // Whoever meddles says of both ends that they want it: each bit of the clear part.
+            net.run(20, |datagram, _| {
+                let mut made = Vec::new();
+                for bit in (0..8 * 24).filter(|_| meddles && datagram.bytes.len() > 100) {
+                    let mut changed = datagram.clone();
+                    changed.bytes[bit / 8] |= 1 << (bit % 8);
+                    made.push(changed);
+                }
+                made.push(datagram.clone());
+                made
+            });
+            for n in 0..20 {
+                net.call(n % 2);
+            }
+            net.run(200, |datagram, _| vec![datagram.clone()]);
+            assert_eq!((net.replies, net.ran.len()), (20, 20));
+            let seen = net.seen.iter().any(|datagram| readable(&datagram.bytes));
+            assert_eq!(seen, ours && theirs, "offered by ours: {ours}, by theirs: {theirs}");
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! The UDP driver on real sockets of the loopback interface.
 
-use conet_transport::endpoint::{CallFailed, Endpoint, EndpointConfig, EndpointEvent, Started};
+use conet_transport::endpoint::{
+    self, CallFailed, Endpoint, EndpointConfig, EndpointEvent, Started,
+};
 use conet_transport::session::handshake::{PrivateKey, PublicKey};
-use conet_transport::session::{CallError, CallRefused, DownReason};
+use conet_transport::session::{CallError, CallRefused, DownReason, Lane};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
@@ -27,7 +29,7 @@ fn echo(endpoint: Endpoint, events: mpsc::Receiver<EndpointEvent>) -> Arc<Atomic
     let count = executed.clone();
     thread::spawn(move || {
         for event in events {
-            if let EndpointEvent::Call { ticket, mut payload } = event {
+            if let EndpointEvent::Call { ticket, mut payload, .. } = event {
                 count.fetch_add(1, Ordering::SeqCst);
                 payload.reverse();
                 endpoint.reply(ticket, payload).expect("somebody waits");
@@ -180,4 +182,72 @@ fn an_idle_endpoint_sleeps() {
     let after = client.endpoint.status().expect("runs").peers[0].counters.sent_packets;
     assert!(after - before <= 8, "{} packets in {:?}", after - before, start.elapsed());
     assert_eq!(executed.load(Ordering::SeqCst), 1);
+}
+
+/// An endpoint once gave a call of a row to its owner without the argument, as if it had none.
+#[test]
+fn calls_of_a_row_have_their_arguments_at_an_endpoint() {
+    let (client, server) = pair();
+    let endpoint = server.endpoint.clone();
+    thread::spawn(move || {
+        for event in server.events {
+            if let EndpointEvent::Call { ticket, lane, payload, argument } = event {
+                assert_eq!(lane, Lane::Control);
+                let stops = payload == b"stop";
+                let answer = [argument.unwrap_or_default(), payload].concat();
+                if stops {
+                    endpoint.reply_and_stop(ticket, answer).expect("somebody waits");
+                } else {
+                    endpoint.reply(ticket, answer).expect("somebody waits");
+                }
+            }
+        }
+    });
+    let row = |calls: &[(&str, bool)]| {
+        let row = calls.iter().map(|(say, anyhow)| (say.as_bytes().to_vec(), *anyhow)).collect();
+        let pending = client.endpoint.begin_row(Lane::Control, key(2).public(), row, LONG);
+        pending.into_iter().map(endpoint::PendingCall::wait).collect::<Vec<_>>()
+    };
+    let good = row(&[("a", false), ("b", false), ("c", false)]);
+    assert_eq!(good, [Ok(b"a".to_vec()), Ok(b"ab".to_vec()), Ok(b"abc".to_vec())]);
+    let stopped = row(&[("stop", false), ("b", true), ("stop", false), ("c", false)]);
+    assert_eq!(stopped[1], Ok(b"stopb".to_vec()));
+    assert_eq!(stopped[3], Err(CallFailed::Ended(CallError::Aborted)));
+    assert!(row(&[]).is_empty());
+    let nine = row(&[("a", false); 9]);
+    assert!(nine.iter().all(|one| matches!(one, Err(CallFailed::Refused(_)))), "{nine:?}");
+}
+
+#[test]
+fn a_pending_call_can_be_cancelled() {
+    let (client, server) = pair();
+    let to = key(2).public();
+    let pending = client.endpoint.begin(to, vec![1], LONG);
+    let ticket = loop {
+        if let EndpointEvent::Call { ticket, .. } = server.events.recv_timeout(LONG).expect("event")
+        {
+            break ticket;
+        }
+    };
+    pending.cancel();
+    pending.cancel();
+    assert_eq!(pending.wait(), Err(CallFailed::Ended(CallError::Unknown)));
+    assert_eq!(server.events.recv_timeout(LONG), Ok(EndpointEvent::Cancelled(ticket)));
+    server.endpoint.reply(ticket, vec![]).expect("still to be answered");
+    // One that was never sent, and one that has ended.
+    let nowhere = start(3, vec![(to, None)]);
+    let pending = nowhere.endpoint.begin(to, vec![1], LONG);
+    pending.cancel();
+    assert_eq!(pending.wait(), Err(CallFailed::Ended(CallError::Cancelled)));
+    echo(server.endpoint.clone(), server.events);
+    let pending = client.endpoint.begin(to, vec![1], LONG);
+    let reply = pending.wait_timeout(LONG);
+    pending.cancel();
+    assert_eq!(reply, Some(Ok(vec![1])));
+    // It keeps no endpoint alive.
+    let pending = nowhere.endpoint.begin(to, vec![1], LONG);
+    drop(nowhere.endpoint);
+    assert!(nowhere.thread.join());
+    pending.cancel();
+    assert_eq!(pending.wait(), Err(CallFailed::Closed));
 }

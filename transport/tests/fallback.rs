@@ -202,7 +202,7 @@ fn an_endpoint_goes_over_to_tcp() {
         let client = start(1, 7002, (key(2).public(), Some(address)));
         thread::spawn(move || {
             for event in server.events {
-                if let EndpointEvent::Call { ticket, payload } = event {
+                if let EndpointEvent::Call { ticket, payload, .. } = event {
                     server.endpoint.reply(ticket, payload).expect("somebody waits");
                 }
             }

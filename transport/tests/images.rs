@@ -4,7 +4,9 @@ mod common;
 
 use conet_testkit::random::Random;
 use conet_transport::session::handshake::PublicKey;
-use conet_transport::session::{CallError, Event, FreezeError, Hub, ImageError, Lane};
+use conet_transport::session::{
+    CallError, DownReason, Event, FreezeError, Hub, HubConfig, ImageError, Lane,
+};
 use conet_transport::time::Instant;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -214,4 +216,90 @@ fn any_bytes_thaw_to_an_error_or_to_a_session_that_does_no_harm() {
         life.call(now, &keys[1], vec![1], None).ok();
     }
     assert!(taken > 300, "seed {seed}: {taken} taken");
+}
+
+/// Clocks of hosts differ: a session that moves to one whose clock is behind is no recording
+/// of the past to its peer.
+#[test]
+fn a_session_moves_to_a_host_whose_clock_is_behind() {
+    let ahead = |key, seed| {
+        let started = Duration::from_secs(100_000);
+        Hub::new(HubConfig { started, ..common::config(key, seed) }).expect("entropy")
+    };
+    let (mut one, mut two) = (ahead(1, 1), ahead(2, 2));
+    let (us, them) = (one.public_key(), two.public_key());
+    let mut now = Instant::from_start(Duration::from_secs(1));
+    one.add_peer(now, them, Some(address(2)));
+    two.add_peer(now, us, None);
+    carry([&mut one, &mut two], [address(1), address(2)], &mut now, 20);
+    for seed in 77..80 {
+        // A second image on the way, and the last life moves on from the same host.
+        let frozen = one.freeze(now, &them).expect("stands");
+        one = hub(1, seed);
+        one.thaw(now, &frozen.image, None).expect("ours");
+        carry([&mut one, &mut two], [address(3), address(2)], &mut now, 200);
+        assert!(one.is_up(&them), "life {seed}");
+        assert_eq!(two.address_of(&us), Some(address(3)));
+    }
+}
+
+/// The second thaw of an image is told that it came too late, whatever its clock says.
+#[test]
+fn a_second_life_whose_clock_is_behind_is_told_that_it_is_superseded() {
+    let ahead = |key, seed| {
+        let started = Duration::from_secs(100_000);
+        Hub::new(HubConfig { started, ..common::config(key, seed) }).expect("entropy")
+    };
+    let (mut one, mut two) = (hub(1, 1), hub(2, 2));
+    let (us, them) = (one.public_key(), two.public_key());
+    let mut now = Instant::from_start(Duration::from_secs(1));
+    one.add_peer(now, them, Some(address(2)));
+    two.add_peer(now, us, None);
+    carry([&mut one, &mut two], [address(1), address(2)], &mut now, 20);
+    one.call(now, &them, vec![1], None).expect("taken");
+    carry([&mut one, &mut two], [address(1), address(2)], &mut now, 20);
+    let frozen = one.freeze(now, &them).expect("stands");
+    let (mut first, mut second) = (ahead(1, 3), hub(1, 4));
+    first.thaw(now, &frozen.image, None).expect("ours");
+    carry([&mut first, &mut two], [address(3), address(2)], &mut now, 20);
+    assert!(first.is_up(&them));
+    second.thaw(now, &frozen.image, None).expect("ours");
+    let [events, _] = carry([&mut second, &mut two], [address(4), address(2)], &mut now, 2000);
+    assert!(events.contains(&Event::Down(them, DownReason::Superseded)), "{events:?}");
+    let ends =
+        |event: &Event| matches!(event, Event::Ended { result: Err(CallError::Unknown), .. });
+    assert!(events.iter().any(ends), "{events:?}");
+    assert_eq!(two.address_of(&us), Some(address(3)));
+}
+
+/// Who forgets a session has forgotten what ran in it, and must not go on with it under the
+/// same name: neither where the peer is added again, nor where its image is thawed too.
+#[test]
+fn a_peer_that_was_removed_and_added_runs_no_call_again() {
+    for is_frozen in [false, true] {
+        let (mut one, mut two) = (hub(1, 1), hub(2, 2));
+        let (us, them) = (one.public_key(), two.public_key());
+        let mut now = Instant::from_start(Duration::from_secs(1));
+        let at = [address(1), address(2)];
+        one.add_peer(now, them, Some(address(2)));
+        two.add_peer(now, us, None);
+        carry([&mut one, &mut two], at, &mut now, 20);
+        one.call(now, &them, vec![1], None).expect("taken");
+        let ran = |events: &[Event]| {
+            events.iter().filter(|event| matches!(event, Event::Call { .. })).count()
+        };
+        let [_, events] = carry([&mut one, &mut two], at, &mut now, 20);
+        assert_eq!(ran(&events), 1);
+        if is_frozen {
+            two.freeze(now, &us).expect("stands");
+        } else {
+            two.remove_peer(&us).expect("there");
+        }
+        two.add_peer(now, us, Some(address(1)));
+        let [ended, events] = carry([&mut one, &mut two], at, &mut now, 1500);
+        assert_eq!(ran(&events), 0, "frozen: {is_frozen}");
+        let ends =
+            |event: &Event| matches!(event, Event::Ended { result: Err(CallError::Unknown), .. });
+        assert!(ended.iter().any(ends), "{ended:?}");
+    }
 }

@@ -8,7 +8,8 @@ mod world;
 
 use conet_testkit::link::Faults;
 use conet_testkit::random::Random;
-use conet_transport::session::{CallError, DownReason, Limits};
+use conet_transport::session::{CallError, DownReason, Hub, HubConfig, Limits};
+use conet_transport::time::Instant;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use world::{World, address, private_key};
@@ -331,4 +332,38 @@ fn a_farewell_ends_the_session_at_once() {
     world.flush();
     assert!(world.trace.iter().any(|line| line.ends_with(&reason)), "{:?}", world.trace);
     assert!(!world.status(0).up);
+}
+
+/// A node whose clock went back over a restart is heard no more as the one that begins, but
+/// its peers can begin; whichever of the two keys is the larger.
+#[test]
+fn a_node_whose_clock_went_back_is_met_by_its_peer() {
+    for restarts in [1, 2] {
+        let hub = |key: u8, started: u64| {
+            let config = common::config(key, started ^ u64::from(key));
+            let started = Duration::from_secs(started);
+            Hub::new(HubConfig { started, ..config }).expect("entropy")
+        };
+        let mut hubs = [hub(1, 100_000), hub(2, 100_000)];
+        let (keys, at) = (hubs.each_ref().map(Hub::public_key), [address(1, 7), address(2, 7)]);
+        let mut now = Instant::START;
+        hubs[0].add_peer(now, keys[1], Some(at[1]));
+        hubs[1].add_peer(now, keys[0], Some(at[0]));
+        let mut buf = Vec::new();
+        for ms in 0..30_000 {
+            // It is the first to begin, so the other end remembers when that was.
+            if ms == 5000 {
+                hubs[restarts - 1] = hub(u8::try_from(restarts).expect("small"), 90_000);
+                hubs[restarts - 1].add_peer(now, keys[2 - restarts], Some(at[2 - restarts]));
+            }
+            now = now + Duration::from_millis(1);
+            for n in [restarts - 1, 2 - restarts] {
+                hubs[n].handle_timeout(now);
+                while hubs[n].poll_transmit(now, &mut buf).is_some() {
+                    hubs[1 - n].handle_datagram(now, at[n], &mut buf);
+                }
+            }
+        }
+        assert!(hubs[0].is_up(&keys[1]) && hubs[1].is_up(&keys[0]), "node {restarts}");
+    }
 }

@@ -11,13 +11,14 @@ use std::process::{Command, Stdio};
 /// Packages of the registry, and the versions that were tried.
 const PEERS: [(&str, &str); 2] = [("boringtun-cli", "0.7.1"), ("gotatun-cli", "0.10.2")];
 /// Programs for the kernels, and the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("busybox", "busybox-static"),
     ("linux.uml", "user-mode-linux"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("dpkg-deb", "dpkg"),
     ("xz", "xz-utils"),
     ("dhclient", "isc-dhcp-client"),
+    ("socat", "socat"),
 ];
 /// Packages and their tests.
 const TESTS: [(&str, &[&str]); 3] = [

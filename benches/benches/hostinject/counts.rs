@@ -24,7 +24,7 @@ use conet_benches::stats::{median, spread};
 
 use crate::Options;
 use crate::lane::Lane;
-use crate::measure::ONE;
+use crate::measure::{APART, ONE};
 use crate::sys::Counter;
 use crate::traffic::{SMALL, echo, tcp};
 
@@ -99,6 +99,7 @@ fn once(lane: &Lane, options: &Options, is_echo: bool, event: Option<u64>) -> Re
             let packets = 2.0 * echo(lane, count, Duration::from_millis(200))?.len() as f64;
             return Ok((packets.max(1.0), packets.max(1.0) * (SMALL + 28) as f64));
         }
+        let _pinned = lane.with_guest_apart();
         let bytes = tcp(lane, true, options.duration)?.bytes;
         Ok((bytes / SEGMENT, bytes))
     };
@@ -145,7 +146,7 @@ pub(crate) fn run(report: &mut Report, options: &Options, lanes: &[Lane]) -> Res
                 }
             }
         }
-        let pin = if is_echo { ONE } else { "not pinned" };
+        let pin = if is_echo { ONE } else { APART };
         rows(report, what, pin, lanes, &values)?;
     }
     Ok(())

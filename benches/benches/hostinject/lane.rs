@@ -361,12 +361,32 @@ impl Lane {
     /// Keeps everybody of the lane, and this process, on one processor until the guard is
     /// dropped: a round trip is then that of the path, and not of waking another processor.
     pub(crate) fn on_one_processor(&self) -> Pinned {
+        self.pinned(&[])
+    }
+
+    /// Keeps the guest on processor 1, and what is between and this process on 0. Left to
+    /// itself, a machine and who serves it are on the same one now and then, for seconds.
+    pub(crate) fn with_guest_apart(&self) -> Pinned {
+        let agents = self.processes.iter().filter(|process| process.1);
+        let agents = with_descendants(agents.map(|process| process.0.id()).collect());
+        let mut guest = self.machine_threads();
+        guest.extend(agents.into_iter().flat_map(process::threads));
+        self.pinned(&guest)
+    }
+
+    /// Puts these threads on processor 1, all others on 0.
+    fn pinned(&self, apart: &[u32]) -> Pinned {
         let mut threads: Vec<_> = self.processes().into_iter().flat_map(process::threads).collect();
         threads.extend(process::threads(std::process::id()));
-        let mut one = CpuSet::new();
-        one.set(0);
-        let before = sched_getaffinity(None).unwrap_or(one);
-        set_affinity(&threads, &one);
+        let only = |processor| {
+            let mut one = CpuSet::new();
+            one.set(processor);
+            one
+        };
+        let before = sched_getaffinity(None).unwrap_or(only(0));
+        set_affinity(&threads, &only(0));
+        // Where there is one processor, that is refused.
+        set_affinity(apart, &only(1));
         Pinned { threads, before }
     }
 
@@ -378,7 +398,7 @@ impl Lane {
     }
 }
 
-/// See [`Lane::on_one_processor`].
+/// See [`Lane::on_one_processor`], [`Lane::with_guest_apart`].
 pub(crate) struct Pinned {
     threads: Vec<u32>,
     before: CpuSet,

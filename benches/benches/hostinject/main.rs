@@ -22,7 +22,8 @@
 //! kernel does in threads of its own is in no lane's.
 //!
 //! Round trips are measured with all of a lane on one processor: what it takes to wake
-//! another one is the machine's, and larger than most of them. Streams are not pinned.
+//! another one is the machine's, and larger than most of them. Streams and floods have the
+//! guest on one processor, and who talks to it and what is between on another; TCP is cubic.
 //!
 //! Then there are counts of system calls, wake-ups and copies (`counts`), and 64 guests that
 //! come and go (`crowd`).

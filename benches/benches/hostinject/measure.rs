@@ -22,6 +22,8 @@ const CASES: [&str; 6] = [PING, ECHO, TO, FROM, FLOOD_TO, FLOOD_FROM];
 
 /// How round trips are pinned.
 pub(crate) const ONE: &str = "all of a lane on processor 0";
+/// How all else is.
+pub(crate) const APART: &str = "the guest on processor 1, all else on 0";
 
 /// A stream of the guest's to itself: what its kernel does without a card, both ends of it
 /// on its one processor.
@@ -70,7 +72,7 @@ fn packets(flow: &Flow) -> Vec<(&'static str, f64)> {
 
 fn once(case: &str, lane: &Lane, options: &Options) -> Result<Vec<(&'static str, f64)>> {
     let duration = options.duration;
-    let _pinned = is_trips(case).then(|| lane.on_one_processor());
+    let _pinned = if is_trips(case) { lane.on_one_processor() } else { lane.with_guest_apart() };
     let count = if options.is_smoke { 20 } else { TRIPS };
     Ok(match case {
         PING => {
@@ -109,6 +111,7 @@ fn case(report: &mut Report, options: &Options, case: &str, lanes: &[Lane]) -> R
     let looped = lanes.iter().find(|lane| lane.kind == Kind::UmlVhost);
     for round in 0..options.rounds {
         if let (TO | FROM, Some(lane)) = (case, looped) {
+            let _pinned = lane.with_guest_apart();
             let flow = within(lane, options.duration)?;
             bound.push(flow.bytes * 8e-6 / flow.elapsed);
         }
@@ -180,7 +183,7 @@ fn rows(
                 peers: peers.clone(),
                 rule,
                 bound: is_bound.then(|| least.to_owned()),
-                pin: if is_trips(case) { ONE } else { "not pinned" }.to_owned(),
+                pin: if is_trips(case) { ONE } else { APART }.to_owned(),
                 runs: own.len(),
                 spread: spread(own),
             })?;

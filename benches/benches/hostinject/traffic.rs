@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use conet_benches::process;
+use rustix::net::sockopt::set_tcp_congestion;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::agent::CHUNK;
@@ -37,7 +38,12 @@ fn metered(lane: &Lane, work: impl FnOnce() -> Result<(u64, f64)>) -> Result<(u6
 
 fn connect(lane: &Lane, what: u8) -> Result<TcpStream> {
     let far = lane.far();
-    let mut stream = lane.run(|| TcpStream::connect_timeout(&far, SILENCE))??;
+    let open = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP));
+    let socket = lane.run(open)??;
+    // Linux's usual one, whatever this host's is; before it connects, or bbr's pacing stays.
+    set_tcp_congestion(&socket, "cubic").or_else(|_| set_tcp_congestion(&socket, "reno")).ok();
+    socket.connect_timeout(&far.into(), SILENCE)?;
+    let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     stream.write_all(&[what])?;

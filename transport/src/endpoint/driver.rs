@@ -35,6 +35,20 @@ const DATAGRAM: usize = 65_536;
 
 type CallResult = Result<Vec<u8>, CallFailed>;
 
+/// Who waits for a call, and by which number.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) number: u64,
+    pub(super) sender: Sender<CallResult>,
+}
+
+impl Answer {
+    /// Who asked may have gone: an outcome that nobody takes is no failure.
+    pub(super) fn end(self, result: CallResult) {
+        self.sender.send(result).ok();
+    }
+}
+
 /// What handles ask of the thread.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -43,11 +57,23 @@ pub(super) enum Command {
         lane: Lane,
         payload: Vec<u8>,
         timeout: Duration,
-        answer: Sender<CallResult>,
+        answer: Answer,
+    },
+    Row {
+        peer: PublicKey,
+        lane: Lane,
+        row: Vec<(Vec<u8>, bool)>,
+        timeout: Duration,
+        answers: Vec<Answer>,
+    },
+    Cancel {
+        number: u64,
     },
     Reply {
         ticket: Ticket,
         payload: Vec<u8>,
+        /// The rest of its row does not run.
+        stops: bool,
         answer: Sender<Result<(), ReplyFailed>>,
     },
     Refuse {
@@ -76,7 +102,9 @@ pub(super) struct Driver {
     started: std::time::Instant,
     inbox: Receiver<Command>,
     events: Sender<EndpointEvent>,
-    waiting: HashMap<(PublicKey, CallId), Sender<CallResult>>,
+    waiting: HashMap<(PublicKey, CallId), Answer>,
+    /// The calls that are waited for, by number.
+    numbers: HashMap<u64, (PublicKey, CallId)>,
     out: Vec<u8>,
     /// What stands around payloads that are received where they belong.
     around: Vec<u8>,
@@ -142,6 +170,7 @@ impl Driver {
             inbox,
             events,
             waiting: HashMap::new(),
+            numbers: HashMap::new(),
             out: vec![0; BATCH_BUFFER],
             around: Vec::new(),
             held: None,
@@ -278,14 +307,39 @@ impl Driver {
         match command {
             Command::Call { peer, lane, payload, timeout, answer } => {
                 match self.hub.call_on(now, &peer, lane, payload, Some(now + timeout)) {
-                    Ok(id) => {
-                        self.waiting.insert((peer, id), answer);
-                    }
-                    Err(error) => drop(answer.send(Err(error.into()))),
+                    Ok(id) => self.wait(peer, id, answer),
+                    Err(error) => answer.end(Err(error.into())),
                 }
             }
-            Command::Reply { ticket, payload, answer } => {
-                answer.send(self.hub.reply(&ticket.peer, ticket.id, payload)).ok();
+            Command::Row { peer, lane, row, timeout, answers } => {
+                let (mut ids, until) = (Vec::new(), Some(now + timeout));
+                let row = row.into_iter();
+                let taken = self.hub.call_row(now, &peer, lane, row, until, &mut ids);
+                match taken {
+                    Ok(()) => {
+                        for (id, answer) in ids.into_iter().zip(answers) {
+                            self.wait(peer, id, answer);
+                        }
+                    }
+                    Err(error) => {
+                        answers.into_iter().for_each(|answer| answer.end(Err(error.into())));
+                    }
+                }
+            }
+            Command::Cancel { number } => {
+                // It may have ended, and its peer may have been removed.
+                if let Some((peer, id)) = self.numbers.get(&number) {
+                    self.hub.cancel(now, peer, *id).ok();
+                }
+            }
+            Command::Reply { ticket, payload, stops, answer } => {
+                let (peer, id) = (&ticket.peer, ticket.id);
+                let replied = if stops {
+                    self.hub.reply_and_stop(peer, id, payload)
+                } else {
+                    self.hub.reply(peer, id, payload)
+                };
+                answer.send(replied).ok();
             }
             Command::Refuse { ticket, answer } => {
                 answer.send(self.hub.refuse(&ticket.peer, ticket.id)).ok();
@@ -303,12 +357,11 @@ impl Driver {
                 if let Some(detour) = &mut self.detour {
                     detour.remove_peer(&key);
                 }
-                self.waiting.retain(|(peer, _), waiting| {
-                    if *peer == key {
-                        waiting.send(Err(CallError::Unknown.into())).ok();
-                    }
-                    *peer != key
-                });
+                let gone = self.waiting.extract_if(|(peer, _), _| *peer == key);
+                for (_, waiting) in gone {
+                    self.numbers.remove(&waiting.number);
+                    waiting.end(Err(CallError::Unknown.into()));
+                }
                 answer.send(removed).ok();
             }
             Command::AcceptStream(stream) => {
@@ -325,18 +378,24 @@ impl Driver {
         }
     }
 
+    fn wait(&mut self, peer: PublicKey, id: CallId, answer: Answer) {
+        self.numbers.insert(answer.number, (peer, id));
+        self.waiting.insert((peer, id), answer);
+    }
+
     fn report(&mut self) {
         while let Some(event) = self.hub.poll_event() {
             let event = match event {
                 Event::Up(peer) => EndpointEvent::PeerUp(peer),
                 Event::Down(peer, reason) => EndpointEvent::PeerDown(peer, reason),
-                Event::Call { peer, id, payload, .. } => {
-                    EndpointEvent::Call { ticket: Ticket { peer, id }, payload }
+                Event::Call { peer, id, lane, payload, argument } => {
+                    EndpointEvent::Call { ticket: Ticket { peer, id }, lane, payload, argument }
                 }
                 Event::Cancelled { peer, id } => EndpointEvent::Cancelled(Ticket { peer, id }),
                 Event::Ended { peer, call, result } => {
                     if let Some(answer) = self.waiting.remove(&(peer, call)) {
-                        answer.send(result.map_err(CallFailed::from)).ok();
+                        self.numbers.remove(&answer.number);
+                        answer.end(result.map_err(CallFailed::from));
                     }
                     continue;
                 }
@@ -423,7 +482,7 @@ impl Driver {
         }
         self.flush_streams();
         for (_, answer) in self.waiting.drain() {
-            answer.send(Err(CallFailed::Closed)).ok();
+            answer.end(Err(CallFailed::Closed));
         }
     }
 }

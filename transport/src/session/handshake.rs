@@ -23,14 +23,18 @@
 //! message 2; version, features and session indices are part of the transcript. A
 //! forged response leaves the [`Initiator`] as it was.
 
+/// Packets go in the clear where both ends offer this: anybody on the way can read and change
+/// them.
+pub use conet_wire::session::handshake::FEATURE_PLAIN;
+
 use super::key::Root;
 use super::protect::{Cipher, Key};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use conet_wire::session::handshake::{
-    FEATURE_AES, FEATURE_BULK, FEATURE_FIND, FEATURE_LANES, FEATURE_MOVE, FEATURE_PLAIN,
-    FEATURE_RESUMED, FEATURE_SUPERSEDED, INITIATION, INITIATION_CLEAR, INITIATION_SECRET,
-    Initiation, InitiationSecret, NOISE_2, RESPONSE, RESPONSE_SECRET, RESUMED_SECRET, RESUMPTION,
+    FEATURE_AES, FEATURE_BULK, FEATURE_FIND, FEATURE_LANES, FEATURE_MOVE, FEATURE_RESUMED,
+    FEATURE_SUPERSEDED, INITIATION, INITIATION_CLEAR, INITIATION_SECRET, Initiation,
+    InitiationSecret, NOISE_2, RESPONSE, RESPONSE_SECRET, RESUMED_SECRET, RESUMPTION,
     RESUMPTION_SECRET, Response, ResponseSecret, ResumptionSecret,
 };
 use core::fmt;

@@ -60,8 +60,10 @@ pub struct HubConfig {
     /// Bounds, the same for every peer.
     pub limits: Limits,
     /// Wall-clock time of [`Instant::START`], since the UNIX epoch. Peers refuse
-    /// initiations that are not newer than the last, so it must not go back between two
-    /// starts.
+    /// initiations that are not newer than the last: where it has gone back between two
+    /// starts, a session begins only when the peer begins it, which it does once it has missed
+    /// this end for [`Limits::dead_after`] and knows an address. Sessions that are thawed go
+    /// on from their image's time.
     pub started: Duration,
     /// Features to offer; [`local_features`](super::handshake::local_features) unless a
     /// test wants less, or both owners want packets in clear.
@@ -249,6 +251,9 @@ impl Hub {
         } else {
             self.bury_none(&key);
             self.insert(Peer::new(now, key, address, self.limits, self.incarnation));
+            // Whoever is removed and added again has forgotten what ran: the peer must not go on
+            // as if it had not. The first number came by chance; the next ones are as new.
+            self.incarnation = self.incarnation.wrapping_add(1);
         }
     }
 

@@ -1,20 +1,22 @@
 //! Sizes and times that bound a session.
 
+use super::client::FIRST_SLOTS;
 use core::time::Duration;
 
 /// Most calls of one row: each takes the result of the one before.
 pub const MOST_IN_ROW: usize = 8;
 
-/// Bounds of one session; both ends need not agree, but a peer that allows less
-/// refuses what goes beyond.
+/// Bounds of one session. Both ends need not agree: calls that are longer than the peer takes
+/// end as refused, and those whose reply is longer than this end takes as unknown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// Longest datagram, bytes of UDP payload; at least [`Limits::LEAST_DATAGRAM`]. More than
     /// that is lost, or cut in pieces, where the path carries less. The way for bulk finds
     /// out by itself what it carries.
     pub datagram: usize,
-    /// Calls in flight per direction, [`MOST_IN_ROW`]`..=`65,536. There are 64 at first;
-    /// more are granted while calls take long, so these bound the patient ones.
+    /// Calls in flight per direction, [`MOST_IN_ROW`]`..=`65,536. There are 64 at first, which
+    /// every peer may use; more are granted while calls take long, so these bound the patient
+    /// ones.
     pub slots: usize,
     /// Calls that wait for a slot.
     pub queued: usize,
@@ -49,6 +51,13 @@ impl Limits {
             assembling: self.assembling.max(self.payload.min(1 << 30) * 2),
             ..self
         }
+    }
+}
+
+impl Limits {
+    /// As they bound the peer's calls: it knows of no fewer slots than the first ones.
+    pub(crate) fn of_server(self) -> Self {
+        Self { slots: self.slots.max(FIRST_SLOTS), ..self }
     }
 }
 

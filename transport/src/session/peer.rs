@@ -31,7 +31,7 @@ use super::key::Root;
 use super::limits::Limits;
 use super::outbox::Lanes;
 use super::path::{Candidate, Tokens};
-use super::protect::{OpenError, Opener, Replay, Sealer};
+use super::protect::{Opener, Replay, Sealer};
 use super::rtt::Rtt;
 use super::server::{IncomingId, ReplyError, Server};
 use super::timers::Earliest;
@@ -169,9 +169,14 @@ pub(crate) struct Peer {
     asking: Option<Asking>,
     ask_at: Option<Instant>,
     ask_pause: Duration,
+    /// Initiations of the peer's that gave way to ours.
+    crossed: u32,
     /// Packets that are not made as they go: handshakes, and what is said about others.
     prepared: VecDeque<(SocketAddr, Vec<u8>)>,
     newest_counter: Option<u64>,
+    /// The next initiation of ours has a higher number: where a session was frozen, the clock
+    /// may have been ahead of this one.
+    least_counter: u64,
     /// Ours in this session; a moved one brings its own.
     pub(crate) incarnation: u64,
     remote_incarnation: Option<u64>,
@@ -244,8 +249,10 @@ impl Peer {
             asking: None,
             ask_at: address.map(|_| now),
             ask_pause: limits.handshake_retry,
+            crossed: 0,
             prepared: VecDeque::new(),
             newest_counter: None,
+            least_counter: 0,
             incarnation,
             remote_incarnation: None,
             ended: VecDeque::new(),
@@ -263,7 +270,7 @@ impl Peer {
             pong_due: None,
             proof_due: None,
             client: Client::new(limits, key),
-            server: Server::new(limits, key),
+            server: Server::new(limits.of_server(), key),
             flow: Flow::new(limits.datagram),
             bulk: Bulk::default(),
             small: Instant::START,
@@ -422,14 +429,6 @@ impl Peer {
                 self.on_closed(error);
                 None
             }
-        }
-    }
-
-    /// A packet was not opened.
-    const fn on_closed(&mut self, error: OpenError) {
-        match error {
-            OpenError::Replayed => self.counters.replayed += 1,
-            _ => self.counters.forged += 1,
         }
     }
 

@@ -254,11 +254,17 @@ impl Server {
 
     /// Takes a CALL or MARKED: a whole call, or the question how a large one stands.
     pub(crate) fn on_call(&mut self, head: SlotHead, marks: Marks, data: &[u8]) {
-        let whole = data.len() == head.total as usize && data.len() <= self.limits.payload;
+        let longest = self.limits.payload;
+        let whole = data.len() == head.total as usize && data.len() <= longest;
         let Some(slot) = self.slot(head.slot) else { return };
         let mut ahead = slot.slot;
         match ahead.on_call(head.sequence) {
             CallVerdict::Execute => {
+                if !whole && head.total as usize > longest {
+                    self.end_unrun(head.slot, head.sequence, Status::Refused);
+                    self.say(head.slot, Say::Reply { tracked: false });
+                    return;
+                }
                 if !whole {
                     let comes = matches!(&slot.state, State::Assembling { sequence, .. } if *sequence == head.sequence);
                     if comes && self.lanes {
@@ -443,10 +449,16 @@ impl Server {
         offset: usize,
         data: Data<'_>,
     ) -> bool {
-        let (total, lanes) = (head.total as usize, self.lanes);
+        let (total, lanes, longest) = (head.total as usize, self.lanes, self.limits.payload);
         let Some(slot) = self.slot(head.slot) else { return false };
         let mut ahead = slot.slot;
         match ahead.on_call(head.sequence) {
+            CallVerdict::Execute if total > longest => {
+                // Taken, so that it does not come again.
+                self.end_unrun(head.slot, head.sequence, Status::Refused);
+                self.say(head.slot, Say::Reply { tracked: false });
+                return true;
+            }
             CallVerdict::Execute => {}
             // Its call is known already; the client need not send it again.
             CallVerdict::Working | CallVerdict::RepeatReply | CallVerdict::Stale => {
@@ -515,18 +527,8 @@ impl Server {
         let mut ahead = slot.slot;
         match ahead.on_call(sequence) {
             CallVerdict::Execute => {
-                self.drop_assembly(number);
-                let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
-                slot.slot = ahead;
-                slot.slot.on_done(sequence);
-                let kept = Kept { status: Status::Cancelled, body: Body::Whole(Vec::new()) };
-                let old = core::mem::replace(&mut slot.state, State::Done(kept));
-                if let State::Done(kept) = old {
-                    self.large.retain(|&large| large != number);
-                    self.pool.put(kept.body.into_bytes());
-                }
+                self.end_unrun(number, sequence, Status::Cancelled);
                 self.say(number, Say::Ended);
-                self.on_ended(number);
             }
             CallVerdict::Working if matches!(slot.state, State::Waiting { .. }) => {
                 self.stop_waiting(number, Status::Cancelled);
@@ -548,6 +550,22 @@ impl Server {
             }
             CallVerdict::Stale | CallVerdict::Overrun => {}
         }
+    }
+
+    /// Ends a call that has not begun to run, and never will.
+    #[cold]
+    fn end_unrun(&mut self, number: u16, sequence: u64, status: Status) {
+        self.drop_assembly(number);
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        slot.slot.on_call(sequence);
+        slot.slot.on_done(sequence);
+        let kept = Kept { status, body: Body::Whole(Vec::new()) };
+        let old = core::mem::replace(&mut slot.state, State::Done(kept));
+        if let State::Done(kept) = old {
+            self.large.retain(|&large| large != number);
+            self.pool.put(kept.body.into_bytes());
+        }
+        self.on_ended(number);
     }
 
     pub(crate) fn reply(

@@ -168,3 +168,19 @@ fn long_datagrams_come_out_as_they_went_in() {
         };
     }
 }
+
+/// A peer that rings faster than anybody can read wakes us for nothing, and that is all: a
+/// turn takes some of it and leaves the rest.
+#[test]
+fn a_bell_that_is_rung_without_end_blocks_nobody() {
+    let (mut one, two) = pair();
+    let rung = rustix::net::send(&two.bell, &[1; 64 * 1024], SendFlags::DONTWAIT).expect("rings");
+    assert!(rung > 32 * 1024, "{rung} bytes");
+    assert!(one.wait(LONG).expect("waits"));
+    let mut rest = vec![0; 64 * 1024];
+    let (_, left) = rustix::net::recv(&one.bell, &mut rest[..], RecvFlags::DONTWAIT).expect("more");
+    assert!(left >= rung - RINGS * 256, "{left} of {rung} are left");
+    drop(two);
+    let gone = one.wait(LONG).expect_err("the other side has gone");
+    assert_eq!(gone.kind(), io::ErrorKind::ConnectionReset);
+}

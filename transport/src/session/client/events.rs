@@ -33,6 +33,8 @@ impl Client {
             self.stale_replies += 1;
             return;
         };
+        // One that is longer than we take is none; that is no business of its server's.
+        let status = if data.len() > self.limits.payload { Status::Lost } else { status };
         let is_result = matches!(status, Status::Done | Status::Stopped);
         if is_result
             && let State::Active(active) = &mut slot.state
@@ -150,6 +152,11 @@ impl Client {
             return true;
         };
         if active.reply.is_none() {
+            if total > self.limits.payload {
+                // It will never be taken: the server need not keep it.
+                self.abandon(now, usize::from(number), CallError::Unknown, CallError::Unknown);
+                return true;
+            }
             let Some(granted) = self.grants.begin(number, sequence, total, !lanes) else {
                 return false;
             };

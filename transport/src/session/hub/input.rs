@@ -173,9 +173,7 @@ impl Hub {
             peer.put_off_asking(now);
             return;
         };
-        let counter = self
-            .newest_counter
-            .saturating_add(u64::try_from(now.since_start().as_nanos()).unwrap_or(u64::MAX / 2));
+        let counter = peer.next_counter(clock_counter(self.newest_counter, now));
         let secret = InitiationSecret { counter, incarnation: peer.incarnation, session: index };
         let (local, remote, entropy) = (&self.private_key, peer.key(), &mut *self.entropy);
         let started = match peer.resume() {
@@ -199,6 +197,11 @@ impl Hub {
             }
         }
     }
+}
+
+/// The number that the clock gives to an initiation.
+pub(super) fn clock_counter(newest: u64, now: Instant) -> u64 {
+    newest.saturating_add(u64::try_from(now.since_start().as_nanos()).unwrap_or(u64::MAX / 2))
 }
 
 /// What a cookie for an initiation names it by.

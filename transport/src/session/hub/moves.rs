@@ -7,6 +7,7 @@
 //! Invariants: a tomb sends nothing but MOVED, at most one a millisecond and none longer
 //! than three times what it answers; it is sealed under the session's secret.
 
+use super::input::clock_counter;
 use super::{Duration, Event, Hub, IncomingId, Instant, PublicKey, SocketAddr, UnknownPeer, Vec};
 use crate::session::image::ImageError;
 use crate::session::key::Root;
@@ -82,9 +83,9 @@ impl Hub {
     pub fn freeze(&mut self, now: Instant, key: &PublicKey) -> Result<Frozen, FreezeError> {
         let mut number = [0; 8];
         self.entropy.fill(&mut number).map_err(|_| FreezeError::Entropy)?;
-        let owner = self.public_key;
+        let (owner, counter) = (self.public_key, clock_counter(self.newest_counter, now));
         let (at, peer) = self.peer(key)?;
-        let left = peer.freeze(now, &owner).ok_or(FreezeError::NoSession)?;
+        let left = peer.freeze(now, &owner, counter).ok_or(FreezeError::NoSession)?;
         self.touch(at);
         self.take_peer(key)?;
         if self.tombs.len() >= MOST {

@@ -26,7 +26,12 @@ use conet_wire::session::handshake::FEATURE_MOVE;
 use conet_wire::session::moved::{MOVED_SECRET, Moved};
 use core::net::SocketAddr;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Without the number of our newest initiation.
+const VERSION_1: u32 = 1;
+/// Numbers of initiations in an image end here, far from where counting would: nanoseconds
+/// since 1970 get there in 2262.
+const MOST_COUNTER: u64 = 1 << 63;
 const MAGIC: [u8; 4] = *b"CNTs";
 
 /// What a peer that has gone leaves behind.
@@ -40,8 +45,8 @@ pub(crate) struct Left {
 
 impl Peer {
     /// The session as an image of `owner`; `None` where none has ever stood, or the peer
-    /// knows no moves.
-    pub(crate) fn freeze(&mut self, now: Instant, owner: &PublicKey) -> Option<Left> {
+    /// knows no moves. No initiation of ours had a number beyond `counter`.
+    pub(crate) fn freeze(&mut self, now: Instant, owner: &PublicKey, counter: u64) -> Option<Left> {
         if self.current.as_ref().is_some_and(|keys| !keys.has(FEATURE_MOVE)) || self.superseded {
             return None;
         }
@@ -59,6 +64,7 @@ impl Peer {
         out.u64(self.theirs.epoch);
         out.u64(self.theirs.life);
         out.option(self.newest_counter);
+        out.u64(self.least_counter.max(counter).min(MOST_COUNTER));
         out.count(self.ended.len());
         for ended in &self.ended {
             out.u64(*ended);
@@ -94,7 +100,7 @@ impl Peer {
             return Err(ImageError::Malformed);
         }
         let version = from.u32()?;
-        if version != VERSION {
+        if ![VERSION_1, VERSION].contains(&version) {
             return Err(ImageError::Version(version));
         }
         if from.fixed()? != owner.0 {
@@ -107,6 +113,12 @@ impl Peer {
         peer.ours = Life { epoch, life };
         peer.theirs = Life { epoch: from.u64()?, life: from.u64()? };
         peer.newest_counter = from.option()?;
+        if version != VERSION_1 {
+            peer.least_counter = from.u64()?;
+            if peer.least_counter > MOST_COUNTER {
+                return Err(ImageError::Malformed);
+            }
+        }
         for _ in 0..from.count(8)? {
             peer.ended.push_back(from.u64()?);
         }
@@ -129,7 +141,7 @@ impl Peer {
             peer.address = Some(address);
         }
         peer.client = Client::thaw(limits, peer.key, now, &mut from)?;
-        peer.server = Server::thaw(limits, peer.key, &mut from)?;
+        peer.server = Server::thaw(limits.of_server(), peer.key, &mut from)?;
         from.end()?;
         peer.unannounced = true;
         peer.ask_at = peer.address.map(|_: SocketAddr| now);

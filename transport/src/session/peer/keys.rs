@@ -28,6 +28,9 @@ pub(crate) enum Admission {
 
 /// Least time between two initiations of ours that others' make us send.
 const CROSSING: Duration = Duration::from_millis(20);
+/// So many of the peer's initiations give way to ours before one of them counts: perhaps ours
+/// are old to the peer, since our clock went back over a restart.
+const MOST_CROSSED: u32 = 4;
 
 impl Peer {
     /// Whether it is time for an initiation, and to where.
@@ -46,6 +49,12 @@ impl Peer {
         let Life { epoch, life } = self.ours;
         let root = self.current_root().filter(|_| epoch > 0)?.duplicate();
         Some(Resume { epoch, life, root })
+    }
+
+    /// The number of the next initiation: `counter`, unless one before was beyond it.
+    pub(crate) fn next_counter(&mut self, counter: u64) -> u64 {
+        self.least_counter = counter.max(self.least_counter.saturating_add(1));
+        self.least_counter
     }
 
     pub(crate) fn on_asked(
@@ -97,18 +106,18 @@ impl Peer {
         secret: &ResumptionSecret,
         smaller: bool,
     ) -> Admission {
-        if self.newest_counter.is_some_and(|newest| secret.common.counter <= newest) {
-            self.counters.stale_initiations += 1;
-            return Admission::Ignore;
-        }
         let life = Life { epoch: secret.epoch, life: secret.life };
         let is_same = self.remote_incarnation == Some(secret.common.incarnation);
         if self.ended.contains(&secret.common.incarnation)
             || (is_same && life != self.theirs && life.epoch <= self.theirs.epoch)
         {
-            // Its number must not count: the clock of a stale life may be ahead.
+            // Its number must not count: the clock of a stale life may be ahead, or behind.
             self.counters.superseded += 1;
             return Admission::Superseded;
+        }
+        if self.newest_counter.is_some_and(|newest| secret.common.counter <= newest) {
+            self.counters.stale_initiations += 1;
+            return Admission::Ignore;
         }
         self.newest_counter = Some(secret.common.counter);
         if self.unannounced && life.epoch == 0 {
@@ -126,13 +135,18 @@ impl Peer {
             (ours, theirs) if ours == theirs => !smaller,
             (ours, _) => ours,
         };
-        if self.asking.is_some() && ours_wins {
-            // Both began at once and ours wins; but now we know where it is.
+        if self.asking.is_some() && ours_wins && self.crossed < MOST_CROSSED {
+            // Both began at once and ours wins; but now we know where it may be.
+            self.crossed += 1;
             self.counters.stale_initiations += 1;
             if self.address != Some(from) {
-                self.set_address(now, from);
                 if self.current.is_some() {
+                    // Whoever is on the path can send it from anywhere: what is said under the
+                    // keys of before does not go there, one attempt does.
+                    self.hint = Some(from);
                     self.ask_at = Some(now);
+                } else {
+                    self.set_address(now, from);
                 }
             }
             // Ours was sent before the peer was there to hear it; now it is.
@@ -143,6 +157,7 @@ impl Peer {
             }
             return Admission::Ignore;
         }
+        self.crossed = 0;
         if let Some(asking) = self.asking.take() {
             self.retired.push(asking.index);
         }
@@ -247,6 +262,7 @@ impl Peer {
         self.heard = now;
         self.unanswered = None;
         self.ask_at = None;
+        self.crossed = 0;
         self.ask_pause = self.limits.handshake_retry;
         self.superseded = false;
         let incarnation = keys.remote_incarnation;

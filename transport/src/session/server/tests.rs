@@ -91,18 +91,19 @@ fn slots_beyond_the_limit_do_not_exist() {
 #[test]
 fn calls_in_part_take_no_more_than_the_budget() {
     let mut server = Rig::new(LIMITS);
-    assert_eq!(server.on_piece(head(0, 1, 4097), 0, &[0; 64]), (false, None), "too long");
-    assert!(server.on_piece(head(0, 1, 4096), 0, &[0; 64]).0);
+    assert_eq!(server.on_piece(head(0, 1, 4097), 0, &[0; 64]), (true, None), "too long");
+    assert!(matches!(said(&mut server)[..], [Frame::Reply { status: Status::Refused, .. }]));
+    assert!(server.on_piece(head(0, 2, 4096), 0, &[0; 64]).0);
     assert!(server.on_piece(head(1, 1, 4096), 0, &[0; 64]).0);
     assert!(!server.on_piece(head(2, 1, 64), 0, &[0; 64]).0, "budget");
-    assert_eq!(server.refused_pieces, 2);
+    assert_eq!(server.refused_pieces, 1);
     // A newer call of the same slot gives the older one's memory back.
-    assert!(server.on_piece(head(0, 2, 128), 0, &[0; 64]).0);
+    assert!(server.on_piece(head(0, 3, 128), 0, &[0; 64]).0);
     assert_eq!(server.grants.used(), 4096 + 128);
-    assert!(server.on_piece(head(0, 1, 4096), 64, &[0; 64]).0, "dropped, and not asked for again");
+    assert!(server.on_piece(head(0, 2, 4096), 64, &[0; 64]).0, "dropped, and not asked for again");
     assert_eq!(server.grants.used(), 4096 + 128);
     // So does completion, and so does a cancel.
-    let (taken, asked) = server.on_piece(head(0, 2, 128), 64, &[1; 64]);
+    let (taken, asked) = server.on_piece(head(0, 3, 128), 64, &[1; 64]);
     assert!(taken && matches!(asked, Some(Event::Call { payload, .. }) if payload.len() == 128));
     assert_eq!(server.on_cancel(1, 1), None);
     assert_eq!(server.grants.used(), 0);
