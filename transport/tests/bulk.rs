@@ -37,6 +37,8 @@ struct Went {
     lost: Vec<usize>,
 }
 
+type Change = Box<dyn FnMut(&mut Vec<u8>)>;
+
 struct Pair {
     now: Instant,
     hubs: [Hub; 2],
@@ -46,7 +48,7 @@ struct Pair {
     buf: Vec<u8>,
     /// Where pieces are left where they are, and received where they belong: what is done
     /// between a place and its use to the bytes of a batch.
-    placed: Option<Box<dyn FnMut(&mut Vec<u8>)>>,
+    placed: Option<Change>,
     /// Batches that came so.
     came_placed: usize,
     replies: Vec<Vec<u8>>,

@@ -351,7 +351,8 @@ impl Peer {
             self.look_where(now, from, length, payload, tokens);
         }
         let taken = self.on_frames(now, which, payload);
-        self.on_taken(now, which, header, taken, marked, stream_number(from).is_some(), tokens);
+        let taken = taken && which == Which::Current;
+        self.on_taken(now, header, taken, marked, stream_number(from).is_some(), tokens);
         true
     }
 
@@ -368,12 +369,11 @@ impl Peer {
         }
     }
 
-    /// What a packet says has been done.
+    /// What a packet says has been done; whether it counts, `taken` says.
     #[inline]
     fn on_taken(
         &mut self,
         now: Instant,
-        which: Which,
         header: Header,
         taken: bool,
         marked: bool,
@@ -381,7 +381,7 @@ impl Peer {
         tokens: &mut Tokens,
     ) {
         let by_bulk = header.flags & FLAG_BULK != 0;
-        if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
+        if taken && header.flags & FLAG_TRACKED != 0 {
             // What comes by a stream waits for nobody: it is not lost.
             self.arrivals.on_tracked(now, header.number, marked, by_bulk || by_stream);
             if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {

@@ -166,7 +166,7 @@ impl Peer {
         self.on_opened(now, PARTS + length, Which::Current);
         let offset = u32::try_from(offset).unwrap_or(u32::MAX);
         let taken = self.on_piece(now, Piece { offset, ..plan.piece }, Data::InPlace(length));
-        self.on_taken(now, Which::Current, header, taken, marked, false, tokens);
+        self.on_taken(now, header, taken, marked, false, tokens);
         true
     }
 }
