@@ -168,7 +168,9 @@ mod machines {
     }
 
     /// Takes a stream and says its hash, then sends what it was given again and again. By
-    /// socat: the nc of busybox moves a KiB at a time, ten times slower than the port.
+    /// socat: the nc of busybox moves a KiB at a time, ten times slower than the port. The
+    /// last one waits for the other side's end, or the machine would go with what it has not
+    /// sent yet.
     fn script(card: &str, blocks: usize) -> String {
         let (mtu, to, times) = (DEFAULT_MTU, guest_address(2, 1), blocks.div_ceil(REPEATED));
         format!(
@@ -177,10 +179,10 @@ mod machines {
              $b ip addr add 10.77.1.10/32 dev {card}; $b ip route add 10.77.1.1 dev {card}\n\
              $b ip route add default via 10.77.1.1\n\
              until $b ping -c 1 -W 5 {to}; do :; done\n\
-             s=\"socat -u -b 262144\"\n\
-             $s TCP:{to}:5001 CREATE:/tmp/data; echo first: $($b md5sum < /tmp/data)\n\
-             echo down: $($s TCP:{to}:5002 STDOUT | $b md5sum)\n\
-             for i in $($b seq {times}); do $b cat /tmp/data; done | $s STDIN TCP:{to}:5003\n\
+             s=\"socat -t 60 -b 262144\"\n\
+             $s -u TCP:{to}:5001 CREATE:/tmp/data; echo first: $($b md5sum < /tmp/data)\n\
+             echo down: $($s -u TCP:{to}:5002 STDOUT | $b md5sum)\n\
+             for i in $($b seq {times}); do $b cat /tmp/data; done | $s - TCP:{to}:5003\n\
              echo done\n"
         )
     }
