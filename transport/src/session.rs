@@ -42,6 +42,8 @@ mod peer;
 mod pool;
 #[cfg(feature = "ring")]
 pub mod protect;
+#[cfg(feature = "hub")]
+mod queue;
 pub mod replay;
 #[cfg(feature = "hub")]
 mod rtt;

@@ -37,6 +37,16 @@ impl Instant {
         Self { nanos: self.nanos.div_ceil(step).saturating_mul(step) }
     }
 
+    pub(crate) const fn nanos(self) -> u64 {
+        self.nanos
+    }
+
+    /// So many nanoseconds after this.
+    #[inline]
+    pub(crate) const fn later(self, nanos: u64) -> Self {
+        Self { nanos: self.nanos.saturating_add(nanos) }
+    }
+
     /// Time from `earlier` to this, zero if that lies ahead.
     #[must_use]
     #[inline]

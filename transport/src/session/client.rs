@@ -29,7 +29,8 @@ use super::outbox::Outbox;
 use super::packet::Packet;
 use super::payload::{Assembly, Outgoing, UNASKED};
 use super::pool::Pool;
-use super::rtt::{PARKED_PROBE, PROBE, Rtt, back_off};
+use super::queue::Queue;
+use super::rtt::{PARKED_PROBE, PROBE, Pause, Rtt};
 use super::slots::{ClientSlot, ReplyVerdict};
 use super::timers::Timers;
 use crate::time::Instant;
@@ -49,7 +50,7 @@ mod state;
 
 pub(crate) use freeze::thaw_lane;
 pub(crate) use output::{Piece, choose, granted, push_piece};
-use state::{Active, Body, Link, Slot, State, Waiting};
+use state::{Active, Body, How, Link, Slot, State, Waiting};
 
 /// A call of ours, unique within one session's life.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -100,6 +101,14 @@ pub(crate) const FIRST_SLOTS: usize = 64;
 /// Marks a call in the queue among those with a deadline.
 const QUEUED: u32 = u32::MAX;
 
+/// How a call has ended, for its caller.
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    id: u64,
+    bytes: Vec<u8>,
+    error: Option<CallError>,
+}
+
 /// All calls of one session.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -124,17 +133,16 @@ pub(crate) struct Client {
     /// The peer knows marks, grants and the rest.
     lanes: bool,
     pub(crate) pool: Pool,
-    peer: PublicKey,
-    pub(crate) ended: VecDeque<Event>,
+    /// Calls that have ended.
+    pub(crate) ended: Queue<Ended>,
     pub(crate) repeats: u64,
     pub(crate) stale_replies: u64,
 }
 
 impl Client {
-    pub(crate) fn new(limits: Limits, peer: PublicKey) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            peer,
             slots: Vec::new(),
             free: Free::default(),
             queue: Default::default(),
@@ -152,7 +160,7 @@ impl Client {
             release: false,
             lanes: false,
             pool: Pool::default(),
-            ended: VecDeque::new(),
+            ended: Queue::default(),
             repeats: 0,
             stale_replies: 0,
         }
@@ -177,11 +185,11 @@ impl Client {
             return Err(NotTaken::QueueFull);
         }
         let id = self.name();
-        let waiting = Waiting { id, payload, deadline, link: Link::Alone };
+        let (mut payload, how) = (payload, How { id, deadline, link: Link::Alone });
         if let Some((now, rtt)) = up.filter(|_| self.queued == 0 && self.room() > 0) {
-            self.start(now, rtt, lane, waiting, None);
+            self.start(now, rtt, lane, how, &mut payload, None);
         } else {
-            self.enqueue(lane, waiting);
+            self.enqueue(lane, how, payload);
         }
         Ok(id)
     }
@@ -203,7 +211,7 @@ impl Client {
         &mut self,
         up: Option<(Instant, &Rtt)>,
         lane: Lane,
-        row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
+        mut row: impl ExactSizeIterator<Item = (Vec<u8>, bool)>,
         deadline: Option<Instant>,
         ids: &mut Vec<CallId>,
     ) -> Result<(), NotTaken> {
@@ -214,35 +222,49 @@ impl Client {
         if self.queued + length > self.limits.queued {
             return Err(NotTaken::QueueFull);
         }
-        let mut taken: [(Vec<u8>, bool); MOST_IN_ROW] = Default::default();
-        for (place, call) in taken.iter_mut().zip(row) {
-            *place = call;
-        }
-        if taken.iter().any(|(payload, _)| !fits_one_packet(&self.limits, payload.len())) {
+        let mut taken: [Option<(Vec<u8>, bool)>; MOST_IN_ROW] =
+            core::array::from_fn(|_| row.next());
+        let longest = taken.iter().flatten().map(|(payload, _)| payload.len()).max();
+        if longest.is_some_and(|longest| !fits_one_packet(&self.limits, longest)) {
             return Err(NotTaken::TooLong);
         }
         let is_free = self.queued == 0 && self.room() >= length && (self.lanes || length == 1);
         let up = up.filter(|_| is_free);
-        let mut before = None;
-        for (n, (payload, anyhow)) in taken.iter_mut().take(length).enumerate() {
-            let (id, payload) = (self.name(), core::mem::take(payload));
-            let link = if n == 0 { Link::Alone } else { Link::Next { anyhow: *anyhow } };
-            let waiting = Waiting { id, payload, deadline, link };
+        let (mut before, mut is_first) = (None, true);
+        ids.reserve(length);
+        for (payload, anyhow) in taken.iter_mut().take(length).flatten() {
+            let id = self.name();
+            let link = if is_first { Link::Alone } else { Link::Next { anyhow: *anyhow } };
+            is_first = false;
+            let how = How { id, deadline, link };
             match up {
-                Some((now, rtt)) => before = self.start(now, rtt, lane, waiting, before),
-                None => self.enqueue(lane, waiting),
+                Some((now, rtt)) => before = self.start(now, rtt, lane, how, payload, before),
+                None => self.enqueue(lane, how, core::mem::take(payload)),
             }
             ids.push(id);
         }
         Ok(())
     }
 
-    fn enqueue(&mut self, lane: Lane, waiting: Waiting) {
-        if let Some(at) = waiting.deadline {
-            self.deadlines.set(at, (QUEUED, waiting.id.0));
+    #[inline(never)]
+    fn enqueue(&mut self, lane: Lane, how: How, payload: Vec<u8>) {
+        let How { id, deadline, link } = how;
+        if let Some(at) = deadline {
+            self.deadlines.set(at, (QUEUED, id.0));
         }
         self.queued += 1;
-        self.queue[lane as usize].push_back(waiting);
+        self.queue[lane as usize].push_back(Waiting { id, payload, deadline, link });
+    }
+
+    /// The next call that has ended.
+    #[inline(always)]
+    pub(crate) fn poll_event(&mut self, peer: PublicKey) -> Option<Event> {
+        let Ended { id, bytes, error } = self.ended.next()?;
+        let call = CallId(*id);
+        if let Some(error) = error.take() {
+            return Some(Event::Ended { peer, call, result: Err(error) });
+        }
+        Some(Event::Ended { peer, call, result: Ok(core::mem::take(bytes)) })
     }
 
     pub(crate) const fn in_flight(&self) -> usize {
@@ -280,12 +302,29 @@ impl Client {
                 let mut before = None;
                 for _ in 0..length {
                     let waiting = self.queue[lane as usize].pop_front();
-                    let Some(waiting) = waiting else { break };
+                    let Some(Waiting { id, mut payload, deadline, link }) = waiting else { break };
                     self.queued -= 1;
-                    before = self.start(now, rtt, lane, waiting, before);
+                    let how = How { id, deadline, link };
+                    before = self.start(now, rtt, lane, how, &mut payload, before);
                 }
             }
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_slot(&mut self) -> Option<u16> {
+        let number = u16::try_from(self.slots.len()).ok()?;
+        self.slots.push(Slot::new());
+        Some(number)
+    }
+
+    /// A payload that goes in pieces.
+    #[inline(never)]
+    fn in_pieces(&mut self, number: u16, payload: Vec<u8>) -> Body {
+        let granted = if self.lanes { UNASKED } else { usize::MAX };
+        self.large.push(number);
+        Body::Pieces(Box::new(Outgoing::new(payload, granted)))
     }
 
     /// How many calls at the head of a lane's queue form a row.
@@ -303,28 +342,27 @@ impl Client {
         for waiting in self.queue[lane as usize].drain(..length) {
             self.queued -= 1;
             self.pool.put(waiting.payload);
-            self.ended.push_back(ended(self.peer, waiting.id, Err(error)));
+            self.ended.tell(waiting.id, Err(error));
         }
     }
 
-    /// Gives a call the next free slot, of which the caller has seen that there is one.
+    /// Gives a call the next free slot, of which the caller has seen that there is one. Its
+    /// payload goes from where it is straight to where it stays.
+    #[inline(always)]
     fn start(
         &mut self,
         now: Instant,
         rtt: &Rtt,
         lane: Lane,
-        waiting: Waiting,
+        how: How,
+        payload: &mut Vec<u8>,
         before: Option<u16>,
     ) -> Option<u16> {
         let number = match self.free.take() {
             Some(number) => number,
-            None => {
-                let number = u16::try_from(self.slots.len()).ok()?;
-                self.slots.push(Slot::new());
-                number
-            }
+            None => self.make_slot()?,
         };
-        let after = match (waiting.link, before) {
+        let after = match (how.link, before) {
             (Link::Next { anyhow }, Some(slot)) => {
                 let earlier = self.slots.get_mut(usize::from(slot))?;
                 earlier.pins += 1;
@@ -334,37 +372,35 @@ impl Client {
         };
         self.sequence += 1;
         let sequence = self.sequence;
-        let lanes = self.lanes;
-        let whole = fits_one_packet(&self.limits, waiting.payload.len());
+        let whole = fits_one_packet(&self.limits, payload.len());
         let body = if whole {
-            Body::Whole(waiting.payload)
+            Body::Whole(core::mem::take(payload))
         } else {
-            let granted = if lanes { UNASKED } else { usize::MAX };
-            self.large.push(number);
-            Body::Pieces(Box::new(Outgoing::new(waiting.payload, granted)))
+            self.in_pieces(number, core::mem::take(payload))
         };
         let slot = self.slots.get_mut(usize::from(number))?;
         let begun = slot.slot.begin_at(sequence);
         debug_assert!(begun.is_ok(), "a free slot waits for nothing");
         slot.lane = lane;
         slot.after = after.map(|after| after.slot);
-        slot.state = State::Active(Active {
-            id: waiting.id,
+        slot.turn(State::Active(Active {
+            id: how.id,
             body,
             marks: Marks { lane, after },
             first_sent: None,
             repeated: false,
             due: whole.then_some(now),
             pause: rtt.call_timeout(),
-            deadline: waiting.deadline,
+            deadline: how.deadline,
             reply: None,
-        });
+        }));
         self.active += 1;
-        if let Some(at) = waiting.deadline {
-            self.deadlines.set(at, (number.into(), sequence));
+        if whole && !slot.in_outbox {
+            slot.in_outbox = true;
+            self.outbox.push(lane, number);
         }
-        if whole {
-            self.say(number);
+        if let Some(at) = how.deadline {
+            self.deadlines.set(at, (number.into(), sequence));
         }
         Some(number)
     }
@@ -381,10 +417,11 @@ impl Client {
 
     /// The call in a slot has been answered for: the slot is free, as soon as no later
     /// call of its row needs it.
+    #[inline]
     fn give_back(&mut self, number: u16) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
-        slot.state = if slot.pins > 0 { State::Held } else { State::Free };
         let is_free = slot.pins == 0;
+        slot.turn(if is_free { State::Free } else { State::Held });
         let earlier = slot.after.take();
         if is_free {
             self.put_free(number);
@@ -398,6 +435,7 @@ impl Client {
         }
     }
 
+    #[inline]
     fn put_free(&mut self, number: u16) {
         if usize::from(number) < self.granted {
             self.free.put(number);
@@ -407,6 +445,7 @@ impl Client {
     }
 
     /// Gives slots back that were taken away, once all of them are free.
+    #[inline(never)]
     fn shrink(&mut self) {
         let Some(beyond) = self.slots.get(self.granted..) else { return };
         if beyond.iter().all(|slot| matches!(slot.state, State::Free) && !slot.in_outbox) {
@@ -467,9 +506,15 @@ impl Client {
     }
 }
 
-#[inline]
-const fn ended(peer: PublicKey, call: CallId, result: Result<Vec<u8>, CallError>) -> Event {
-    Event::Ended { peer, call, result }
+impl Queue<Ended> {
+    fn tell(&mut self, id: CallId, result: Result<Vec<u8>, CallError>) {
+        let Some(ended) = self.add() else { return };
+        ended.id = id.0;
+        match result {
+            Ok(bytes) => ended.bytes = bytes,
+            Err(error) => ended.error = Some(error),
+        }
+    }
 }
 
 /// Whether a call or reply of `length` bytes goes in one frame of one packet.

@@ -23,7 +23,7 @@ impl Free {
     pub(crate) fn put(&mut self, number: u16) {
         let (at, bit) = (usize::from(number) / 64, 1 << (number % 64));
         if at >= self.words.len() {
-            self.words.resize(at + 1, 0);
+            self.widen(at);
         }
         if let Some(word) = self.words.get_mut(at)
             && *word & bit == 0
@@ -32,6 +32,12 @@ impl Free {
             self.count += 1;
             self.first = self.first.min(at);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn widen(&mut self, at: usize) {
+        self.words.resize(at + 1, 0);
     }
 
     /// Takes the lowest.

@@ -331,7 +331,7 @@ impl Hub {
     ) -> Result<CallId, CallRefused> {
         let (at, peer) = self.peer(peer)?;
         let id = peer.call(now, lane, payload, deadline)?;
-        self.touch(at);
+        self.queue(at);
         Ok(id)
     }
 
@@ -354,7 +354,7 @@ impl Hub {
     ) -> Result<(), CallRefused> {
         let (at, peer) = self.peer(peer)?;
         peer.call_row(now, lane, row, deadline, ids)?;
-        self.touch(at);
+        self.queue(at);
         Ok(())
     }
 
@@ -371,7 +371,7 @@ impl Hub {
     ) -> Result<(), UnknownPeer> {
         let (at, peer) = self.peer(peer)?;
         peer.cancel(now, call);
-        self.touch(at);
+        self.queue(at);
         Ok(())
     }
 
@@ -432,7 +432,7 @@ impl Hub {
     ) -> Result<(), ReplyFailed> {
         let (at, peer) = self.peer(peer)?;
         peer.reply(id, status, payload)?;
-        self.touch(at);
+        self.queue(at);
         Ok(())
     }
 
@@ -447,6 +447,7 @@ impl Hub {
 
     /// A buffer of `length` bytes for who overwrites all of it: what an earlier payload to
     /// or from this peer has left in it is still there.
+    #[inline]
     pub fn used_buffer(&mut self, peer: &PublicKey, length: usize) -> Vec<u8> {
         match self.peer(peer) {
             Ok((_, peer)) => peer.used_buffer(length),
@@ -455,6 +456,7 @@ impl Hub {
     }
 
     /// Takes a payload back that nobody needs.
+    #[inline]
     pub fn recycle(&mut self, peer: &PublicKey, buffer: Vec<u8>) {
         if let Ok((_, peer)) = self.peer(peer) {
             peer.recycle(buffer);
@@ -464,18 +466,21 @@ impl Hub {
     #[inline]
     fn peer(&mut self, key: &PublicKey) -> Result<(usize, &mut Peer), UnknownPeer> {
         let is_same = |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.has_key(key));
-        let at = if self.peers.get(self.last).is_some_and(is_same) {
-            self.last
-        } else {
-            *self.keys.get(key).ok_or(UnknownPeer)?
-        };
-        self.last = at;
-        let peer = self.peers.get_mut(at).and_then(Option::as_mut).ok_or(UnknownPeer)?;
-        Ok((at, peer))
+        if !self.peers.get(self.last).is_some_and(is_same) {
+            self.last = self.find(key)?;
+        }
+        let peer = self.peers.get_mut(self.last).and_then(Option::as_mut).ok_or(UnknownPeer)?;
+        Ok((self.last, peer))
+    }
+
+    // Apart, as all that a call seldom needs: what calls nothing saves no registers.
+    #[cold]
+    #[inline(never)]
+    fn find(&self, key: &PublicKey) -> Result<usize, UnknownPeer> {
+        self.keys.get(key).copied().ok_or(UnknownPeer)
     }
 
     /// Gathers what an input changed at one peer.
-    #[inline]
     fn touch(&mut self, at: usize) {
         let Some(Some(peer)) = self.peers.get_mut(at) else { return };
         while let Some(index) = peer.retired.pop() {
@@ -484,7 +489,15 @@ impl Hub {
         if !peer.finds.is_empty() {
             self.finds.extend(peer.finds.drain(..).map(|find| (at, find)));
         }
-        if !peer.is_eventful && peer.events_left() > 0 {
+        self.queue(at);
+    }
+
+    /// Puts a peer among those that have something to send, and events: all that a call or an
+    /// answer changes.
+    #[inline]
+    fn queue(&mut self, at: usize) {
+        let Some(Some(peer)) = self.peers.get_mut(at) else { return };
+        if !peer.is_eventful && peer.has_event() {
             peer.is_eventful = true;
             self.eventful.push_back(at);
         }
@@ -497,22 +510,39 @@ impl Hub {
     /// Whether [`poll_event`](Self::poll_event) has something.
     #[must_use]
     pub fn has_event(&self) -> bool {
-        !self.eventful.is_empty() || !self.events.is_empty()
+        let has_some = |at: &usize| {
+            let peer = self.peers.get(*at).and_then(Option::as_ref);
+            peer.is_some_and(|peer| peer.has_event())
+        };
+        // Whose last one was polled is the first, and leaves with the next poll.
+        self.eventful.iter().any(has_some) || !self.events.is_empty()
     }
 
     /// The next event. Those of one peer come in their order, but that it is up or down comes
     /// before what has ended by that.
+    #[inline]
     pub fn poll_event(&mut self) -> Option<Event> {
         if !self.events.is_empty() {
             return self.events.pop_front();
         }
-        let at = *self.eventful.front()?;
-        let peer = self.peers.get_mut(at).and_then(Option::as_mut)?;
-        if peer.events_left() <= 1 {
-            peer.is_eventful = false;
-            self.eventful.pop_front();
+        while let Some(&at) = self.eventful.front() {
+            let peer = self.peers.get_mut(at).and_then(Option::as_mut)?;
+            if peer.has_event() {
+                // It stays where it is: an answer may bring its next one.
+                return peer.poll_event();
+            }
+            self.forget_eventful(at);
         }
-        peer.poll_event()
+        None
+    }
+
+    /// The first peer has no event left.
+    #[inline(never)]
+    fn forget_eventful(&mut self, at: usize) {
+        if let Some(Some(peer)) = self.peers.get_mut(at) {
+            peer.is_eventful = false;
+        }
+        self.eventful.pop_front();
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).

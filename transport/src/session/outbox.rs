@@ -60,26 +60,21 @@ impl Outbox {
         self.lanes.0 |= Lanes::bit(lane);
     }
 
-    /// Takes all of a lane's; who has not said all gives the rest [`back`](Self::back).
+    /// Who waits in a lane behind `before` others.
     #[inline]
-    pub(crate) fn take(&mut self, lane: Lane) -> Vec<u16> {
-        self.lanes.0 &= !Lanes::bit(lane);
-        core::mem::take(&mut self.rows[lane as usize])
+    pub(crate) fn get(&self, lane: Lane, before: usize) -> Option<u16> {
+        self.rows[lane as usize].get(before).copied()
     }
 
-    /// Puts back what was taken, without the first `said`, before what has come since.
+    /// Lets the first `said` of a lane go.
     #[inline]
-    pub(crate) fn back(&mut self, lane: Lane, mut taken: Vec<u16>, said: usize) {
-        if said >= taken.len() {
-            taken.clear();
-        } else {
-            taken.drain(..said);
-        }
+    pub(crate) fn forget(&mut self, lane: Lane, said: usize) {
         let row = &mut self.rows[lane as usize];
-        taken.append(row);
-        *row = taken;
-        if !row.is_empty() {
-            self.lanes.0 |= Lanes::bit(lane);
+        if said >= row.len() {
+            row.clear();
+            self.lanes.0 &= !Lanes::bit(lane);
+        } else {
+            row.drain(..said);
         }
     }
 
@@ -115,14 +110,13 @@ mod tests {
             outbox.push(lane, slot);
         }
         assert!(outbox.lanes().has(Lane::Calls) && !outbox.lanes().has(Lane::Control));
-        let taken = outbox.take(Lane::Calls);
-        assert!(taken == [1, 3] && !outbox.lanes().has(Lane::Calls));
+        assert_eq!([0, 1, 2].map(|n| outbox.get(Lane::Calls, n)), [Some(1), Some(3), None]);
         outbox.push(Lane::Calls, 5);
-        outbox.back(Lane::Calls, taken, 1);
+        outbox.forget(Lane::Calls, 1);
         outbox.retain(|lane, slot| lane != Lane::Bulk && slot != 2);
-        assert!(!outbox.lanes().has(Lane::Bulk));
-        assert_eq!(outbox.take(Lane::Calls), [3, 5]);
-        outbox.back(Lane::Calls, Vec::new(), 0);
+        assert!(!outbox.lanes().has(Lane::Bulk) && outbox.lanes().has(Lane::Calls));
+        assert_eq!([0, 1, 2].map(|n| outbox.get(Lane::Calls, n)), [Some(3), Some(5), None]);
+        outbox.forget(Lane::Calls, 2);
         assert!(outbox.lanes().is_empty());
         outbox.push(Lane::Pages, 4);
         assert!(!outbox.lanes().and(Lanes::default()).is_empty());

@@ -269,8 +269,8 @@ impl Peer {
             ping_due: false,
             pong_due: None,
             proof_due: None,
-            client: Client::new(limits, key),
-            server: Server::new(limits.of_server(), key),
+            client: Client::new(limits),
+            server: Server::new(limits.of_server()),
             flow: Flow::new(limits.datagram),
             bulk: Bulk::default(),
             small: Instant::START,
@@ -310,23 +310,22 @@ impl Peer {
         self.current.is_some()
     }
 
-    /// How many things have happened that were not polled.
+    /// Whether something has happened that was not polled.
     #[inline]
-    pub(crate) fn events_left(&self) -> usize {
-        self.server.asked.len() + self.client.ended.len() + self.events.len()
+    pub(crate) fn has_event(&self) -> bool {
+        !self.server.asked.is_empty() || !self.client.ended.is_empty() || !self.events.is_empty()
     }
 
     /// What happened next.
     #[inline]
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
-        let first = if !self.events.is_empty() {
-            &mut self.events
+        if !self.events.is_empty() {
+            self.events.pop_front()
         } else if !self.server.asked.is_empty() {
-            &mut self.server.asked
+            self.server.poll_event(self.key)
         } else {
-            &mut self.client.ended
-        };
-        first.pop_front()
+            self.client.poll_event(self.key)
+        }
     }
 
     // Data.

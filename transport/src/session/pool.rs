@@ -3,7 +3,7 @@
 //! Payloads are `Vec`s that change hands between the session and its user. What comes
 //! back goes here, and the next payload is written into it.
 //!
-//! Invariant: at most [`MOST`] buffers and [`MOST_BYTES`] of capacity are kept.
+//! Invariant: at most twice [`MOST`] buffers and [`MOST_BYTES`] of capacity are kept.
 
 use alloc::vec::Vec;
 
@@ -122,22 +122,50 @@ impl Pool {
         buffer
     }
 
-    /// As [`copy`](Self::copy), into a buffer that its owner needs no more, where it is a fit
-    /// one.
-    #[inline]
-    pub(crate) fn copy_into(&mut self, mut old: Vec<u8>, bytes: &[u8]) -> Vec<u8> {
-        if old.capacity() > SMALL || old.capacity() < bytes.len() {
-            self.put(old);
-            return self.copy(bytes);
+    /// Makes `buffer` a copy of `bytes`, where it is: another one comes only where there is
+    /// none or this one is not fit.
+    #[inline(always)]
+    pub(crate) fn refill(&mut self, buffer: &mut Vec<u8>, bytes: &[u8]) {
+        if buffer.capacity() == 0
+            && let Some(other) = self.small.pop()
+        {
+            // Nothing to give back, so nobody looks for it.
+            core::mem::forget(core::mem::replace(buffer, other));
         }
-        old.clear();
-        old.extend_from_slice(bytes);
-        old
+        let is_small = buffer.capacity() <= SMALL;
+        match buffer.get_mut(..bytes.len()) {
+            Some(room) if is_small => {
+                room.copy_from_slice(bytes);
+                buffer.truncate(bytes.len());
+            }
+            _ => self.refill_anew(buffer, bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn refill_anew(&mut self, buffer: &mut Vec<u8>, bytes: &[u8]) {
+        if buffer.capacity() > SMALL || buffer.capacity() < bytes.len() {
+            let other = self.take(bytes.len());
+            self.put(core::mem::replace(buffer, other));
+        }
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
     }
 
     /// Takes back what nobody needs.
     #[inline]
     pub(crate) fn put(&mut self, buffer: Vec<u8>) {
+        // Where there is room already nothing is called, and no register saved.
+        let has_room = self.small.len() < self.small.capacity().min(MOST);
+        if (1..=SMALL).contains(&buffer.capacity()) && has_room {
+            self.small.push(buffer);
+        } else {
+            self.put_other(buffer);
+        }
+    }
+
+    #[inline(never)]
+    fn put_other(&mut self, buffer: Vec<u8>) {
         let capacity = buffer.capacity();
         if capacity == 0 || self.kept() >= MOST {
             return;

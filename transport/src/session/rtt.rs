@@ -3,6 +3,7 @@
 //! RFC 9002 §5 with the constants of a LAN: 200 µs where it has 1 ms or more. Every
 //! retransmission has a number of its own, so samples are never ambiguous.
 
+use crate::time::Instant;
 use core::time::Duration;
 
 /// Least time before a call is sent again. Below it, the scheduler of a busy server
@@ -29,7 +30,7 @@ pub(crate) struct Rtt {
     latest: Duration,
     is_patient: bool,
     /// [`Self::call_timeout`] since the last sample: each call asks for it.
-    timeout: Option<Duration>,
+    timeout: Option<Pause>,
 }
 
 impl Rtt {
@@ -48,6 +49,7 @@ impl Rtt {
     }
 
     /// A round trip took `sample`, the peer's own delay taken off.
+    #[inline(never)]
     pub(crate) fn on_sample(&mut self, sample: Duration) {
         self.latest = sample;
         match self.smoothed {
@@ -61,11 +63,12 @@ impl Rtt {
                 self.smoothed = Some((smoothed * 7 + sample) / 8);
             }
         }
-        self.timeout = Some(self.next_timeout());
+        self.timeout = Some(Pause::of(self.next_timeout()));
     }
 
     /// A round trip took `bound` at most, the peer's unknown delay included: a
     /// sample only where it improves on what is known.
+    #[inline]
     pub(crate) fn on_upper_bound(&mut self, bound: Duration) {
         if self.smoothed.is_none_or(|smoothed| bound < smoothed) {
             self.on_sample(bound);
@@ -87,8 +90,8 @@ impl Rtt {
 
     /// When a call without an answer is sent again.
     #[inline]
-    pub(crate) fn call_timeout(&self) -> Duration {
-        self.timeout.unwrap_or_else(|| self.next_timeout())
+    pub(crate) fn call_timeout(&self) -> Pause {
+        self.timeout.unwrap_or_else(|| Pause::of(self.next_timeout()))
     }
 
     fn next_timeout(&self) -> Duration {
@@ -108,19 +111,32 @@ impl Rtt {
     }
 }
 
-/// The next of a row of growing pauses: half as long again, at most [`PROBE`].
-pub(crate) const fn back_off(pause: Duration) -> Duration {
-    // Below a second there is no need for the arithmetic of two words.
-    let longer = pause.subsec_nanos() + pause.subsec_nanos() / 2;
-    if pause.as_secs() > 0 || longer >= 1_000_000_000 {
-        return PROBE;
-    }
-    Duration::from_nanos(longer as u64)
-}
+/// Time between two questions. One word: each call counts with it, and a `Duration` is two.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Pause(u64);
 
-/// The next pause of a parked call: half as long again, at most [`PARKED_PROBE`].
-pub(crate) fn back_off_parked(pause: Duration) -> Duration {
-    (pause * 3 / 2).min(PARKED_PROBE)
+impl Pause {
+    /// Of so long; of 584 years at most.
+    pub(crate) const fn of(time: Duration) -> Self {
+        Self(Instant::from_start(time).nanos())
+    }
+
+    /// The next of a row of growing ones: half as long again, at most [`PROBE`] or what it was.
+    #[inline]
+    pub(crate) fn longer(self) -> Self {
+        Self(self.0.saturating_add(self.0 / 2).min(Self::of(PROBE).0).max(self.0))
+    }
+
+    /// The next one of a parked call: half as long again, at most [`PARKED_PROBE`].
+    pub(crate) fn longer_parked(self) -> Self {
+        Self(self.0.saturating_add(self.0 / 2)).min(Self::of(PARKED_PROBE))
+    }
+
+    /// When it ends that begins at `now`.
+    #[inline]
+    pub(crate) const fn after(self, now: Instant) -> Instant {
+        now.later(self.0)
+    }
 }
 
 #[cfg(test)]
@@ -130,16 +146,16 @@ mod tests {
     #[test]
     fn timeouts_stay_within_their_bounds() {
         let mut rtt = Rtt::default();
-        assert_eq!(rtt.call_timeout(), INITIAL * 4);
+        assert_eq!(rtt.call_timeout(), Pause::of(INITIAL * 4));
         for _ in 0..20 {
             rtt.on_sample(Duration::from_micros(40));
         }
-        assert_eq!(rtt.call_timeout(), RTO_MIN);
+        assert_eq!(rtt.call_timeout(), Pause::of(RTO_MIN));
         assert_eq!(rtt.probe_timeout(), RTO_MIN);
         for _ in 0..50 {
             rtt.on_sample(Duration::from_secs(3));
         }
-        assert_eq!(rtt.call_timeout(), PROBE);
+        assert_eq!(rtt.call_timeout(), Pause::of(PROBE));
         assert_eq!(rtt.probe_timeout(), PROBE);
     }
 
@@ -155,15 +171,17 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_second() {
-        let mut pause = RTO_MIN;
-        let mut total = Duration::ZERO;
+        let mut pause = Pause::of(RTO_MIN);
+        let mut at = Instant::START;
         let mut steps = 0;
-        while pause < PROBE {
-            total += pause;
-            pause = back_off(pause);
+        while pause < Pause::of(PROBE) {
+            at = pause.after(at);
+            pause = pause.longer();
             steps += 1;
         }
-        assert_eq!((steps, pause), (22, PROBE));
-        assert!(total < Duration::from_secs(3));
+        assert_eq!((steps, pause), (22, Pause::of(PROBE)));
+        assert!(at.since_start() < Duration::from_secs(3));
+        let parked = Pause::of(PARKED_PROBE);
+        assert_eq!((parked.longer(), parked.longer_parked()), (parked, parked));
     }
 }

@@ -30,9 +30,9 @@ use super::outbox::Outbox;
 use super::packet::Packet;
 use super::payload::{Assembly, Data, Outgoing, UNASKED};
 use super::pool::Pool;
+use super::queue::Queue;
 use super::slots::{CallVerdict, ServerSlot};
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use conet_wire::session::frame::{After, Direction, Frame, Lane, Marks, SlotHead, Status};
 
@@ -109,15 +109,44 @@ enum Say {
     Ended,
 }
 
+/// What goes to whoever runs calls.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    slot: u16,
+    sequence: u64,
+    incarnation: u64,
+    lane: Lane,
+    payload: Vec<u8>,
+    argument: Vec<u8>,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum What {
+    #[default]
+    Call,
+    /// With an argument.
+    CallInRow,
+    Cancelled,
+}
+
 #[derive(Debug)]
 struct Slot {
     slot: ServerSlot,
     state: State,
     lane: Lane,
     say: Option<Say>,
+    /// A slot whose call waits for this one's result, and another that waits for the same as
+    /// this one: so who waits is found without a search.
+    first_waiting: Option<u16>,
+    next_waiting: Option<u16>,
 }
 
 impl Slot {
+    const fn new(slot: ServerSlot, state: State, lane: Lane) -> Self {
+        Self { slot, state, lane, say: None, first_waiting: None, next_waiting: None }
+    }
+
     /// Gives it another state where the old one owns no memory, or no longer, so that nobody
     /// looks for some: a call goes through three of them.
     #[inline]
@@ -142,17 +171,14 @@ pub(crate) struct Server {
     grants: Grants,
     /// Slots with a reply in pieces on its way.
     large: Vec<u16>,
-    /// Slots whose call waits for another one's result: the other's slot, and theirs.
-    waiting: Vec<(u16, u16)>,
     parked: usize,
     granted: usize,
     version: u32,
     say_slots: bool,
     floor: u64,
     lanes: bool,
-    peer: PublicKey,
     /// Calls to run, once each, and those of them that are no longer wanted.
-    pub(crate) asked: VecDeque<Event>,
+    pub(crate) asked: Queue<Asked>,
     pub(crate) pool: Pool,
     pub(crate) executions: u64,
     pub(crate) duplicates: u64,
@@ -160,23 +186,21 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(limits: Limits, peer: PublicKey) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            peer,
             incarnation: 0,
             slots: Vec::new(),
             outbox: Outbox::default(),
             grants: Grants::new(limits.assembling, limits.payload),
             large: Vec::new(),
-            waiting: Vec::new(),
             parked: 0,
             granted: FIRST_SLOTS.min(limits.slots),
             version: 0,
             say_slots: false,
             floor: 0,
             lanes: false,
-            asked: VecDeque::new(),
+            asked: Queue::default(),
             pool: Pool::default(),
             executions: 0,
             duplicates: 0,
@@ -210,7 +234,6 @@ impl Server {
         self.outbox.clear();
         self.grants.clear();
         self.large.clear();
-        self.waiting.clear();
         self.parked = 0;
         self.granted = FIRST_SLOTS.min(self.limits.slots);
         self.version = 0;
@@ -234,7 +257,7 @@ impl Server {
         }
         while self.slots.len() <= upto {
             let slot = ServerSlot::resume(self.floor, false);
-            self.slots.push(Slot { slot, state: State::Idle, lane: Lane::Calls, say: None });
+            self.slots.push(Slot::new(slot, State::Idle, Lane::Calls));
         }
         Some(())
     }
@@ -256,7 +279,11 @@ impl Server {
     pub(crate) fn on_call(&mut self, head: SlotHead, marks: Marks, data: &[u8]) {
         let longest = self.limits.payload;
         let whole = data.len() == head.total as usize && data.len() <= longest;
-        let Some(slot) = self.slot(head.slot) else { return };
+        let at = usize::from(head.slot);
+        if at >= self.slots.len() && self.make_slots(at).is_none() {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(at) else { return };
         let mut ahead = slot.slot;
         match ahead.on_call(head.sequence) {
             CallVerdict::Execute => {
@@ -272,26 +299,19 @@ impl Server {
                     }
                     return;
                 }
-                // The client has the last reply of this slot, whose memory is free.
-                let old = match &mut slot.state {
-                    State::Done(Kept { body: Body::Whole(bytes), .. }) if slot.say.is_none() => {
-                        core::mem::take(bytes)
-                    }
-                    State::Idle | State::Delivered if slot.say.is_none() => Vec::new(),
-                    _ => {
-                        let payload = self.pool.copy(data);
-                        self.begin(head, marks, payload);
-                        return;
-                    }
+                let (State::Done(Kept { body: Body::Whole(bytes), .. }), None) =
+                    (&mut slot.state, slot.say)
+                else {
+                    let payload = self.pool.copy(data);
+                    self.begin(head, marks, payload);
+                    return;
                 };
+                // The client has the last reply of this slot, whose memory is free.
+                self.pool.refill(bytes, data);
+                let payload = core::mem::take(bytes);
                 slot.slot = ahead;
                 slot.lane = marks.lane;
-                slot.turn(State::Running { told_to_wait: false, cancelled: false });
-                let payload = self.pool.copy_into(old, data);
-                match marks.after {
-                    None => self.run(head.slot, head.sequence, marks.lane, payload, None),
-                    Some(after) => self.wait(head.slot, after, payload),
-                }
+                self.run(head.slot, marks, payload);
                 return;
             }
             CallVerdict::Working => {
@@ -352,8 +372,10 @@ impl Server {
             return;
         }
         let beyond = self.slots.get(count..).unwrap_or_default();
-        let is_idle =
-            |slot: &Slot| matches!(slot.state, State::Idle | State::Done(_) | State::Delivered);
+        let is_idle = |slot: &Slot| {
+            let is_at_rest = matches!(slot.state, State::Idle | State::Done(_) | State::Delivered);
+            is_at_rest && slot.first_waiting.is_none()
+        };
         if !beyond.iter().all(is_idle) {
             return;
         }
@@ -396,25 +418,40 @@ impl Server {
             }
             self.pool.put(kept.body.into_bytes());
         }
-        match marks.after {
-            None => self.run(head.slot, head.sequence, marks.lane, payload, None),
-            Some(after) => self.wait(head.slot, after, payload),
+        self.run(head.slot, marks, payload);
+    }
+
+    /// Hands a call out, or lets it wait for another one's result. Its slot's state owns no
+    /// memory.
+    #[inline(always)]
+    fn run(&mut self, number: u16, marks: Marks, payload: Vec<u8>) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        if let Some(after) = marks.after {
+            slot.turn(State::Waiting { after, payload, told_to_wait: false });
+            self.wait(number, after);
+        } else if let Some(asked) = self.asked.add() {
+            (asked.slot, asked.sequence) = (number, slot.slot.sequence());
+            (asked.incarnation, asked.lane) = (self.incarnation, marks.lane);
+            asked.payload = payload;
+            asked.what = What::Call;
+            self.executions += 1;
+            slot.turn(State::Running { told_to_wait: false, cancelled: false });
         }
     }
 
-    /// Hands a call out.
-    #[inline]
-    fn run(
-        &mut self,
-        slot: u16,
-        sequence: u64,
-        lane: Lane,
-        payload: Vec<u8>,
-        argument: Option<Vec<u8>>,
-    ) {
-        let id = IncomingId { slot, sequence, incarnation: self.incarnation };
-        self.executions += 1;
-        self.asked.push_back(Event::Call { peer: self.peer, id, lane, payload, argument });
+    /// The next call to run, or to run no more.
+    #[inline(always)]
+    pub(crate) fn poll_event(&mut self, peer: PublicKey) -> Option<Event> {
+        let Asked { slot, sequence, incarnation, lane, payload, argument, what } =
+            self.asked.next()?;
+        let (slot, sequence, incarnation) = (*slot, *sequence, *incarnation);
+        let id = IncomingId { slot, sequence, incarnation };
+        let argument = match what {
+            What::Call => None,
+            What::CallInRow => Some(core::mem::take(argument)),
+            What::Cancelled => return Some(Event::Cancelled { peer, id }),
+        };
+        Some(Event::Call { peer, id, lane: *lane, payload: core::mem::take(payload), argument })
     }
 
     fn drop_assembly(&mut self, number: u16) {
@@ -538,9 +575,9 @@ impl Server {
                 let first = !core::mem::replace(cancelled, true);
                 self.park(number);
                 self.say(number, Say::Working);
-                if first {
-                    let id = IncomingId { slot: number, sequence, incarnation };
-                    self.asked.push_back(Event::Cancelled { peer: self.peer, id });
+                if first && let Some(asked) = self.asked.add() {
+                    (asked.slot, asked.sequence) = (number, sequence);
+                    (asked.incarnation, asked.what) = (incarnation, What::Cancelled);
                 }
             }
             CallVerdict::RepeatReply => {
@@ -595,7 +632,10 @@ impl Server {
             Body::Pieces(Box::new(Outgoing::new(payload, granted)))
         };
         slot.turn(State::Done(Kept { status, body }));
-        if whole {
+        if whole && slot.say.is_none() {
+            slot.say = Some(Say::Reply { tracked: told_to_wait });
+            self.outbox.push(slot.lane, id.slot);
+        } else if whole {
             self.say(id.slot, Say::Reply { tracked: told_to_wait });
         }
         self.unpark(told_to_wait);

@@ -2,12 +2,11 @@
 
 use super::output::{GRANT_PAUSE, PIECES_PAUSE};
 use super::{
-    Active, Assembly, Body, CallError, CallId, Client, Instant, Link, PARKED_PROBE, PROBE, QUEUED,
-    ReplyVerdict, Rtt, SlotHead, State, Status, Waiting, ended,
+    Active, Assembly, Body, CallError, CallId, Client, Instant, Link, PARKED_PROBE, PROBE, Pause,
+    QUEUED, ReplyVerdict, Rtt, SlotHead, State, Status, Waiting,
 };
 use crate::session::flow::Tracked;
 use crate::session::payload::Data;
-use crate::session::rtt::back_off_parked;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use conet_wire::session::frame::Lane;
@@ -42,13 +41,15 @@ impl Client {
             && let Body::Whole(bytes) = &mut active.body
         {
             // As nearly all: the result goes where the call was.
-            let (id, bytes) = (active.id, core::mem::take(bytes));
+            self.pool.refill(bytes, data);
+            if let Some(ended) = self.ended.add() {
+                ended.id = active.id.0;
+                ended.bytes = core::mem::take(bytes);
+            }
             if let Some(sent) = active.first_sent.filter(|_| !active.repeated) {
                 rtt.on_upper_bound(now.since(sent));
             }
             self.active -= 1;
-            let result = Ok(self.pool.copy_into(bytes, data));
-            self.ended.push_back(ended(self.peer, id, result));
         } else if let Some(active) = self.take_active(head.slot) {
             let whole = matches!(active.body, Body::Whole(_));
             if let Some(sent) = active.first_sent.filter(|_| !active.repeated && whole) {
@@ -97,7 +98,7 @@ impl Client {
             }
         });
         self.give_up_assembly(number, sequence, active.reply);
-        self.ended.push_back(ended(self.peer, active.id, result));
+        self.ended.tell(active.id, result);
         self.grant(None);
     }
 
@@ -185,7 +186,7 @@ impl Client {
         let at = now + PIECES_PAUSE;
         // A grant that is to be said is not put off.
         if !slot.in_outbox && active.due.is_none_or(|due| due + PIECES_PAUSE / 2 < at) {
-            self.ask_at(number, at, PROBE);
+            self.ask_at(number, at, Pause::of(PROBE));
         }
         self.grant(Some(now));
         true
@@ -202,9 +203,10 @@ impl Client {
             State::Draining { pause, .. } => *pause,
             _ => return,
         };
-        let pause = if pause < PROBE { PROBE } else { back_off_parked(pause) };
+        let probe = Pause::of(PROBE);
+        let pause = if pause < probe { probe } else { pause.longer_parked() };
         // Those that wait long are asked for together.
-        let at = (now + pause.min(PARKED_PROBE)).rounded_up(PROBE);
+        let at = pause.min(Pause::of(PARKED_PROBE)).after(now).rounded_up(PROBE);
         self.ask_at(number, at, pause);
     }
 
@@ -237,7 +239,7 @@ impl Client {
         body.on_acked(range.clone());
         if (body.is_acked() || body.waits_for_grant()) && due.is_none() {
             let pause = rtt.call_timeout();
-            self.ask_at(*number, now + pause, pause);
+            self.ask_at(*number, pause.after(now), pause);
         }
     }
 
@@ -262,7 +264,7 @@ impl Client {
             for waiting in queue.drain(at..at + length) {
                 self.queued -= 1;
                 self.pool.put(waiting.payload);
-                self.ended.push_back(ended(self.peer, waiting.id, Err(error)));
+                self.ended.tell(waiting.id, Err(error));
             }
             return true;
         }
@@ -277,7 +279,7 @@ impl Client {
         let sequence = slot.slot.sequence();
         let was_sent = active.first_sent.is_some();
         if was_sent {
-            slot.state = State::Draining { due: now, pause: PROBE / 4 };
+            slot.state = State::Draining { due: now, pause: Pause::of(PROBE / 4) };
         } else {
             slot.slot.forget();
         }
@@ -325,8 +327,7 @@ impl Client {
         for queue in &mut self.queue {
             for waiting in queue.drain(..) {
                 self.pool.put(waiting.payload);
-                let result = Err(CallError::Unreachable);
-                self.ended.push_back(ended(self.peer, waiting.id, result));
+                self.ended.tell(waiting.id, Err(CallError::Unreachable));
             }
         }
         self.queued = 0;

@@ -2,9 +2,10 @@
 
 use super::{
     Active, After, Assembly, Body, CallId, Client, ClientSlot, Instant, Lane, Limits, Link, Marks,
-    Outgoing, PROBE, PublicKey, QUEUED, Slot, State, Waiting,
+    Outgoing, PROBE, QUEUED, Slot, State, Waiting,
 };
 use crate::session::image::{ImageError, Reader, Writer};
+use crate::session::rtt::Pause;
 use alloc::boxed::Box;
 use core::time::Duration;
 
@@ -66,11 +67,10 @@ impl Client {
 
     pub(crate) fn thaw(
         limits: Limits,
-        peer: PublicKey,
         now: Instant,
         from: &mut Reader<'_>,
     ) -> Result<Self, ImageError> {
-        let mut client = Self::new(limits, peer);
+        let mut client = Self::new(limits);
         client.next_id = from.u64()?;
         client.sequence = from.u64()?;
         client.version = from.u32()?;
@@ -112,7 +112,7 @@ impl Client {
         slot.state = match from.u8()? {
             FREE => State::Free,
             HELD => State::Held,
-            DRAINING => State::Draining { due: now, pause: PROBE / 4 },
+            DRAINING => State::Draining { due: now, pause: Pause::of(PROBE / 4) },
             ACTIVE => State::Active(Active::thaw(now, slot.lane, from)?),
             _ => return Err(ImageError::Malformed),
         };
@@ -245,7 +245,7 @@ impl Active {
             first_sent: was_sent.then_some(now),
             repeated: was_sent,
             due: asks.then_some(now),
-            pause: PROBE / 4,
+            pause: Pause::of(PROBE / 4),
             deadline,
             reply,
         })

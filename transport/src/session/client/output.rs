@@ -2,7 +2,7 @@
 
 use super::{
     Active, Assembly, Body, Client, Direction, Duration, Frame, Instant, Lane, Outgoing, PROBE,
-    Packet, SlotHead, State, back_off,
+    Packet, Pause, SlotHead, State,
 };
 use crate::session::flow::Tracked;
 use conet_wire::session::frame::CHUNK_OVERHEAD;
@@ -28,13 +28,19 @@ impl Client {
         if !self.outbox.lanes().has(lane) {
             return true;
         }
-        let row = self.outbox.take(lane);
-        let fitting = row.iter().position(|&number| !self.emit_one(now, number, packet));
-        self.outbox.back(lane, row, fitting.unwrap_or(usize::MAX));
+        let (mut said, mut fits) = (0, true);
+        while let Some(number) = self.outbox.get(lane, said) {
+            fits = self.emit_one(now, number, packet);
+            if !fits {
+                break;
+            }
+            said += 1;
+        }
+        self.outbox.forget(lane, said);
         if self.slots.len() > self.granted {
             self.shrink();
         }
-        fitting.is_none()
+        fits
     }
 
     /// Puts a slot's frame, if it is due, into `packet`; `false` if it did not fit.
@@ -56,17 +62,17 @@ impl Client {
                 } else {
                     active.first_sent = Some(now);
                 }
-                let due = now + active.pause;
+                let due = active.pause.after(now);
                 active.due = Some(due);
-                active.pause = back_off(active.pause).max(active.pause);
+                active.pause = active.pause.longer();
                 next = Some(due);
             }
             State::Draining { due, pause } if *due <= now => {
                 if !packet.push(&Frame::Cancel { slot: number, sequence }) {
                     return false;
                 }
-                *due = now + *pause;
-                *pause = back_off(*pause).max(*pause);
+                *due = pause.after(now);
+                *pause = pause.longer();
                 next = Some(*due);
             }
             _ => {}
@@ -179,7 +185,7 @@ impl Client {
     }
 
     /// Sets when a slot asks next, and how long the pause after that is.
-    pub(super) fn ask_at(&mut self, number: u16, at: Instant, then: Duration) {
+    pub(super) fn ask_at(&mut self, number: u16, at: Instant, then: Pause) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
         match &mut slot.state {
             State::Active(active) => {
@@ -247,4 +253,4 @@ pub(crate) fn push_piece(
 /// Pause until the sender of a payload is asked whether it goes on.
 pub(super) const PIECES_PAUSE: Duration = PROBE;
 /// Pause until a grant is repeated from which nothing has come.
-pub(super) const GRANT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const GRANT_PAUSE: Pause = Pause::of(Duration::from_millis(50));

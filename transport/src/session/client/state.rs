@@ -1,6 +1,7 @@
 //! What a call of ours is while it has not ended.
 
-use super::{Assembly, CallId, ClientSlot, Duration, Instant, Lane, Marks, Outgoing, Vec};
+use super::{Assembly, CallId, ClientSlot, Instant, Lane, Marks, Outgoing, Vec};
+use crate::session::rtt::Pause;
 use alloc::boxed::Box;
 
 /// Whether a call stands alone or takes the result of the one queued before it.
@@ -8,6 +9,14 @@ use alloc::boxed::Box;
 pub(super) enum Link {
     Alone,
     Next { anyhow: bool },
+}
+
+/// What is said of a call beside its payload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    pub(super) id: CallId,
+    pub(super) deadline: Option<Instant>,
+    pub(super) link: Link,
 }
 
 #[derive(Debug)]
@@ -35,7 +44,7 @@ pub(super) struct Active {
     pub(super) repeated: bool,
     /// When to send or ask again; `None` while pieces are on their way.
     pub(super) due: Option<Instant>,
-    pub(super) pause: Duration,
+    pub(super) pause: Pause,
     pub(super) deadline: Option<Instant>,
     pub(super) reply: Option<Box<Assembly>>,
 }
@@ -49,7 +58,7 @@ pub(super) enum State {
     /// Ended for the caller, but the server may still work on it.
     Draining {
         due: Instant,
-        pause: Duration,
+        pause: Pause,
     },
 }
 
@@ -78,5 +87,19 @@ impl Slot {
             after: None,
             timer: None,
         }
+    }
+
+    /// Gives it another state where the old one owns no memory, or no longer, so that nobody
+    /// looks for some: a call goes through two of them.
+    #[inline]
+    pub(super) fn turn(&mut self, state: State) {
+        debug_assert!(match &self.state {
+            State::Free | State::Held | State::Draining { .. } => true,
+            State::Active(active) => {
+                let is_empty = matches!(&active.body, Body::Whole(bytes) if bytes.capacity() == 0);
+                is_empty && active.reply.is_none()
+            }
+        });
+        core::mem::forget(core::mem::replace(&mut self.state, state));
     }
 }

@@ -140,8 +140,8 @@ impl Peer {
             }
             peer.address = Some(address);
         }
-        peer.client = Client::thaw(limits, peer.key, now, &mut from)?;
-        peer.server = Server::thaw(limits.of_server(), peer.key, &mut from)?;
+        peer.client = Client::thaw(limits, now, &mut from)?;
+        peer.server = Server::thaw(limits.of_server(), &mut from)?;
         from.end()?;
         peer.unannounced = true;
         peer.ask_at = peer.address.map(|_: SocketAddr| now);

@@ -1,8 +1,8 @@
 //! Calls of the peer's as they go into an image and come out of it.
 
 use super::{
-    After, Assembly, Body, IncomingId, Kept, Limits, Outgoing, PublicKey, Server, ServerSlot, Slot,
-    State, Status, Vec,
+    After, Assembly, Body, IncomingId, Kept, Limits, Outgoing, Server, ServerSlot, Slot, State,
+    Status, Vec,
 };
 use crate::session::client::thaw_lane;
 use crate::session::image::{ImageError, Reader, Writer};
@@ -39,12 +39,8 @@ impl Server {
         }
     }
 
-    pub(crate) fn thaw(
-        limits: Limits,
-        peer: PublicKey,
-        from: &mut Reader<'_>,
-    ) -> Result<Self, ImageError> {
-        let mut server = Self::new(limits, peer);
+    pub(crate) fn thaw(limits: Limits, from: &mut Reader<'_>) -> Result<Self, ImageError> {
+        let mut server = Self::new(limits);
         server.incarnation = from.u64()?;
         server.version = from.u32()?;
         server.granted = from.u32()? as usize;
@@ -54,6 +50,7 @@ impl Server {
         if count > 1 << 16 || server.granted > 1 << 16 {
             return Err(ImageError::Malformed);
         }
+        let mut waiting = Vec::new();
         for number in 0..count {
             let number = u16::try_from(number).map_err(|_| ImageError::Malformed)?;
             let sequence = from.u64()?;
@@ -72,10 +69,14 @@ impl Server {
                 _ => {}
             }
             if let State::Waiting { after, .. } = &state {
-                server.waiting.push((after.slot, number));
+                waiting.push((number, after.slot));
             }
             let slot = ServerSlot::resume(sequence, works);
-            server.slots.push(Slot { slot, state, lane, say: None });
+            server.slots.push(Slot::new(slot, state, lane));
+        }
+        for (number, earlier) in waiting {
+            // Behind a slot that there cannot be it waits until it is cancelled.
+            server.wait_behind(number, earlier);
         }
         Ok(server)
     }

@@ -31,10 +31,16 @@ impl Server {
         if !self.outbox.lanes().has(lane) {
             return true;
         }
-        let row = self.outbox.take(lane);
-        let fitting = row.iter().position(|&number| !self.emit_one(number, packet));
-        self.outbox.back(lane, row, fitting.unwrap_or(usize::MAX));
-        fitting.is_none()
+        let (mut said, mut fits) = (0, true);
+        while let Some(number) = self.outbox.get(lane, said) {
+            fits = self.emit_one(number, packet);
+            if !fits {
+                break;
+            }
+            said += 1;
+        }
+        self.outbox.forget(lane, said);
+        fits
     }
 
     /// Puts a slot's answer into `packet`; `false` if it did not fit.

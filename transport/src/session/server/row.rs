@@ -9,96 +9,98 @@
 //! result is long
 //! ```
 
-use super::{After, Body, Kept, Say, Server, State, Status, Vec};
+use super::{After, Body, Kept, Say, Server, State, Status, Vec, What};
 use core::cmp::Ordering;
 
 /// What to do with a call of a row.
 enum Turn {
     Wait,
-    Run(Vec<u8>),
+    /// With the other one's result.
+    Run,
     Abort,
 }
 
 impl Server {
-    /// Lets a call, which is running, wait for another one's result, if there is none yet.
-    pub(super) fn wait(&mut self, number: u16, after: After, payload: Vec<u8>) {
-        let turn = self.turn_of(number, after);
-        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
-        match turn {
-            Turn::Run(argument) => {
-                let (sequence, lane) = (slot.slot.sequence(), slot.lane);
-                self.run(number, sequence, lane, payload, Some(argument));
-            }
-            turn => {
-                slot.turn(State::Waiting { after, payload, told_to_wait: false });
-                if matches!(turn, Turn::Wait) {
-                    self.waiting.push((after.slot, number));
-                } else {
-                    self.stop_waiting(number, Status::Aborted);
-                }
-            }
+    /// Lets a call, which says that it waits, go on if the one that it waits for has ended.
+    #[inline]
+    pub(super) fn wait(&mut self, number: u16, after: After) {
+        match self.turn_of(number, after) {
+            Turn::Wait if self.wait_behind(number, after.slot).is_some() => {}
+            Turn::Run => self.go_on(number, after.slot),
+            Turn::Wait | Turn::Abort => self.stop_waiting(number, Status::Aborted),
         }
+    }
+
+    /// Puts a call among those that wait for the one in slot `earlier`; `None` if there can be
+    /// no such slot.
+    pub(super) fn wait_behind(&mut self, number: u16, earlier: u16) -> Option<()> {
+        let first = self.slot(earlier)?.first_waiting.replace(number);
+        self.slots.get_mut(usize::from(number))?.next_waiting = first;
+        Some(())
     }
 
     /// A call has ended: those that waited for it go on, and those that waited for these.
     #[inline]
     pub(super) fn on_ended(&mut self, number: u16) {
-        if !self.waiting.is_empty() {
-            self.let_go_on(number);
+        if let Some(slot) = self.slots.get_mut(usize::from(number))
+            && let Some(first) = slot.first_waiting.take()
+        {
+            self.let_go_on(first);
         }
     }
 
-    fn let_go_on(&mut self, mut ended: u16) {
+    /// Lets calls go on that waited for one that has ended, from the first of them on.
+    fn let_go_on(&mut self, first: u16) {
+        let mut next = Some(first);
         // Who will not run ends as well. No recursion: a row is as long as its client likes.
         let mut others = Vec::new();
         loop {
-            let mut at = 0;
-            while let Some(&(after, number)) = self.waiting.get(at) {
-                if after != ended {
-                    at += 1;
-                    continue;
-                }
-                match self.turn_of_waiting(number) {
-                    Some(Turn::Wait) => {
-                        at += 1;
-                        continue;
+            while let Some(number) = next {
+                let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+                next = slot.next_waiting.take();
+                let State::Waiting { after, .. } = slot.state else { continue };
+                match self.turn_of(number, after) {
+                    Turn::Run => self.go_on(number, after.slot),
+                    Turn::Wait => {
+                        self.wait_behind(number, after.slot);
                     }
-                    Some(Turn::Run(argument)) => self.go_on(number, argument),
-                    Some(Turn::Abort) => {
+                    Turn::Abort => {
                         self.say_stopped(number, Status::Aborted);
                         others.push(number);
                     }
-                    None => {}
                 }
-                self.waiting.swap_remove(at);
             }
-            match others.pop() {
-                Some(other) => ended = other,
-                None => break,
-            }
+            let Some(other) = others.pop() else { return };
+            next =
+                self.slots.get_mut(usize::from(other)).and_then(|slot| slot.first_waiting.take());
         }
     }
 
-    fn go_on(&mut self, number: u16, argument: Vec<u8>) {
+    /// Hands a call out that waited, with a copy of an earlier one's result.
+    #[inline]
+    fn go_on(&mut self, number: u16, earlier: u16) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
-        let State::Waiting { payload, told_to_wait, .. } = &mut slot.state else { return };
-        let (payload, told_to_wait) = (core::mem::take(payload), *told_to_wait);
-        slot.turn(State::Running { told_to_wait, cancelled: false });
         let (sequence, lane) = (slot.slot.sequence(), slot.lane);
-        self.run(number, sequence, lane, payload, Some(argument));
-    }
-
-    fn turn_of_waiting(&mut self, number: u16) -> Option<Turn> {
-        match self.slots.get(usize::from(number))?.state {
-            State::Waiting { after, .. } => Some(self.turn_of(number, after)),
-            _ => None,
+        let State::Waiting { payload, told_to_wait, .. } = &mut slot.state else { return };
+        let Some(asked) = self.asked.add() else { return };
+        (asked.slot, asked.sequence) = (number, sequence);
+        (asked.incarnation, asked.lane) = (self.incarnation, lane);
+        asked.payload = core::mem::take(payload);
+        asked.what = What::CallInRow;
+        self.executions += 1;
+        let told_to_wait = *told_to_wait;
+        slot.turn(State::Running { told_to_wait, cancelled: false });
+        let earlier = self.slots.get(usize::from(earlier)).map(|slot| &slot.state);
+        if let Some(State::Done(Kept { body: Body::Whole(result), .. })) = earlier {
+            self.pool.refill(&mut asked.argument, result);
         }
     }
 
-    fn turn_of(&mut self, number: u16, after: After) -> Turn {
+    #[inline]
+    fn turn_of(&self, number: u16, after: After) -> Turn {
         let earlier = self.slots.get(usize::from(after.slot)).filter(|_| after.slot != number);
         let Some(earlier) = earlier else {
-            // Its slot is not known yet; itself it cannot wait for.
+            // Its slot is not known yet; for itself it cannot wait.
             return if after.slot == number { Turn::Abort } else { Turn::Wait };
         };
         match earlier.slot.sequence().cmp(&after.sequence) {
@@ -106,10 +108,10 @@ impl Server {
             Ordering::Greater => Turn::Abort,
             Ordering::Equal => match &earlier.state {
                 State::Waiting { .. } | State::Running { .. } => Turn::Wait,
-                State::Done(Kept { status, body: Body::Whole(bytes) })
+                State::Done(Kept { status, body: Body::Whole(_) })
                     if *status == Status::Done || (*status == Status::Stopped && after.anyhow) =>
                 {
-                    Turn::Run(self.pool.copy(bytes))
+                    Turn::Run
                 }
                 _ => Turn::Abort,
             },
@@ -118,9 +120,26 @@ impl Server {
 
     /// Ends a waiting call that never ran, and those that wait for it.
     pub(super) fn stop_waiting(&mut self, number: u16, status: Status) {
-        self.waiting.retain(|&(_, waiting)| waiting != number);
+        self.wait_no_more(number);
         self.say_stopped(number, status);
         self.on_ended(number);
+    }
+
+    /// Takes a call out of those that wait for the same one.
+    fn wait_no_more(&mut self, number: u16) {
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return };
+        let State::Waiting { after: After { slot: earlier, .. }, .. } = slot.state else { return };
+        let behind = slot.next_waiting.take();
+        let Some(earlier) = self.slots.get_mut(usize::from(earlier)) else { return };
+        let mut link = &mut earlier.first_waiting;
+        while let Some(waiting) = *link {
+            if waiting == number {
+                *link = behind;
+                return;
+            }
+            let Some(slot) = self.slots.get_mut(usize::from(waiting)) else { return };
+            link = &mut slot.next_waiting;
+        }
     }
 
     fn say_stopped(&mut self, number: u16, status: Status) {

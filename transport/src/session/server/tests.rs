@@ -39,11 +39,11 @@ struct Rig(Server);
 
 impl Rig {
     fn new(limits: Limits) -> Self {
-        Self(Server::new(limits, PEER))
+        Self(Server::new(limits))
     }
 
     fn asked(&mut self) -> Option<Event> {
-        let asked = self.0.asked.pop_front();
+        let asked = self.0.poll_event(PEER);
         assert!(self.0.asked.is_empty());
         asked
     }
@@ -224,8 +224,21 @@ fn a_row_as_long_as_there_are_slots_ends_without_recursion() {
         let after = Some(After { slot: slot - 1, sequence: 1, anyhow: true });
         server.0.on_call(head(slot, 1, 1), Marks { lane: Lane::Calls, after }, b"x");
     }
-    assert_eq!(server.waiting.len(), usize::from(last));
+    let waits = |slot: &&Slot| matches!(slot.state, State::Waiting { .. });
+    assert_eq!(server.slots.iter().filter(waits).count(), usize::from(last));
     assert_eq!(server.on_cancel(0, 1), None);
-    assert!(server.waiting.is_empty());
+    assert_eq!(server.slots.iter().filter(waits).count(), 0);
     assert_eq!(server.on_call(head(last, 2, 1), b"y").map(|_| ()), Some(()), "its slot is free");
+}
+
+/// Nothing can ever run there, so it would have waited until somebody cancelled it.
+#[test]
+fn a_call_that_waits_for_a_slot_that_cannot_be_is_aborted() {
+    let mut server = Rig::new(LIMITS);
+    server.set_lanes(true);
+    let slot = u16::try_from(LIMITS.slots).expect("few");
+    let after = Some(After { slot, sequence: 1, anyhow: true });
+    server.0.on_call(head(0, 1, 1), Marks { lane: Lane::Calls, after }, b"x");
+    let said = said(&mut server);
+    assert!(matches!(said[..], [Frame::Reply { status: Status::Aborted, .. }]), "{said:?}");
 }
