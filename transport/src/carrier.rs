@@ -24,10 +24,10 @@ pub mod shared;
 pub mod streams;
 pub mod udp;
 
-use crate::session::{BulkPort, Hub};
+use crate::session::{BulkPort, Hub, MOST_AROUND, MOST_PARTS, Scattered, Transmit};
 use crate::time::Instant;
 use core::net::SocketAddr;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::time::Duration;
 
 pub(crate) use fallback::Detour;
@@ -127,6 +127,26 @@ pub trait Carrier {
         self.send(to, datagrams, segment).map(|()| true)
     }
 
+    /// Whether [`send_parts`](Self::send_parts) is better than a copy.
+    fn gathers(&self) -> bool {
+        false
+    }
+
+    /// As [`send_bulk`](Self::send_bulk), of datagrams that lie in parts in several places.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn send_parts(
+        &mut self,
+        to: SocketAddr,
+        parts: &[IoSlice<'_>],
+        segment: usize,
+    ) -> io::Result<bool> {
+        let datagrams: Vec<u8> = parts.iter().flat_map(|part| part.iter()).copied().collect();
+        self.send_bulk(to, &datagrams, segment)
+    }
+
     /// As [`receive`](Self::receive), by the way for bulk: one batch.
     ///
     /// # Errors
@@ -136,6 +156,21 @@ pub trait Carrier {
         Ok(0)
     }
 
+    /// Whether [`receive_parts`](Self::receive_parts) is better than a copy.
+    fn scatters(&self) -> bool {
+        false
+    }
+
+    /// As [`receive_bulk`](Self::receive_bulk), one batch, into several places: one after the
+    /// other is filled.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    fn receive_parts(&mut self, _: &mut [IoSliceMut<'_>]) -> io::Result<Option<Scattered>> {
+        Ok(None)
+    }
+
     /// As [`wait`](Self::wait), for either way.
     ///
     /// # Errors
@@ -143,6 +178,49 @@ pub trait Carrier {
     /// As [`send`](Self::send).
     fn wait_for_either(&mut self, most: Duration) -> io::Result<bool> {
         self.wait(most)
+    }
+}
+
+/// Gives `send` the parts of what is to be sent.
+#[inline(never)]
+pub(crate) fn with_parts<T>(
+    hub: &Hub,
+    transmit: &Transmit,
+    buf: &[u8],
+    send: impl FnOnce(&[IoSlice<'_>]) -> T,
+) -> T {
+    let (mut parts, mut count) = ([IoSlice::new(&[]); MOST_PARTS], 0);
+    hub.parts(transmit, buf, |part| {
+        if let Some(place) = parts.get_mut(count) {
+            *place = IoSlice::new(part);
+            count += 1;
+        }
+    });
+    send(parts.get(..count).unwrap_or_default())
+}
+
+/// Takes one batch by the way for bulk, the payload straight to where it belongs if `hub` knows
+/// where; gives how many datagrams there were.
+#[inline(never)]
+pub(crate) fn receive_placed(
+    hub: &mut Hub,
+    around: &mut Vec<u8>,
+    receive: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<Option<Scattered>>,
+    now: impl FnOnce() -> Instant,
+) -> io::Result<Option<usize>> {
+    let Some(place) = hub.place() else { return Ok(None) };
+    around.resize(MOST_AROUND, 0);
+    let mut parts: [_; MOST_PARTS] = core::array::from_fn(|_| IoSliceMut::new(&mut []));
+    let mut count = 0;
+    place.parts(around, |part| {
+        if let Some(place) = parts.get_mut(count) {
+            *place = IoSliceMut::new(part);
+            count += 1;
+        }
+    });
+    match receive(parts.get_mut(..count).unwrap_or_default())? {
+        Some(scattered) => Ok(Some(hub.handle_scattered(now(), &scattered, around))),
+        None => Ok(Some(0)),
     }
 }
 

@@ -29,7 +29,7 @@
 //! Invariants: what [`Direct::turn`] does is bounded by some batches of datagrams; a
 //! carrier's error is the caller's to see, a datagram that cannot go is as good as lost.
 
-use crate::carrier::{Carrier, Incoming, Udp};
+use crate::carrier::{Carrier, Incoming, Udp, receive_placed, with_parts};
 use crate::clock::Clock;
 use crate::session::{BATCH_BUFFER, Hub, HubConfig, Transmit, handshake::HandshakeError};
 use crate::time::Instant;
@@ -88,6 +88,8 @@ pub struct Direct<C = Udp> {
     /// When the carrier wants to look at its ways again.
     steer_at: Option<Instant>,
     out: Vec<u8>,
+    /// What stands around payloads that are received where they belong.
+    around: Vec<u8>,
     wait: Wait,
     spin: Duration,
     short_sleeps: u32,
@@ -141,6 +143,7 @@ impl<C: Carrier> Direct<C> {
             clock: Clock::new(),
             steer_at: None,
             out: vec![0; BATCH_BUFFER],
+            around: Vec::new(),
             wait,
             spin: SPIN,
             short_sleeps: 0,
@@ -173,8 +176,19 @@ impl<C: Carrier> Direct<C> {
     /// Sends what there is to send by the calls' way, and one batch by the way for bulk: then
     /// calls get a look again.
     fn flush_at(&mut self, now: Instant, batch: Option<usize>) -> io::Result<()> {
-        while let Some(transmit) = self.hub.poll_batch(now, &mut self.out, batch) {
-            let Transmit { to, length, segment, is_bulk } = transmit;
+        let gathers = self.carrier.gathers();
+        loop {
+            let polled = if gathers {
+                self.hub.poll_parts(now, &mut self.out, batch)
+            } else {
+                self.hub.poll_batch(now, &mut self.out, batch)
+            };
+            let Some(transmit) = polled else { break };
+            let Transmit { to, length, segment, is_bulk, in_parts } = transmit;
+            if in_parts {
+                self.send_parts(&transmit)?;
+                break;
+            }
             let Some(bytes) = self.out.get(..length) else { break };
             if !is_bulk {
                 self.carrier.send(to, bytes, segment)?;
@@ -186,6 +200,17 @@ impl<C: Carrier> Direct<C> {
             break;
         }
         self.carrier.flush()
+    }
+
+    /// Sends what the hub has left where it is.
+    fn send_parts(&mut self, transmit: &Transmit) -> io::Result<()> {
+        let fits = with_parts(&self.hub, transmit, &self.out, |parts| {
+            self.carrier.send_parts(transmit.to, parts, transmit.segment)
+        })?;
+        if !fits {
+            self.hub.handle_too_long(transmit);
+        }
+        Ok(())
     }
 
     /// Takes the datagrams that are there, does what is due, sends what there is to send;
@@ -231,6 +256,25 @@ impl<C: Carrier> Direct<C> {
         let mut any = false;
         for _ in 0..BATCHES {
             let (hub, clock, mut first) = (&mut self.hub, &self.clock, true);
+            if self.carrier.scatters() {
+                let (carrier, around) = (&mut self.carrier, &mut self.around);
+                let taken = receive_placed(
+                    hub,
+                    around,
+                    |parts| carrier.receive_parts(parts),
+                    || {
+                        *now = clock.now();
+                        *now
+                    },
+                )?;
+                if let Some(taken) = taken {
+                    any |= taken > 0;
+                    if taken == 0 || self.receive_calls(now)? {
+                        break;
+                    }
+                    continue;
+                }
+            }
             let taken = self.carrier.receive_bulk(|incoming| {
                 if first {
                     *now = clock.now();

@@ -65,8 +65,8 @@ pub use client::{CallError, CallId, NotTaken};
 pub use conet_wire::session::frame::Lane;
 #[cfg(feature = "hub")]
 pub use hub::{
-    BATCH_BUFFER, CallRefused, Event, FreezeError, Frozen, Hub, HubConfig, ReplyFailed, Strays,
-    Thawed, Transmit, UnknownPeer,
+    BATCH_BUFFER, CallRefused, Event, FreezeError, Frozen, Hub, HubConfig, MOST_AROUND, MOST_PARTS,
+    Place, ReplyFailed, Scattered, Strays, Thawed, Transmit, UnknownPeer,
 };
 #[cfg(feature = "hub")]
 pub use image::ImageError;

@@ -1,8 +1,10 @@
 //! The way for bulk between two hubs, over paths that carry less than their devices do.
 
 use conet_transport::session::handshake::{FEATURES, PrivateKey, PublicKey};
+use conet_transport::session::ways::stream_address;
 use conet_transport::session::{
-    BATCH_BUFFER, BulkPort, Event, Hub, HubConfig, Lane, Limits, Transmit,
+    BATCH_BUFFER, BulkPort, Event, Hub, HubConfig, Lane, Limits, MOST_AROUND, MOST_PARTS,
+    Scattered, Transmit,
 };
 use conet_transport::time::Instant;
 use std::net::SocketAddr;
@@ -12,6 +14,7 @@ const HOP: Duration = Duration::from_micros(50);
 const MAIN: u16 = 5000;
 const BULK: u16 = 6000;
 const FEATURE_BULK: u32 = 64;
+const FEATURE_PLAIN: u32 = 2;
 const PAYLOAD: usize = 4 << 20;
 
 /// What the path between the sockets for bulk does.
@@ -34,6 +37,8 @@ struct Went {
     lost: Vec<usize>,
 }
 
+type Change = Box<dyn FnMut(&mut Vec<u8>)>;
+
 struct Pair {
     now: Instant,
     hubs: [Hub; 2],
@@ -41,6 +46,11 @@ struct Pair {
     path: Path,
     went: Went,
     buf: Vec<u8>,
+    /// Where pieces are left where they are, and received where they belong: what is done
+    /// between a place and its use to the bytes of a batch.
+    placed: Option<Change>,
+    /// Batches that came so.
+    came_placed: usize,
     replies: Vec<Vec<u8>>,
     ran: Vec<Vec<u8>>,
 }
@@ -67,7 +77,9 @@ impl Pair {
         hubs[0].add_peer(Instant::START, keys[1], Some(address(1)));
         hubs[1].add_peer(Instant::START, keys[0], None);
         let (now, went, buf) = (Instant::START, Went::default(), vec![0; BATCH_BUFFER]);
-        Self { now, hubs, keys, path, went, buf, replies: Vec::new(), ran: Vec::new() }
+        let (placed, came_placed) = (None, 0);
+        let (replies, ran) = (Vec::new(), Vec::new());
+        Self { now, hubs, keys, path, went, buf, placed, came_placed, replies, ran }
     }
 
     fn good() -> Self {
@@ -75,9 +87,23 @@ impl Pair {
     }
 
     fn carry_one(&mut self, from: usize, transmit: Transmit) {
-        let mut sent = self.buf[..transmit.length].to_vec();
+        let mut sent = Vec::new();
+        let mut parts = 0;
+        self.hubs[from].parts(&transmit, &self.buf, |part| {
+            sent.extend_from_slice(part);
+            parts += 1;
+        });
+        assert!(sent.len() == transmit.length && parts <= MOST_PARTS);
         if transmit.is_bulk && transmit.segment > self.path.device {
             self.hubs[from].handle_too_long(&transmit);
+            return;
+        }
+        if transmit.is_bulk
+            && transmit.segment <= self.path.carries
+            && self.place(from, transmit, &sent)
+        {
+            self.went.by_bulk += sent.len();
+            self.went.longest_arrived = self.went.longest_arrived.max(transmit.segment);
             return;
         }
         for datagram in sent.chunks_mut(transmit.segment) {
@@ -101,6 +127,31 @@ impl Pair {
         }
     }
 
+    /// Puts a batch where its receiver wants it, if it does.
+    fn place(&mut self, from: usize, transmit: Transmit, sent: &[u8]) -> bool {
+        let Some(change) = &mut self.placed else { return false };
+        let Some(place) = self.hubs[1 - from].place() else { return false };
+        let (mut sent, mut around) = (sent.to_vec(), vec![0xee; MOST_AROUND]);
+        change(&mut sent);
+        let (mut rest, mut parts) = (&sent[..], 0);
+        place.parts(&mut around, |part| {
+            let (here, later) = rest.split_at(rest.len().min(part.len()));
+            part[..here.len()].copy_from_slice(here);
+            rest = later;
+            parts += 1;
+        });
+        assert!(rest.is_empty() && parts <= MOST_PARTS);
+        let at = SocketAddr::new(address(from).ip(), BULK);
+        let (length, segment) = (sent.len(), transmit.segment);
+        let scattered = Scattered { from: at, length, segment, marked: false };
+        let count = self.hubs[1 - from].handle_scattered(self.now, &scattered, &around);
+        assert_eq!(count, length.div_ceil(segment));
+        // Nothing is planned any more.
+        assert_eq!(self.hubs[1 - from].handle_scattered(self.now, &scattered, &around), 0);
+        self.came_placed += 1;
+        true
+    }
+
     /// Carries packets until `until`, for a minute at most.
     fn run(&mut self, until: impl Fn(&Self) -> bool) {
         let end = self.now + Duration::from_secs(60);
@@ -108,9 +159,16 @@ impl Pair {
             assert!(self.now < end, "{:?} {:?}", self.went, self.hubs[0].status(self.now).next());
             for n in 0..2 {
                 self.hubs[n].handle_timeout(self.now);
-                while let Some(transmit) =
-                    self.hubs[n].poll_batch(self.now, &mut self.buf, Some(64))
-                {
+                let is_placed = self.placed.is_some();
+                while let Some(transmit) = {
+                    let (hub, buf) = (&mut self.hubs[n], &mut self.buf);
+                    if is_placed {
+                        hub.poll_parts(self.now, buf, Some(64))
+                    } else {
+                        hub.poll_batch(self.now, buf, Some(64))
+                    }
+                } {
+                    assert!(is_placed || !transmit.in_parts);
                     self.carry_one(n, transmit);
                 }
                 while let Some(event) = self.hubs[n].poll_event() {
@@ -140,7 +198,8 @@ impl Pair {
         assert_eq!(self.replies.last(), Some(&reply));
         for n in 0..2 {
             let status = self.hubs[n].status(self.now).next().expect("one");
-            assert_eq!((status.counters.moves, status.counters.forged), (0, 0), "{n}");
+            assert_eq!(status.counters.moves, 0, "{n}");
+            assert!(status.counters.forged == 0 || self.placed.is_some(), "{n}");
         }
     }
 }
@@ -259,4 +318,113 @@ fn the_way_is_proved_anew_under_new_keys() {
     pair.went = Went::default();
     pair.call(PAYLOAD);
     assert!(pair.went.by_bulk > PAYLOAD, "{:?}", pair.went);
+}
+
+const PLAIN: [u32; 2] = [FEATURES | FEATURE_PLAIN; 2];
+
+#[test]
+fn pieces_in_the_clear_are_left_where_they_are_and_received_where_they_belong() {
+    for carries in [65_507, 1480] {
+        let mut pair = Pair::new(Path { device: 65_507, carries }, PLAIN);
+        pair.placed = Some(Box::new(|_| ()));
+        for _ in 0..12 {
+            pair.call(PAYLOAD);
+            // Sizes that are no multiple of anything.
+            pair.call(777_777);
+        }
+        assert!(pair.came_placed > 100, "{carries}: {}", pair.came_placed);
+        let counters = pair.hubs[1].status(pair.now).next().expect("one").counters;
+        assert_eq!((counters.replayed, counters.malformed), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_sealed_is_neither() {
+    let mut pair = Pair::good();
+    pair.placed = Some(Box::new(|_| ()));
+    pair.call(PAYLOAD);
+    assert!(pair.went.by_bulk > PAYLOAD && pair.came_placed == 0);
+}
+
+/// One batch in three is not as planned: whatever stands in the place by then, no payload is
+/// another one for it.
+#[test]
+fn what_is_not_as_planned_changes_no_payload() {
+    let is_third = |sent: &[u8]| sent[8].is_multiple_of(3);
+    let changes: [fn(&mut Vec<u8>); 6] = [
+        // Header: kind, tracked, session.
+        |sent| sent[0] ^= 0x40,
+        |sent| sent[1] ^= 1,
+        |sent| sent[4] ^= 1,
+        // The payload's length.
+        |sent| sent[29] ^= 1,
+        |sent| *sent.last_mut().expect("long") ^= 1,
+        |sent| sent.truncate(sent.len() - 70),
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        let mut pair = Pair::new(WIDE, PLAIN);
+        pair.call(PAYLOAD);
+        pair.placed = Some(Box::new(move |sent| {
+            if is_third(sent) {
+                change(sent);
+            }
+        }));
+        pair.call(PAYLOAD);
+        assert!(pair.came_placed > 0, "{n}");
+    }
+}
+
+/// A batch that comes once more is no second piece, though it is as planned.
+#[test]
+fn a_batch_that_is_repeated_counts_once() {
+    let mut pair = Pair::new(WIDE, PLAIN);
+    pair.call(PAYLOAD);
+    let mut before = Vec::new();
+    pair.placed = Some(Box::new(move |sent| {
+        if sent[8].is_multiple_of(3) && before.len() == sent.len() {
+            sent.clone_from(&before);
+        }
+        before.clone_from(sent);
+    }));
+    pair.call(PAYLOAD);
+    let counters = pair.hubs[1].status(pair.now).next().expect("one").counters;
+    assert!(pair.came_placed > 0 && counters.replayed > 0, "{counters:?}");
+}
+
+/// On a stream what has no room is lost, and length costs nothing.
+#[test]
+fn on_a_stream_pieces_are_long_and_not_more_than_it_holds() {
+    let hub = |n: u8| Hub::new(HubConfig::new(PrivateKey::new([n; 32]))).expect("entropy");
+    let (mut hubs, at) = ([hub(1), hub(2)], stream_address(7));
+    let [one, two] = [hubs[0].public_key(), hubs[1].public_key()];
+    // Long after any call.
+    let mut now = Instant::START + Duration::from_secs(1);
+    hubs[0].add_peer(now, two, Some(at));
+    hubs[1].add_peer(now, one, None);
+    hubs[0].call_on(now, &two, Lane::Bulk, vec![7; PAYLOAD], None).expect("taken");
+    let (mut buf, mut longest, mut most) = (vec![0; BATCH_BUFFER], 0, 0);
+    let mut has_come = false;
+    for _ in 0..2000 {
+        for from in [0, 1] {
+            hubs[from].handle_timeout(now);
+            let mut sent = Vec::new();
+            while let Some(transmit) = hubs[from].poll_batch(now, &mut buf, Some(64)) {
+                assert!(!transmit.is_bulk && transmit.to == at);
+                longest = longest.max(transmit.length);
+                sent.push(buf[..transmit.length].to_vec());
+            }
+            most = most.max(sent.iter().map(Vec::len).sum());
+            for mut datagram in sent {
+                hubs[1 - from].handle_datagram(now, at, &mut datagram);
+            }
+        }
+        while let Some(event) = hubs[1].poll_event() {
+            if let Event::Call { payload, .. } = event {
+                assert_eq!(payload, vec![7; PAYLOAD]);
+                has_come = true;
+            }
+        }
+        now = now + HOP;
+    }
+    assert!(has_come && longest > 30_000 && most < 1 << 20, "{has_come} {longest} {most}");
 }

@@ -291,6 +291,12 @@ impl Bench<'_> {
             };
             all.push((name, Box::new(run)));
         }
+        let is_wanted = |name: &str| {
+            let only = self.options.only.as_ref();
+            only.is_none_or(|only| only.split(',').any(|only| only == name))
+        };
+        let first = all[..first].iter().filter(|(name, _)| is_wanted(name)).count();
+        all.retain(|(name, _)| is_wanted(name));
         let mut carried: Vec<Vec<Carried>> = vec![Vec::new(); all.len()];
         let rounds = self.options.rounds.div_ceil(2);
         for round in 0..rounds {

@@ -19,8 +19,8 @@
 //! | `tcp`, `udp_1400`, `udp_65000` | bulk: what the kernel carries without a protocol, GSO and GRO |
 //! | `udp_…_copy`, `udp_…_aes` | the same, copied in and out; and sealed and opened: the least that bulk takes |
 //!
-//! `--case TEXT` measures only cases with that in their name, `--only NAME` only contenders of
-//! that name (a rule over one that is not there is `null`), `--rounds N` so many rounds.
+//! `--case TEXT` measures only cases with that in their name, `--only NAME,…` only contenders of
+//! these names (a rule over one that is not there is `null`), `--rounds N` so many rounds.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 

@@ -86,7 +86,7 @@ pub(crate) fn interleave(
     contenders: &mut Vec<Contender<'_>>,
 ) -> Result<Vec<Times>> {
     if let Some(only) = &options.only {
-        contenders.retain(|(name, _)| name == only);
+        contenders.retain(|(name, _)| only.split(',').any(|only| only == name));
     }
     let rounds = options.rounds;
     let name = |(name, _): &Contender<'_>| Times { name: name.clone(), ..Times::default() };

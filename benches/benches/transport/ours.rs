@@ -130,9 +130,17 @@ fn serve<C: Carrier>(mut server: Direct<C>, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         server.turn(LOOK)?;
         while let Some(event) = server.hub.poll_event() {
-            if let Event::Call { peer, id, mut payload, argument, .. } = event {
-                payload.truncate(answer_length(payload.len()));
-                server.hub.reply(&peer, id, payload)?;
+            if let Event::Call { peer, id, payload, argument, .. } = event {
+                let length = answer_length(payload.len());
+                if length == payload.len() {
+                    server.hub.reply(&peer, id, payload)?;
+                } else {
+                    // What comes next goes where this one was.
+                    let mut answer = server.hub.buffer(&peer, length);
+                    answer.extend_from_slice(&payload[..length]);
+                    server.hub.reply(&peer, id, answer)?;
+                    server.hub.recycle(&peer, payload);
+                }
                 if let Some(argument) = argument {
                     server.hub.recycle(&peer, argument);
                 }

@@ -15,11 +15,11 @@ use super::streams::StreamEvent;
 use super::{Carrier, Guarantees, Incoming, StreamTarget, Streams, Udp};
 use crate::session::handshake::PublicKey;
 use crate::session::ways::{Want, Ways, stream_number};
-use crate::session::{BulkPort, Hub};
+use crate::session::{BulkPort, Hub, Scattered};
 use crate::time::Instant;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -258,6 +258,27 @@ impl Carrier for Fallback {
 
     fn send_bulk(&mut self, to: SocketAddr, datagrams: &[u8], segment: usize) -> io::Result<bool> {
         self.udp.send_bulk(to, datagrams, segment)
+    }
+
+    fn gathers(&self) -> bool {
+        self.udp.gathers()
+    }
+
+    fn send_parts(
+        &mut self,
+        to: SocketAddr,
+        parts: &[IoSlice<'_>],
+        segment: usize,
+    ) -> io::Result<bool> {
+        self.udp.send_parts(to, parts, segment)
+    }
+
+    fn scatters(&self) -> bool {
+        self.udp.scatters()
+    }
+
+    fn receive_parts(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<Option<Scattered>> {
+        self.udp.receive_parts(parts)
     }
 
     fn receive_bulk(&mut self, take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {

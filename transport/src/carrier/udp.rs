@@ -7,17 +7,19 @@
 //! datagram, as ICMP's do (`man 7 ip`), is not one of the carrier.
 
 use super::{Carrier, Guarantees, Incoming};
-use crate::session::BulkPort;
 use crate::session::ways::stream_number;
+use crate::session::{BulkPort, Scattered};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 mod bulk;
+mod control;
+mod sys;
 
 pub use bulk::BulkSocket;
 
@@ -178,6 +180,28 @@ impl Carrier for Udp {
             Some(bulk) => bulk.send(to, datagrams, segment),
             None => self.send(to, datagrams, segment).map(|()| true),
         }
+    }
+
+    fn gathers(&self) -> bool {
+        self.bulk.is_some()
+    }
+
+    fn send_parts(
+        &mut self,
+        to: SocketAddr,
+        parts: &[IoSlice<'_>],
+        segment: usize,
+    ) -> io::Result<bool> {
+        // Without a second socket there are no parts.
+        self.bulk.as_mut().map_or(Ok(true), |bulk| bulk.send_parts(to, parts, segment))
+    }
+
+    fn scatters(&self) -> bool {
+        self.bulk.is_some()
+    }
+
+    fn receive_parts(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<Option<Scattered>> {
+        self.bulk.as_mut().map_or(Ok(None), |bulk| bulk.receive_parts(parts))
     }
 
     fn receive_bulk(&mut self, take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {

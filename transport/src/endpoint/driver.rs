@@ -2,7 +2,7 @@
 
 use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
 use crate::carrier::udp::BulkSocket;
-use crate::carrier::{Carrier, Detour, StreamTarget};
+use crate::carrier::{Carrier, Detour, StreamTarget, receive_placed, with_parts};
 use crate::session::handshake::PublicKey;
 use crate::session::ways::stream_number;
 use crate::session::{
@@ -106,6 +106,8 @@ pub(super) struct Driver {
     /// The calls that are waited for, by number.
     numbers: HashMap<u64, (PublicKey, CallId)>,
     out: Vec<u8>,
+    /// What stands around payloads that are received where they belong.
+    around: Vec<u8>,
     /// A datagram that the socket had no room for: its length and address.
     held: Option<(usize, SocketAddr)>,
     /// For large payloads; without it they go by the other one.
@@ -170,6 +172,7 @@ impl Driver {
             waiting: HashMap::new(),
             numbers: HashMap::new(),
             out: vec![0; BATCH_BUFFER],
+            around: Vec::new(),
             held: None,
             detour,
             steer_at: None,
@@ -269,6 +272,12 @@ impl Driver {
             return false;
         }
         for _ in 0..BULK_BATCHES {
+            let around = &mut self.around;
+            match receive_placed(hub, around, |parts| bulk.receive_parts(parts), || now) {
+                Ok(None) => {}
+                Ok(Some(taken)) if taken > 0 => continue,
+                Ok(Some(_)) | Err(_) => return false,
+            }
             let taken = bulk.receive(|incoming| {
                 hub.handle_marked_datagram(now, incoming.from, incoming.bytes, incoming.marked);
             });
@@ -408,7 +417,7 @@ impl Driver {
                 Some(held) => held,
                 None => {
                     let now = self.now();
-                    match self.hub.poll_batch(now, &mut self.out, batch) {
+                    match self.hub.poll_parts(now, &mut self.out, batch) {
                         Some(transmit) if transmit.is_bulk => {
                             self.transmit_bulk(&transmit);
                             // Calls get a look between two batches.
@@ -447,9 +456,16 @@ impl Driver {
 
     fn transmit_bulk(&mut self, transmit: &Transmit) {
         let Some(bulk) = &mut self.bulk else { return };
-        let Some(bytes) = self.out.get(..transmit.length) else { return };
+        let sent = if transmit.in_parts {
+            with_parts(&self.hub, transmit, &self.out, |parts| {
+                bulk.send_parts(transmit.to, parts, transmit.segment)
+            })
+        } else {
+            let Some(bytes) = self.out.get(..transmit.length) else { return };
+            bulk.send(transmit.to, bytes, transmit.segment)
+        };
         // An error of the socket is a lost packet as well: soon the other way is taken.
-        if let Ok(false) = bulk.send(transmit.to, bytes, transmit.segment) {
+        if let Ok(false) = sent {
             self.hub.handle_too_long(transmit);
         }
     }

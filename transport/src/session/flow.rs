@@ -387,6 +387,15 @@ impl Arrivals {
 /// The number `bitmap`, shifted left by `by`.
 fn shift(bitmap: [u64; SEEN_WORDS], by: u64) -> [u64; SEEN_WORDS] {
     let mut shifted = [0; SEEN_WORDS];
+    if let 1..64 = by {
+        // Nearly always by one.
+        let mut carried = 0;
+        for (to, word) in shifted.iter_mut().zip(bitmap) {
+            *to = word << by | carried;
+            carried = word >> (64 - by);
+        }
+        return shifted;
+    }
     let Ok(by) = usize::try_from(by) else { return shifted };
     let (words, bits) = (by / 64, by % 64);
     for (at, word) in shifted.iter_mut().enumerate() {

@@ -50,11 +50,13 @@ mod find;
 mod input;
 mod moves;
 mod output;
+mod places;
 mod table;
 mod ways;
 
 pub use moves::{FreezeError, Frozen, Thawed};
-pub use output::{BATCH_BUFFER, Transmit};
+pub use output::{BATCH_BUFFER, MOST_PARTS, Transmit};
+pub use places::{MOST_AROUND, Place, Scattered};
 
 /// What a hub starts with.
 pub struct HubConfig {
@@ -181,6 +183,9 @@ pub struct Hub {
     bulk_expected: Instant,
     /// What all peers make us keep.
     total: Arc<Total>,
+    /// The peer that was sent something last.
+    in_parts: usize,
+    places: places::Places,
 }
 
 impl fmt::Debug for Hub {
@@ -233,6 +238,8 @@ impl Hub {
             bulk: None,
             bulk_expected: Instant::START,
             total: Total::new(limits.unanswered_by_all),
+            in_parts: 0,
+            places: places::Places::default(),
         })
     }
 

@@ -106,9 +106,28 @@ impl Units {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct BadPiece;
 
+/// What has come of a piece.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Data<'a> {
+    /// These bytes.
+    Here(&'a [u8]),
+    /// So many, which stand in [`Assembly::room`] already.
+    InPlace(usize),
+}
+
+impl Data<'_> {
+    pub(crate) const fn len(&self) -> usize {
+        match self {
+            Self::Here(bytes) => bytes.len(),
+            Self::InPlace(length) => *length,
+        }
+    }
+}
+
 /// A payload that arrives.
 #[derive(Debug)]
 pub(crate) struct Assembly {
+    /// Unmarked units may hold anything.
     bytes: Vec<u8>,
     total: usize,
     have: Units,
@@ -117,6 +136,10 @@ pub(crate) struct Assembly {
     received: usize,
     /// Room for it until it is answered.
     pub(crate) taken: Option<Taken>,
+    /// Nothing behind it is marked.
+    reached: usize,
+    /// What [`Self::room`] gave last: only there may bytes stand already.
+    given: Range<usize>,
 }
 
 impl Assembly {
@@ -126,8 +149,17 @@ impl Assembly {
     /// `bytes` is a buffer that was used before, or none.
     pub(crate) fn new(total: usize, granted: usize, mut bytes: Vec<u8>) -> Self {
         let granted = granted.min(total);
-        bytes.clear();
-        Self { bytes, total, have: Units::new(total), granted, received: 0, taken: None }
+        bytes.truncate(total);
+        Self {
+            bytes,
+            total,
+            have: Units::new(total),
+            granted,
+            received: 0,
+            reached: 0,
+            given: 0..0,
+            taken: None,
+        }
     }
 
     pub(crate) const fn total(&self) -> usize {
@@ -143,18 +175,32 @@ impl Assembly {
     }
 
     /// Writes a piece where nothing was written yet.
-    pub(crate) fn insert(&mut self, offset: usize, piece: &[u8]) -> Result<(), BadPiece> {
+    pub(crate) fn insert(&mut self, offset: usize, piece: Data<'_>) -> Result<(), BadPiece> {
         let end = offset.checked_add(piece.len()).ok_or(BadPiece)?;
         let aligned =
             offset.is_multiple_of(UNIT) && (piece.len().is_multiple_of(UNIT) || end == self.total);
         if !aligned || end > self.granted {
             return Err(BadPiece);
         }
+        let units = offset / UNIT..end.div_ceil(UNIT);
+        let piece = match piece {
+            Data::Here(bytes) => bytes,
+            Data::InPlace(length) => {
+                let is_given = self.given.start <= offset && end <= self.given.end;
+                if !is_given || self.have.find(units.clone(), true).is_some() {
+                    return Err(BadPiece);
+                }
+                self.have.mark(units);
+                self.received += length;
+                self.reached = self.reached.max(end);
+                return Ok(());
+            }
+        };
+        self.reached = self.reached.max(end);
         if self.bytes.capacity() < end {
             // In one step, once the rest is granted.
             self.bytes.reserve_exact(self.granted - self.bytes.len());
         }
-        let units = offset / UNIT..end.div_ceil(UNIT);
         if self.have.find(units.clone(), true).is_none() {
             self.have.mark(units);
             self.received += piece.len();
@@ -183,6 +229,27 @@ impl Assembly {
         Ok(())
     }
 
+    /// Where bytes from `offset` on belong, up to `most` of them, as far as nothing has come
+    /// there and it is granted.
+    pub(crate) fn room(&mut self, offset: usize, most: usize) -> Option<&mut [u8]> {
+        let end = offset.checked_add(most)?.min(self.granted);
+        if !offset.is_multiple_of(UNIT) || offset >= end {
+            return None;
+        }
+        let end = match self.have.find(offset / UNIT..end.div_ceil(UNIT), true) {
+            Some(unit) => unit * UNIT,
+            None => end,
+        };
+        if self.bytes.len() < end {
+            if self.bytes.capacity() < end {
+                self.bytes.reserve_exact(self.granted - self.bytes.len());
+            }
+            self.bytes.resize(end, 0);
+        }
+        self.given = offset..end;
+        self.bytes.get_mut(offset..end).filter(|room| !room.is_empty())
+    }
+
     pub(crate) const fn is_complete(&self) -> bool {
         self.have.missing == 0
     }
@@ -191,7 +258,7 @@ impl Assembly {
         out.count(self.total);
         out.count(self.granted);
         self.have.freeze(out);
-        out.bytes(&self.bytes);
+        out.bytes(self.bytes.get(..self.reached).unwrap_or(&self.bytes));
     }
 
     pub(crate) fn thaw(from: &mut Reader<'_>) -> Result<Self, ImageError> {
@@ -203,7 +270,8 @@ impl Assembly {
             && bytes.len() <= granted
             && (bytes.len().div_ceil(UNIT)..total.div_ceil(UNIT)).all(|unit| !have.is_marked(unit));
         if good {
-            Ok(Self { bytes, total, have, granted, received, taken: None })
+            let reached = bytes.len();
+            Ok(Self { bytes, total, have, granted, received, reached, given: 0..0, taken: None })
         } else {
             Err(ImageError::Malformed)
         }
@@ -362,7 +430,7 @@ mod tests {
             (64, 136, true),
         ] {
             assert_eq!(
-                assembly.insert(offset, &vec![1; length]).is_ok(),
+                assembly.insert(offset, Data::Here(&vec![1; length])).is_ok(),
                 good,
                 "{offset}+{length}"
             );
@@ -373,8 +441,8 @@ mod tests {
     #[test]
     fn what_was_not_granted_is_not_taken_and_takes_no_memory() {
         let mut assembly = Assembly::new(1 << 30, 128, Vec::new());
-        assert!(assembly.insert(0, &[1; 128]).is_ok());
-        assert_eq!(assembly.insert(128, &[1; 64]), Err(BadPiece));
+        assert!(assembly.insert(0, Data::Here(&[1; 128])).is_ok());
+        assert_eq!(assembly.insert(128, Data::Here(&[1; 64])), Err(BadPiece));
         assert!(assembly.bytes.capacity() <= 256);
         assembly.grant();
         assert_eq!(assembly.granted(), assembly.total());
@@ -402,8 +470,8 @@ mod tests {
     #[test]
     fn bytes_keep_their_first_value() {
         let mut assembly = Assembly::new(64, 64, Vec::new());
-        assembly.insert(0, &[1; 64]).expect("fits");
-        assembly.insert(0, &[2; 64]).expect("fits");
+        assembly.insert(0, Data::Here(&[1; 64])).expect("fits");
+        assembly.insert(0, Data::Here(&[2; 64])).expect("fits");
         assert_eq!(assembly.into_bytes(), [1; 64]);
     }
 
@@ -433,11 +501,11 @@ mod tests {
                     Some(0) => outgoing.on_lost(piece),
                     // Arrived, but the acknowledgement is lost.
                     Some(1) => {
-                        prop_assert!(assembly.insert(piece.start, &payload[piece.clone()]).is_ok());
+                        prop_assert!(assembly.insert(piece.start, Data::Here(&payload[piece.clone()])).is_ok());
                         outgoing.on_lost(piece);
                     }
                     _ => {
-                        prop_assert!(assembly.insert(piece.start, &payload[piece.clone()]).is_ok());
+                        prop_assert!(assembly.insert(piece.start, Data::Here(&payload[piece.clone()])).is_ok());
                         outgoing.on_acked(piece);
                     }
                 }

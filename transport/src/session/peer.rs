@@ -25,16 +25,18 @@
 use super::budget::Total;
 use super::bulk::{Bulk, BulkPort};
 use super::client::{CallId, Client, NotTaken};
-use super::flow::{Arrivals, Fates, Flow};
+use super::flow::{Arrivals, Fates, Flow, Tracked};
 use super::handshake::{Established, Initiator, PublicKey};
 use super::hub::{Event, Find};
 use super::key::Root;
 use super::limits::Limits;
 use super::outbox::Lanes;
 use super::path::{Candidate, Tokens};
-use super::protect::{OpenError, Opener, Replay, Sealer};
+use super::protect::{Opener, Replay, Sealer};
 use super::rtt::Rtt;
 use super::server::{IncomingId, ReplyError, Server};
+use super::timers::Earliest;
+use super::ways::stream_number;
 use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -45,6 +47,7 @@ use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, Header};
 use core::net::SocketAddr;
 use core::ops::Range;
 use core::time::Duration;
+use places::Places;
 
 mod calls;
 mod find;
@@ -52,10 +55,14 @@ mod frames;
 mod freeze;
 mod keys;
 mod output;
+mod places;
 mod status;
 mod ways;
 
 pub(crate) use keys::Admission;
+pub(crate) use output::MOST_PIECES;
+pub use places::MOST_AROUND;
+pub(crate) use places::{FRONT, Plan};
 pub use status::{Counters, DownReason, PeerStatus};
 
 #[derive(Debug)]
@@ -205,6 +212,10 @@ pub(crate) struct Peer {
     rtt: Rtt,
     /// One piece in so many is of the oldest payload.
     turn: u32,
+    /// The pieces that went last and whose payload is left where it is.
+    parts: Vec<Tracked>,
+    /// Where the next pieces of a payload belong, if they follow one another.
+    places: Places,
     fates: Fates,
     /// That it is up or down.
     events: VecDeque<Event>,
@@ -275,6 +286,8 @@ impl Peer {
             arrivals: Arrivals::default(),
             rtt: Rtt::default(),
             turn: 0,
+            parts: Vec::new(),
+            places: Places::default(),
             fates: Fates::new(),
             events: VecDeque::new(),
             finds: Vec::new(),
@@ -340,23 +353,47 @@ impl Peer {
     ) -> bool {
         let Some((header, range, newest)) = self.open(index, packet) else { return false };
         let length = packet.len();
-        self.counters.received_packets += 1;
-        self.counters.received_bytes += length as u64;
         let which = if self.is_current(index) { Which::Current } else { self.confirm(now, index) };
-        self.heard = now;
-        self.unanswered = None;
-        if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
-            // It uses keys of a handshake that told our life.
-            self.unannounced = which != Which::Current;
-        }
+        self.on_opened(now, length, which);
         let by_bulk = header.flags & FLAG_BULK != 0;
         let payload = packet.get(range).unwrap_or_default();
         if which == Which::Current && newest && !by_bulk {
             self.look_where(now, from, length, payload, tokens);
         }
         let taken = self.on_frames(now, which, payload);
-        if taken && which == Which::Current && header.flags & FLAG_TRACKED != 0 {
-            self.arrivals.on_tracked(now, header.number, marked, by_bulk);
+        let taken = taken && which == Which::Current;
+        self.on_taken(now, header, taken, marked, stream_number(from).is_some(), tokens);
+        true
+    }
+
+    /// A packet of `length` bytes was the peer's.
+    #[inline]
+    fn on_opened(&mut self, now: Instant, length: usize, which: Which) {
+        self.counters.received_packets += 1;
+        self.counters.received_bytes += length as u64;
+        self.heard = now;
+        self.unanswered = None;
+        if self.unannounced && self.current.as_ref().is_some_and(|keys| keys.announces) {
+            // It uses keys of a handshake that told our life.
+            self.unannounced = which != Which::Current;
+        }
+    }
+
+    /// What a packet says has been done; whether it counts, `taken` says.
+    #[inline]
+    fn on_taken(
+        &mut self,
+        now: Instant,
+        header: Header,
+        taken: bool,
+        marked: bool,
+        by_stream: bool,
+        tokens: &mut Tokens,
+    ) {
+        let by_bulk = header.flags & FLAG_BULK != 0;
+        if taken && header.flags & FLAG_TRACKED != 0 {
+            // What comes by a stream waits for nobody: it is not lost.
+            self.arrivals.on_tracked(now, header.number, marked, by_bulk || by_stream);
             if !by_bulk && self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_BULK)) {
                 self.bulk.on_piece_aside();
             }
@@ -365,7 +402,6 @@ impl Peer {
             self.bulk.set_token(tokens.take().max(1));
         }
         self.assign(now);
-        true
     }
 
     #[inline]
@@ -399,12 +435,8 @@ impl Peer {
                 let newest = header.number + 1 == keys.opener.next_number();
                 Some((header, range, newest))
             }
-            Err(OpenError::Replayed) => {
-                self.counters.replayed += 1;
-                None
-            }
-            Err(_) => {
-                self.counters.forged += 1;
+            Err(error) => {
+                self.on_closed(error);
                 None
             }
         }
@@ -563,30 +595,5 @@ impl Peer {
             }
         }
         self.assign(now);
-    }
-
-    /// All indices in use, when the peer is removed.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
-        let keys = [&self.current, &self.next, &self.previous];
-        let asking = self.asking.as_ref().map(|asking| asking.index);
-        keys.into_iter().flatten().map(|keys| keys.local_index).chain(asking)
-    }
-}
-
-/// The earliest of some moments.
-#[derive(Default)]
-struct Earliest(Option<Instant>);
-
-impl Earliest {
-    #[inline]
-    fn at(&mut self, at: Instant) {
-        self.0 = Some(self.0.map_or(at, |first| first.min(at)));
-    }
-
-    #[inline]
-    fn or(&mut self, at: Option<Instant>) {
-        if let Some(at) = at {
-            self.at(at);
-        }
     }
 }

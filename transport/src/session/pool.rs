@@ -104,6 +104,16 @@ impl Pool {
         self.small.len() + self.large.len()
     }
 
+    /// Whether no call in one packet needs such a buffer.
+    pub(crate) const fn is_large(buffer: &Vec<u8>) -> bool {
+        buffer.capacity() > SMALL
+    }
+
+    /// How much is kept of the kind of `buffer`: buffers, or bytes of large ones.
+    pub(crate) const fn kept_for(&self, buffer: &Vec<u8>) -> usize {
+        if Self::is_large(buffer) { self.bytes } else { self.kept() }
+    }
+
     /// A buffer with a copy of `bytes`.
     #[inline]
     pub(crate) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {

@@ -134,6 +134,11 @@ impl Sealer {
         self.next
     }
 
+    /// Whether packets go in the clear, so that their bytes may be anywhere.
+    pub(crate) const fn is_clear(&self) -> bool {
+        self.key.is_none()
+    }
+
     /// Seals `buf[HEADER..HEADER + payload_len]` in place, writes the header in front
     /// and the tag behind, and gives the length of the packet, which starts at
     /// `buf[0]`. `buf` must be `HEADER + payload_len + TAG` long or longer.
@@ -273,6 +278,22 @@ impl Opener {
             Replay::Window(window) => window.next(),
             Replay::InOrder { next } => *next,
         }
+    }
+
+    /// Whether packets come in the clear, so that their bytes may be anywhere.
+    pub(crate) const fn is_clear(&self) -> bool {
+        self.key.is_none()
+    }
+
+    /// As [`open_in_place`](Self::open_in_place), of a packet in the clear whose payload is
+    /// elsewhere.
+    pub(crate) fn open_parts(&mut self, header: Header, tag: &[u8]) -> Result<(), OpenError> {
+        self.replay.check(header.number)?;
+        if !self.is_clear() || *tag != [0; TAG] {
+            return Err(OpenError::Forged);
+        }
+        self.replay.mark(header.number);
+        Ok(())
     }
 
     /// Opens `packet`, which must be exactly one packet, in place; gives its header

@@ -30,7 +30,7 @@ use super::hub::Event;
 use super::limits::Limits;
 use super::outbox::Outbox;
 use super::packet::Packet;
-use super::payload::{Assembly, Outgoing, UNASKED};
+use super::payload::{Assembly, Data, Outgoing, UNASKED};
 use super::pool::Pool;
 use super::queue::Queue;
 use super::slots::{CallVerdict, ServerSlot};
@@ -42,6 +42,7 @@ use conet_wire::session::frame::{After, Direction, Frame, Lane, Marks, SlotHead,
 
 mod freeze;
 mod output;
+mod places;
 mod room;
 mod row;
 

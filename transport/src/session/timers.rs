@@ -57,6 +57,24 @@ impl<T: Ord + Copy> Timers<T> {
     }
 }
 
+/// The earliest of some moments.
+#[derive(Debug, Default)]
+pub(crate) struct Earliest(pub(crate) Option<Instant>);
+
+impl Earliest {
+    #[inline]
+    pub(crate) fn at(&mut self, at: Instant) {
+        self.0 = Some(self.0.map_or(at, |first| first.min(at)));
+    }
+
+    #[inline]
+    pub(crate) fn or(&mut self, at: Option<Instant>) {
+        if let Some(at) = at {
+            self.at(at);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

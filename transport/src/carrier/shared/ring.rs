@@ -30,6 +30,18 @@ use core::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 pub(crate) trait Memory {
     fn load(&self, at: usize, ordering: Ordering) -> u64;
     fn store(&self, at: usize, value: u64, ordering: Ordering);
+    /// Stores words one behind the other, in any order.
+    fn store_all(&self, at: usize, words: &[[u8; 8]]) {
+        for (at, word) in (at..).zip(words) {
+            self.store(at, u64::from_le_bytes(*word), Relaxed);
+        }
+    }
+    /// Loads words that stand one behind the other, in any order.
+    fn load_all(&self, at: usize, words: &mut [[u8; 8]]) {
+        for (at, word) in (at..).zip(words) {
+            *word = self.load(at, Relaxed).to_le_bytes();
+        }
+    }
     /// A fence over all memory (`SeqCst`).
     fn fence(&self);
 }
@@ -37,6 +49,8 @@ pub(crate) trait Memory {
 /// Words between two that different sides write: two cache lines, since processors fetch
 /// pairs.
 const APART: usize = 16;
+/// Bytes from which on words are copied in runs: what a call takes is done word by word.
+const LONG: usize = 512;
 /// Words of a cache line, where each record begins.
 const LINE_WORDS: usize = 8;
 const LINE: u64 = LINE_WORDS as u64;
@@ -73,6 +87,12 @@ impl Layout {
     #[allow(clippy::cast_possible_truncation, reason = "below the number of words")]
     const fn place(self, position: u64) -> usize {
         self.base + 2 * APART + (position & (self.words - 1)) as usize
+    }
+
+    /// Words from `position` to where the ring begins anew.
+    #[allow(clippy::cast_possible_truncation, reason = "below the number of words")]
+    const fn straight(self, position: u64) -> usize {
+        (self.words - (position & (self.words - 1))) as usize
     }
 }
 
@@ -135,6 +155,8 @@ impl Writer {
             *word = word_of(bytes);
         }
         let mut at = self.head.wrapping_add(LINE);
+        let rest =
+            if rest.len() >= LONG { write_long(memory, layout, &mut at, rest) } else { rest };
         for bytes in rest.chunks(8) {
             memory.store(layout.place(at), word_of(bytes), Relaxed);
             at = at.wrapping_add(1);
@@ -163,6 +185,28 @@ impl Writer {
         }
         sleeps
     }
+}
+
+/// Writes whole words from position `at` on, two runs of them where the ring begins anew;
+/// gives the bytes behind them.
+#[inline(never)]
+fn write_long<'a>(memory: &impl Memory, layout: Layout, at: &mut u64, bytes: &'a [u8]) -> &'a [u8] {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let (first, second) = words.split_at(words.len().min(layout.straight(*at)));
+    memory.store_all(layout.place(*at), first);
+    memory.store_all(layout.place(at.wrapping_add(first.len() as u64)), second);
+    *at = at.wrapping_add(words.len() as u64);
+    rest
+}
+
+/// Reads words from position `at` on, as [`write_long`] writes them.
+#[inline(never)]
+fn read_long(memory: &impl Memory, layout: Layout, at: &mut u64, words: &mut [[u8; 8]]) {
+    let length = words.len();
+    let (first, second) = words.split_at_mut(length.min(layout.straight(*at)));
+    memory.load_all(layout.place(*at), first);
+    memory.load_all(layout.place(at.wrapping_add(first.len() as u64)), second);
+    *at = at.wrapping_add(length as u64);
 }
 
 /// The first bytes as a word; the missing ones are zero.
@@ -225,7 +269,11 @@ impl Reader {
             return Err(Hostile::Length);
         }
         let mut at = self.tail.wrapping_add(1);
-        let (whole, rest) = record.as_chunks_mut::<8>();
+        let (mut whole, rest) = record.as_chunks_mut::<8>();
+        if 8 * whole.len() >= LONG {
+            read_long(memory, layout, &mut at, whole);
+            whole = &mut [];
+        }
         for word in whole {
             *word = memory.load(layout.place(at), Relaxed).to_le_bytes();
             at = at.wrapping_add(1);

@@ -77,6 +77,21 @@ impl Memory for Mapping {
         }
     }
 
+    fn store_all(&self, at: usize, words: &[[u8; 8]]) {
+        // One check for all of them.
+        let places = self.words().get(at..).unwrap_or_default();
+        for (place, word) in places.iter().zip(words) {
+            place.store(u64::from_le_bytes(*word), Ordering::Relaxed);
+        }
+    }
+
+    fn load_all(&self, at: usize, words: &mut [[u8; 8]]) {
+        let places = self.words().get(at..).unwrap_or_default();
+        for (place, word) in places.iter().zip(words) {
+            *word = place.load(Ordering::Relaxed).to_le_bytes();
+        }
+    }
+
     #[inline]
     fn fence(&self) {
         fence(Ordering::SeqCst);

@@ -145,6 +145,30 @@ fn only_sealed_memory_of_the_right_size_is_taken() {
     assert!(matches!(Shared::accept(two), Err(ShareError::Offer)), "no file");
 }
 
+#[test]
+fn long_datagrams_come_out_as_they_went_in() {
+    let (mut one, mut two) = pair();
+    let mut left = 5 * 1024 * 1024;
+    for length in (511..=LONGEST).step_by(4093).cycle() {
+        let bytes: Vec<u8> = (0..=250).cycle().skip(length % 7).take(length).collect();
+        one.send(peer_address(), &bytes, length).expect("sends");
+        one.flush().expect("flushes");
+        let mut came = 0;
+        two.receive(|incoming| {
+            assert!(incoming.bytes == bytes, "{length}");
+            came += 1;
+            true
+        })
+        .expect("receives");
+        assert_eq!(came, 1);
+        // Several times round the ring.
+        left = match usize::checked_sub(left, length) {
+            Some(left) => left,
+            None => break,
+        };
+    }
+}
+
 /// A peer that rings faster than anybody can read wakes us for nothing, and that is all: a
 /// turn takes some of it and leaves the rest.
 #[test]

@@ -9,12 +9,15 @@
 //! (`IP_PMTUDISC_PROBE`): what is too long for the device is told, what is too long for
 //! the path is lost, and the session's search for the path MTU needs both.
 
-use super::{DATAGRAM, Incoming, SOCKET_BUFFER, wait_for};
-use crate::session::BulkPort;
+use super::control::Control;
+use super::{DATAGRAM, Incoming, SOCKET_BUFFER, sys, wait_for};
 use crate::session::ways::stream_number;
+use crate::session::{BulkPort, Scattered};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState, is_msg_size_err};
 use rustix::event::{PollFd, PollFlags};
-use std::io::{self, ErrorKind, IoSliceMut};
+use rustix::net::SendFlags;
+use socket2::{MsgHdr, SockAddr, SockRef};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -28,6 +31,8 @@ pub struct BulkSocket {
     state: UdpSocketState,
     port: BulkPort,
     incoming: Vec<u8>,
+    /// What was to be gathered by the kernel, where it did not.
+    gathered: Vec<u8>,
     /// Most datagrams in one system call; tests want other ones.
     segments: usize,
 }
@@ -49,7 +54,8 @@ impl BulkSocket {
         let buffer = u32::try_from(buffers.recv_buffer_size()? / 2).unwrap_or(u32::MAX);
         let port = BulkPort { port: socket.local_addr()?.port(), buffer };
         let incoming = vec![0; DATAGRAM];
-        Ok(Self { socket, state, port, incoming, segments: SEGMENTS })
+        let gathered = Vec::new();
+        Ok(Self { socket, state, port, incoming, gathered, segments: SEGMENTS })
     }
 
     /// The socket, for its options.
@@ -110,6 +116,50 @@ impl BulkSocket {
             rest = later;
         }
         Ok(true)
+    }
+
+    /// As [`send`](Self::send), of what lies in several places: the kernel gathers it.
+    pub(crate) fn send_parts(
+        &mut self,
+        to: SocketAddr,
+        parts: &[IoSlice<'_>],
+        segment: usize,
+    ) -> io::Result<bool> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length <= segment || self.state.max_gso_segments() > 1 {
+            let segment = u16::try_from(segment).ok().filter(|_| length > segment);
+            let (address, control) = (SockAddr::from(to), Control::new(to.ip(), segment));
+            let message = MsgHdr::new().with_addr(&address).with_buffers(parts);
+            let message = message.with_control(control.bytes());
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let flags = flags.bits().cast_signed();
+            match SockRef::from(&self.socket).sendmsg(&message, flags) {
+                Ok(_) => return Ok(true),
+                Err(error) if is_msg_size_err(&error) => return Ok(false),
+                // What is to be done about it, the other way knows.
+                Err(_) => {}
+            }
+        }
+        let mut gathered = core::mem::take(&mut self.gathered);
+        gathered.clear();
+        gathered.extend(parts.iter().flat_map(|part| part.iter()));
+        let sent = self.send(to, &gathered, segment);
+        self.gathered = gathered;
+        sent
+    }
+
+    /// As [`receive`](Self::receive), into several places.
+    pub(crate) fn receive_parts(
+        &mut self,
+        parts: &mut [IoSliceMut<'_>],
+    ) -> io::Result<Option<Scattered>> {
+        match sys::receive(&self.socket, parts) {
+            // Nobody is there; to the session it would be a stream of ours.
+            Ok(scattered) => Ok(Some(scattered).filter(|one| stream_number(one.from).is_none())),
+            Err(error) if is_fatal(&error) => Err(error),
+            // Nothing there, or an error of an earlier datagram.
+            Err(_) => Ok(None),
+        }
     }
 
     pub(crate) fn receive(&mut self, mut take: impl FnMut(Incoming<'_>)) -> io::Result<usize> {
@@ -251,5 +301,79 @@ mod tests {
             assert!(one.send(to, &batch(4, 500), 500).expect("lost, that is all"));
             assert_eq!(one.receive(|_| ()).expect("nothing"), 0);
         }
+    }
+
+    /// Everything that comes, in parts of `part` bytes and a long one; and the lengths of
+    /// datagrams.
+    fn received_in_parts(socket: &mut BulkSocket, part: usize, most: usize) -> (Vec<u8>, usize) {
+        let (mut got, mut segment) = (Vec::new(), 0);
+        while got.len() < most {
+            let mut fds = [socket.poll_fd()];
+            assert!(wait_for(&mut fds, Duration::from_secs(10)).expect("polls"), "{}", got.len());
+            let mut bytes = vec![0; DATAGRAM];
+            let (first, last) = bytes.split_at_mut(7 * part);
+            let mut parts: Vec<_> = first.chunks_mut(part).map(IoSliceMut::new).collect();
+            parts.push(IoSliceMut::new(last));
+            let Some(scattered) = socket.receive_parts(&mut parts).expect("receives") else {
+                continue;
+            };
+            assert!(!scattered.marked);
+            segment = segment.max(scattered.segment);
+            got.extend_from_slice(&bytes[..scattered.length]);
+        }
+        (got, segment)
+    }
+
+    #[test]
+    fn what_lies_in_parts_goes_and_comes_in_parts() {
+        for (without_gso, length, segment) in
+            [(false, 9000, 500), (true, 9000, 500), (false, 60_000, 60_000), (false, 777, 1472)]
+        {
+            let (mut one, mut two, to) = pair();
+            if without_gso {
+                // More than the kernel makes segments of: as from one without GSO.
+                one.segments = 200;
+                assert!(one.send(to, &batch(200, 100), 100).expect("sends"));
+                received(&mut two, 200);
+                assert_eq!(one.state.max_gso_segments(), 1);
+            }
+            let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
+            let parts: Vec<_> = bytes.chunks(113).map(IoSlice::new).collect();
+            assert!(one.send_parts(to, &parts, segment).expect("sends"));
+            let (got, longest) = received_in_parts(&mut two, 97, length);
+            assert!(got == bytes && longest == segment.min(length), "{length} {segment} {longest}");
+        }
+        let (mut one, two, to) = pair();
+        assert!(!one.send_parts(to, &[IoSlice::new(&[0; 65_535])], 65_535).expect("is told"));
+        drop(two);
+        for _ in 0..3 {
+            assert!(one.send_parts(to, &[IoSlice::new(&[0; 100])], 100).expect("lost"));
+        }
+    }
+
+    #[test]
+    fn marks_go_and_come_with_parts() {
+        let (mut one, mut two, to) = pair();
+        let transmit = Transmit {
+            destination: to,
+            ecn: Some(EcnCodepoint::Ce),
+            contents: &[7; 100],
+            segment_size: None,
+            src_ip: None,
+        };
+        one.state.try_send((&one.socket).into(), &transmit).expect("sends");
+        assert!(wait_for(&mut [two.poll_fd()], Duration::from_secs(10)).expect("polls"));
+        let from = one.socket().local_addr().expect("bound");
+        let mut bytes = [0; 200];
+        let got = two.receive_parts(&mut [IoSliceMut::new(&mut bytes)]).expect("receives");
+        assert_eq!(got, Some(Scattered { from, length: 100, segment: 100, marked: true }));
+        // What it sends itself may be marked on its way.
+        assert!(one.send_parts(to, &[IoSlice::new(&[7; 100])], 100).expect("sends"));
+        assert!(wait_for(&mut [two.poll_fd()], Duration::from_secs(10)).expect("polls"));
+        let mut meta = [RecvMeta::default()];
+        two.state
+            .recv((&two.socket).into(), &mut [IoSliceMut::new(&mut bytes)], &mut meta)
+            .expect("receives");
+        assert_eq!(meta[0].ecn, Some(EcnCodepoint::Ect0));
     }
 }

@@ -6,6 +6,7 @@ use super::{
     QUEUED, ReplyVerdict, Rtt, SlotHead, State, Status, Waiting,
 };
 use crate::session::flow::Tracked;
+use crate::session::payload::Data;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use conet_wire::session::frame::Lane;
@@ -115,13 +116,27 @@ impl Client {
         }
     }
 
+    /// Where bytes of a large reply belong; see [`Assembly::room`].
+    pub(crate) fn place_of(
+        &mut self,
+        head: SlotHead,
+        offset: usize,
+        most: usize,
+    ) -> Option<&mut [u8]> {
+        let slot = self.slots.get_mut(usize::from(head.slot))?;
+        let is_same = slot.slot.sequence() == head.sequence && slot.slot.is_waiting();
+        let State::Active(active) = &mut slot.state else { return None };
+        let reply = active.reply.as_mut().filter(|_| is_same)?;
+        if reply.total() == head.total as usize { reply.room(offset, most) } else { None }
+    }
+
     /// Takes a piece of a large reply; says whether it may be acknowledged.
     pub(crate) fn on_piece(
         &mut self,
         now: Instant,
         head: SlotHead,
         offset: usize,
-        data: &[u8],
+        data: Data<'_>,
     ) -> bool {
         let SlotHead { slot: number, sequence, total } = head;
         let (total, lanes) = (total as usize, self.lanes);

@@ -118,6 +118,19 @@ impl Client {
         }
     }
 
+    /// The bytes of the payload in slot `number`, if it is still the one that is meant.
+    pub(crate) fn payload(&self, number: u16, sequence: u64) -> Option<&[u8]> {
+        let slot = self.slots.get(usize::from(number))?;
+        match &slot.state {
+            State::Active(Active { body: Body::Pieces(body), .. })
+                if slot.slot.sequence() == sequence =>
+            {
+                Some(body.bytes())
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn has_piece(&self) -> bool {
         !self.large.is_empty() && self.best_piece(false).is_some()
     }
@@ -229,7 +242,7 @@ pub(crate) fn push_piece(
     let offset = u32::try_from(range.start).unwrap_or(u32::MAX);
     let data = body.bytes().get(range.clone()).unwrap_or_default();
     let head = SlotHead { slot, sequence, total };
-    if packet.push(&Frame::Chunk { head, direction, lane, offset, data }) {
+    if packet.push_piece(&Frame::Chunk { head, direction, lane, offset, data }, data.len()) {
         Some(Tracked::Piece { direction, slot, sequence, range })
     } else {
         body.on_lost(range);

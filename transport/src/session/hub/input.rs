@@ -61,6 +61,7 @@ impl Hub {
                 let tokens = &mut self.tokens;
                 if peer.on_data(now, from, header.session, datagram, marked, tokens) && is_piece {
                     self.bulk_expected = now + EXPECTED;
+                    self.places.last = at;
                 }
             }
             PacketKind::Moved if datagram.len() == MOVED => self.on_moved(now, at, datagram),

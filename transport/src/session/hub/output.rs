@@ -1,6 +1,7 @@
 //! What a hub sends: datagrams, rows of datagrams for bulk, farewells.
 
 use super::{BulkPort, Hub, Instant, SocketAddr, Vec};
+use crate::session::peer::MOST_PIECES;
 use conet_wire::session::handshake::{COOKIE, RESUMPTION};
 
 /// Bytes that [`Hub::poll_batch`] wants room for.
@@ -17,11 +18,16 @@ pub struct Transmit {
     pub segment: usize,
     /// By the way for bulk: from the socket for bulk, with Don't Fragment.
     pub is_bulk: bool,
+    /// The buffer has only what stands around the payloads, and [`Hub::parts`] everything.
+    pub in_parts: bool,
 }
+
+/// Parts of one [`Transmit`] at most.
+pub const MOST_PARTS: usize = 2 * MOST_PIECES + 1;
 
 impl Transmit {
     pub(crate) const fn one(to: SocketAddr, length: usize) -> Self {
-        Self { to, length, segment: length, is_bulk: false }
+        Self { to, length, segment: length, is_bulk: false, in_parts: false }
     }
 }
 
@@ -47,7 +53,30 @@ impl Hub {
     ) -> Option<Transmit> {
         // Every other time, after the one datagram of a call.
         let is_idle = self.ready.is_empty() && self.held.is_empty() && self.asides.is_empty();
-        if is_idle { None } else { self.poll_ready(now, buf, batch) }
+        if is_idle { None } else { self.poll_ready(now, buf, batch, false) }
+    }
+
+    /// As [`poll_batch`](Self::poll_batch), for a carrier that gathers what it sends: what goes
+    /// in the clear by the way for bulk is not copied but given out by [`parts`](Self::parts).
+    #[inline]
+    pub fn poll_parts(
+        &mut self,
+        now: Instant,
+        buf: &mut [u8],
+        batch: Option<usize>,
+    ) -> Option<Transmit> {
+        let is_idle = self.ready.is_empty() && self.held.is_empty() && self.asides.is_empty();
+        if is_idle { None } else { self.poll_ready(now, buf, batch, true) }
+    }
+
+    /// The parts of what [`poll_parts`](Self::poll_parts) gave last, in their order, up to
+    /// [`MOST_PARTS`]; before anything else is asked of the hub.
+    pub fn parts<'a>(&'a self, transmit: &Transmit, buf: &'a [u8], mut take: impl FnMut(&'a [u8])) {
+        let peer = self.peers.get(self.in_parts).and_then(Option::as_ref);
+        match peer.filter(|_| transmit.in_parts) {
+            Some(peer) => peer.parts(buf, take),
+            None => take(buf.get(..transmit.length).unwrap_or_default()),
+        }
     }
 
     #[inline(never)]
@@ -56,6 +85,7 @@ impl Hub {
         now: Instant,
         buf: &mut [u8],
         batch: Option<usize>,
+        in_parts: bool,
     ) -> Option<Transmit> {
         if !self.asides.is_empty()
             && let Some((to, packet)) = self.asides.pop_front()
@@ -71,8 +101,9 @@ impl Hub {
             let peer = self.peers.get_mut(at).and_then(Option::as_mut);
             self.ready.pop_front();
             let Some(peer) = peer else { continue };
-            let transmit = peer.poll_transmit(now, buf, batch);
+            let transmit = peer.poll_transmit(now, buf, batch, in_parts);
             if transmit.is_some() {
+                self.in_parts = at;
                 if peer.has_said_all(now) {
                     peer.is_ready = false;
                 } else {

@@ -4,6 +4,7 @@ use super::{
     Arc, CallId, Counters, FEATURE_LANES, IncomingId, Instant, Lane, NotTaken, Peer, PeerStatus,
     ReplyError, Status, Total, Vec,
 };
+use crate::session::pool::Pool;
 
 impl Peer {
     pub(crate) fn status(&self, now: Instant) -> PeerStatus {
@@ -104,7 +105,11 @@ impl Peer {
 
     /// Takes a buffer back.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        if self.client.pool.kept() > self.server.pool.kept() {
+        // Large ones go where there are least, or else where payloads come: into these.
+        let (ours, theirs) =
+            (self.client.pool.kept_for(&buffer), self.server.pool.kept_for(&buffer));
+        let is_call = Pool::is_large(&buffer) && self.places.are_calls();
+        if ours > theirs || (ours == theirs && is_call) {
             self.server.pool.put(buffer);
         } else {
             self.client.pool.put(buffer);
@@ -131,5 +136,12 @@ impl Peer {
     /// Draws on what all peers share.
     pub(crate) fn share(&mut self, total: &Arc<Total>) {
         self.server.share(total);
+    }
+
+    /// All indices in use, when the peer is removed.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
+        let keys = [&self.current, &self.next, &self.previous];
+        let asking = self.asking.as_ref().map(|asking| asking.index);
+        keys.into_iter().flatten().map(|keys| keys.local_index).chain(asking)
     }
 }

@@ -1,6 +1,8 @@
 //! What a packet's frames mean for a peer.
 
+use super::places::Piece;
 use super::{BulkPort, DownReason, FEATURE_BULK, Find, Peer, PublicKey, Which};
+use crate::session::payload::Data;
 use crate::time::Instant;
 use conet_wire::session::frame::{Direction, Frame, Frames, Marks, Message, Says};
 
@@ -42,14 +44,12 @@ impl Peer {
                 self.client.on_reply(now, head, status, data, &mut self.rtt);
             }
             Frame::Chunk { head, direction: Direction::Call, lane, offset, data } => {
-                let taken = self.server.on_piece(head, lane, offset as usize, data);
-                if self.server.is_short() || self.starved.is_some() {
-                    self.on_short(now);
-                }
-                return taken;
+                let piece = Piece { head, direction: Direction::Call, lane, offset };
+                return self.on_piece(now, piece, Data::Here(data));
             }
-            Frame::Chunk { head, direction: Direction::Reply, offset, data, .. } => {
-                return self.client.on_piece(now, head, offset as usize, data);
+            Frame::Chunk { head, direction: Direction::Reply, lane, offset, data } => {
+                let piece = Piece { head, direction: Direction::Reply, lane, offset };
+                return self.on_piece(now, piece, Data::Here(data));
             }
             _ => self.on_rare_frame(now, which, frame),
         }

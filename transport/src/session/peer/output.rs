@@ -5,12 +5,13 @@
 
 use super::{DownReason, FEATURE_LANES, Lane, Peer};
 use crate::session::bulk::Probe;
+use crate::session::flow::Tracked;
 use crate::session::hub::Transmit;
-use crate::session::packet::Packet;
+use crate::session::packet::{PARTS, Packet};
 use crate::session::protect::Label;
 use crate::session::ways::stream_number;
 use crate::time::Instant;
-use conet_wire::session::frame::{FRAME_HEADER, Frame};
+use conet_wire::session::frame::{Direction, FRAME_HEADER, Frame};
 use conet_wire::session::{FLAG_BULK, FLAG_TRACKED, HEADER, PacketKind, TAG};
 use core::net::SocketAddr;
 
@@ -24,14 +25,24 @@ const BATCH: usize = 65_000;
 /// The same while calls come and go: they wait for the system call that is under way.
 const BATCH_BESIDE_CALLS: usize = 6_000;
 
+/// Longest packet on a stream; its carriers take somewhat more.
+const STREAM_PACKET: usize = 32_000;
+/// Bytes of pieces on their way by a stream: what shared memory holds beside calls, and
+/// connections several times over.
+const ON_STREAM: usize = 896 * 1024;
+/// Most pieces in one system call (`UDP_MAX_SEGMENTS` of Linux 4.18; 128 since 6.10).
+pub(crate) const MOST_PIECES: usize = 64;
+
 impl Peer {
     /// Writes what goes next into `buf`: one datagram, or by the way for bulk, where the carrier
-    /// has one, a row of up to `batch`.
+    /// has one, a row of up to `batch`, whose payload stays where it is where that can be and
+    /// `in_parts` is wanted.
     pub(crate) fn poll_transmit(
         &mut self,
         now: Instant,
         buf: &mut [u8],
         batch: Option<usize>,
+        in_parts: bool,
     ) -> Option<Transmit> {
         if let Some((to, packet)) = self.prepared.pop_front() {
             return self.shake_hands(now, to, &packet, buf);
@@ -54,7 +65,7 @@ impl Peer {
             return self.learn(now, to, probe, buf);
         }
         let (to, size) = way?;
-        self.pieces(now, to, size, batch, buf)
+        self.pieces(now, to, size, batch, in_parts, buf)
     }
 
     // What seldom happens stands apart, so that what each call does is close together: after
@@ -139,7 +150,9 @@ impl Peer {
         if lanes.is_empty() && !has_rare && !(with_piece && self.has_piece()) {
             return None;
         }
-        let mut packet = Packet::new(buf, self.limits.datagram);
+        let (longest, buffer) = self.longest(now, to);
+        let longest = longest.min(buf.len());
+        let mut packet = Packet::new(buf, longest);
         let mut is_answered = has_rare && self.emit_rare(now, &mut packet);
         let mut is_all = true;
         while is_all && let Some(lane) = lanes.take() {
@@ -155,8 +168,8 @@ impl Peer {
         if is_all && with_piece && packet.tracked.is_none() && self.has_piece() {
             // A piece wants a packet nearly to itself, and one packet tracks one thing.
             let room = packet.room();
-            if room >= self.limits.datagram * 4 / 5 {
-                self.flow.set_path(self.limits.datagram, usize::MAX);
+            if room >= longest * 4 / 5 {
+                self.flow.set_path(longest, buffer);
                 self.emit_piece(now, &mut packet);
             }
         }
@@ -170,6 +183,17 @@ impl Peer {
         Some(Transmit::one(to, length))
     }
 
+    /// Longest packet by the calls' way, and bytes of pieces that may be on it: on a stream
+    /// length costs nothing but the time of calls behind it, and what has no room is lost.
+    fn longest(&self, now: Instant, to: SocketAddr) -> (usize, usize) {
+        let least = self.limits.datagram;
+        match stream_number(to) {
+            None => (least, usize::MAX),
+            Some(_) if self.is_beside_calls(now) => (least.max(BATCH_BESIDE_CALLS), ON_STREAM),
+            Some(_) => (least.max(STREAM_PACKET), ON_STREAM),
+        }
+    }
+
     /// Pieces of large payloads, as many as the window, the carrier and the calls allow.
     #[inline(never)]
     fn pieces(
@@ -178,24 +202,34 @@ impl Peer {
         to: SocketAddr,
         size: usize,
         batch: usize,
+        in_parts: bool,
         buf: &mut [u8],
     ) -> Option<Transmit> {
+        let in_parts = in_parts && self.current.as_ref().is_some_and(|keys| keys.sealer.is_clear());
         let most =
             if self.is_beside_calls(now) { BATCH_BESIDE_CALLS } else { BATCH }.min(buf.len());
         let size = size.min(most);
         self.flow.set_path(size, self.bulk.buffer().unwrap_or(usize::MAX));
-        let (mut segment, mut length) = (0, 0);
-        for _ in 0..batch {
-            let Some(rest) = buf.get_mut(length..most.max(length)) else { break };
-            if rest.len() < size {
+        self.parts.clear();
+        let (mut segment, mut length, mut written) = (0, 0, 0);
+        for _ in 0..batch.min(MOST_PIECES) {
+            if most.saturating_sub(length) < size {
                 break;
             }
-            let mut packet = Packet::new(rest, if segment == 0 { size } else { segment });
+            let Some(rest) = buf.get_mut(written..) else { break };
+            let longest = if segment == 0 { size } else { segment };
+            let mut packet =
+                if in_parts { Packet::in_parts(rest, longest) } else { Packet::new(rest, longest) };
             self.emit_piece(now, &mut packet);
             if packet.tracked.is_none() {
                 break;
             }
+            if in_parts {
+                self.parts.extend(packet.tracked.clone());
+            }
+            let left_apart = packet.left_apart();
             let sealed = self.seal(now, packet, FLAG_BULK)?;
+            written += sealed - left_apart;
             length += sealed;
             if segment == 0 {
                 segment = sealed;
@@ -208,7 +242,25 @@ impl Peer {
         if length > 0 {
             self.expect_answer(now);
         }
-        (length > 0).then_some(Transmit { to, length, segment, is_bulk: true })
+        (length > 0).then_some(Transmit { to, length, segment, is_bulk: true, in_parts })
+    }
+
+    /// The parts of what went last, one behind the other: `buf` has what stands around the
+    /// payloads.
+    pub(crate) fn parts<'a>(&'a self, buf: &'a [u8], mut take: impl FnMut(&'a [u8])) {
+        let mut before = 0;
+        for (n, piece) in self.parts.iter().enumerate() {
+            let Tracked::Piece { direction, slot, sequence, range } = piece else { continue };
+            let payload = match direction {
+                Direction::Call => self.client.payload(*slot, *sequence),
+                Direction::Reply => self.server.payload(*slot, *sequence),
+            };
+            let end = n * PARTS + PARTS - TAG;
+            take(buf.get(before..end).unwrap_or_default());
+            take(payload.and_then(|payload| payload.get(range.clone())).unwrap_or_default());
+            before = end;
+        }
+        take(buf.get(before..before + TAG).unwrap_or_default());
     }
 
     /// A packet that learns about the way for bulk.
@@ -230,7 +282,7 @@ impl Peer {
             packet.pad();
         }
         let length = self.seal(now, packet, FLAG_BULK)?;
-        Some(Transmit { to, length, segment: length, is_bulk: true })
+        Some(Transmit { to, length, segment: length, is_bulk: true, in_parts: false })
     }
 
     /// A challenge to the address where the peer may be.
@@ -271,13 +323,14 @@ impl Peer {
     /// Seals a packet and gives its length.
     fn seal(&mut self, now: Instant, packet: Packet<'_>, flags: u8) -> Option<usize> {
         let keys = self.current.as_mut()?;
-        let length = packet.payload_len();
+        let (length, left_apart) = (packet.payload_len(), packet.left_apart());
         let (buf, tracked) = packet.finish();
         let flags = flags | if tracked.is_some() { FLAG_TRACKED } else { 0 };
         let label = Label { kind: PacketKind::Data, flags, session: keys.remote_index };
         let number = keys.sealer.next_number();
         match keys.sealer.seal_in_place(label, buf, length) {
             Ok(length) => {
+                let length = length + left_apart;
                 if let Some(what) = tracked {
                     self.flow.on_sent(now, number, length, what, flags & FLAG_BULK != 0);
                 }

@@ -1,6 +1,8 @@
 //! What can be seen of a peer from outside: its state and its counters.
 
+use super::Peer;
 use super::PublicKey;
+use crate::session::protect::OpenError;
 use core::net::SocketAddr;
 use core::time::Duration;
 
@@ -84,4 +86,14 @@ pub struct PeerStatus {
     pub epochs: (u64, u64),
     /// What was counted.
     pub counters: Counters,
+}
+
+impl Peer {
+    /// A packet was not opened.
+    pub(super) const fn on_closed(&mut self, error: OpenError) {
+        match error {
+            OpenError::Replayed => self.counters.replayed += 1,
+            _ => self.counters.forged += 1,
+        }
+    }
 }

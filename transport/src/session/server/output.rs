@@ -108,6 +108,19 @@ impl Server {
         }
     }
 
+    /// The bytes of the reply in slot `number`, if it is still the one that is meant.
+    pub(crate) fn payload(&self, number: u16, sequence: u64) -> Option<&[u8]> {
+        let slot = self.slots.get(usize::from(number))?;
+        match &slot.state {
+            State::Done(Kept { body: Body::Pieces(body), .. })
+                if slot.slot.sequence() == sequence =>
+            {
+                Some(body.bytes())
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn has_piece(&self) -> bool {
         !self.large.is_empty() && self.best_piece(false).is_some()
     }

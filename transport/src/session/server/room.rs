@@ -5,8 +5,8 @@
 //! answered; until then it waits where it is, and its client is not told to go on.
 
 use super::{
-    Account, Arc, Assembly, Body, Box, CallVerdict, IncomingId, Kept, Lane, Marks, ReplyError, Say,
-    Server, Slot, SlotHead, State, Status, Total, Vec,
+    Account, Arc, Assembly, Body, Box, CallVerdict, Data, IncomingId, Kept, Lane, Marks,
+    ReplyError, Say, Server, Slot, SlotHead, State, Status, Total, Vec,
 };
 
 impl Slot {
@@ -183,7 +183,7 @@ impl Server {
         head: SlotHead,
         lane: Lane,
         offset: usize,
-        data: &[u8],
+        data: Data<'_>,
     ) -> bool {
         let (total, lanes, longest) = (head.total as usize, self.lanes, self.limits.payload);
         let Some(slot) = self.slot(head.slot) else { return false };

@@ -1,6 +1,7 @@
 //! A server against clients that do not keep to the rules.
 
 use super::*;
+use crate::session::payload::Data;
 use alloc::vec;
 use proptest::prelude::*;
 
@@ -55,7 +56,7 @@ impl Rig {
     }
 
     fn on_piece(&mut self, head: SlotHead, at: usize, data: &[u8]) -> (bool, Option<Event>) {
-        let taken = self.0.on_piece(head, Lane::Calls, at, data);
+        let taken = self.0.on_piece(head, Lane::Calls, at, Data::Here(data));
         (taken, self.asked())
     }
 
