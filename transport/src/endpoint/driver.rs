@@ -313,17 +313,11 @@ impl Driver {
             }
             Command::Row { peer, lane, row, timeout, answers } => {
                 let (mut ids, until) = (Vec::new(), Some(now + timeout));
-                let row = row.into_iter();
-                let taken = self.hub.call_row(now, &peer, lane, row, until, &mut ids);
-                match taken {
+                match self.hub.call_row(now, &peer, lane, row.into_iter(), until, &mut ids) {
                     Ok(()) => {
-                        for (id, answer) in ids.into_iter().zip(answers) {
-                            self.wait(peer, id, answer);
-                        }
+                        ids.into_iter().zip(answers).for_each(|(id, its)| self.wait(peer, id, its));
                     }
-                    Err(error) => {
-                        answers.into_iter().for_each(|answer| answer.end(Err(error.into())));
-                    }
+                    Err(error) => answers.into_iter().for_each(|its| its.end(Err(error.into()))),
                 }
             }
             Command::Cancel { number } => {
@@ -351,18 +345,7 @@ impl Driver {
                 }
             }
             Command::RemovePeer { key, answer } => {
-                // What it said before goes first.
-                self.report();
-                let removed = self.hub.remove_peer(&key);
-                if let Some(detour) = &mut self.detour {
-                    detour.remove_peer(&key);
-                }
-                let gone = self.waiting.extract_if(|(peer, _), _| *peer == key);
-                for (_, waiting) in gone {
-                    self.numbers.remove(&waiting.number);
-                    waiting.end(Err(CallError::Unknown.into()));
-                }
-                answer.send(removed).ok();
+                answer.send(self.remove_peer(key)).ok();
             }
             Command::AcceptStream(stream) => {
                 if let Some(detour) = &mut self.detour {
@@ -376,6 +359,21 @@ impl Driver {
             }
             Command::Close => self.closing = true,
         }
+    }
+
+    /// What waits for it ends.
+    fn remove_peer(&mut self, key: PublicKey) -> Result<(), UnknownPeer> {
+        // What it said before goes first.
+        self.report();
+        let removed = self.hub.remove_peer(&key);
+        if let Some(detour) = &mut self.detour {
+            detour.remove_peer(&key);
+        }
+        for (_, waiting) in self.waiting.extract_if(|(peer, _), _| *peer == key) {
+            self.numbers.remove(&waiting.number);
+            waiting.end(Err(CallError::Unknown.into()));
+        }
+        removed
     }
 
     fn wait(&mut self, peer: PublicKey, id: CallId, answer: Answer) {
