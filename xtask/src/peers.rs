@@ -2,8 +2,9 @@
 //! first, are kernels of their own, or are watched for as long as a session lives.
 //!
 //! Fifteen minutes, and ten for what is built once. `CONET_GUEST_MIB=1024` sends a gigabyte
-//! each way between machines and the other host, in place of 100 MiB. What it is not: part
-//! of `cargo xtask test`, which builds nothing but this workspace.
+//! each way between guests of every kind and the other host, in place of 100 MiB of machines
+//! and 16 of namespaces: half an hour more. What it is not: part of `cargo xtask test`, which
+//! builds nothing but this workspace.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
