@@ -6,7 +6,7 @@
 //! since, its routes and rules with it, and its name is free. So that wait is left to a
 //! thread; if the process ends before, the kernel comes to the end of it all the same.
 
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, SendError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -55,8 +55,15 @@ where
     if !is_there()? {
         return work();
     }
-    let (send, done) = channel();
-    thread::spawn(move || send.send(work()));
+    let ((give, given), (send, done)) = (channel::<W>(), channel());
+    let worker = move || given.recv().ok().and_then(|work| send.send(work()).ok());
+    if thread::Builder::new().name("conet-leave".to_owned()).spawn(worker).is_err() {
+        // Threads have run out: then the wait is ours.
+        return work();
+    }
+    if let Err(SendError(work)) = give.send(work) {
+        return work();
+    }
     loop {
         match done.recv_timeout(LOOK) {
             Ok(result) => return result,
