@@ -44,6 +44,9 @@ pub(crate) trait Memory {
     }
     /// A fence over all memory (`SeqCst`).
     fn fence(&self);
+    /// A hint that another processor looks at this line next: it gets it sooner from a cache
+    /// that both have in common than from this one's.
+    fn hand_over(&self, _at: usize) {}
 }
 
 /// Words between two that different sides write: two cache lines, since processors fetch
@@ -53,6 +56,9 @@ const APART: usize = 16;
 const LONG: usize = 512;
 /// Words of a cache line, where each record begins.
 const LINE_WORDS: usize = 8;
+/// Bytes of a line, and of its words behind a length.
+const LINE_BYTES: usize = 8 * LINE_WORDS;
+const FIRST_BYTES: usize = LINE_BYTES - 8;
 const LINE: u64 = LINE_WORDS as u64;
 
 /// Where a ring lies.
@@ -121,11 +127,13 @@ pub(crate) struct Writer {
     /// The first record that is not shown yet: its position and first line. The reader looks
     /// at that line all the time, and would fetch it twice if it were written twice.
     hidden: Option<(u64, [u64; LINE_WORDS])>,
+    /// The reader slept when something was shown last.
+    slept: bool,
 }
 
 impl Writer {
     pub(crate) const fn new(layout: Layout) -> Self {
-        Self { layout, head: 0, tail_seen: 0, hidden: None }
+        Self { layout, head: 0, tail_seen: 0, hidden: None, slept: false }
     }
 
     /// Writes a record; says whether there was room. [`publish`](Self::publish) shows it.
@@ -148,18 +156,28 @@ impl Writer {
                 return Ok(false);
             }
         }
-        let length = bytes.len() as u64;
-        let (line, rest) = bytes.split_at(bytes.len().min(8 * (LINE_WORDS - 1)));
-        let mut first = [length; LINE_WORDS];
-        for (word, bytes) in first.iter_mut().skip(1).zip(line.chunks(8)) {
-            *word = word_of(bytes);
+        let mut first = [bytes.len() as u64; LINE_WORDS];
+        let (line, rest) = bytes.split_at(bytes.len().min(FIRST_BYTES));
+        if let Some(whole) = line.first_chunk::<FIRST_BYTES>() {
+            for (word, bytes) in first.iter_mut().skip(1).zip(whole.as_chunks().0) {
+                *word = u64::from_le_bytes(*bytes);
+            }
+        } else {
+            for (word, bytes) in first.iter_mut().skip(1).zip(line.chunks(8)) {
+                *word = word_of(bytes);
+            }
         }
         let mut at = self.head.wrapping_add(LINE);
-        let rest =
-            if rest.len() >= LONG { write_long(memory, layout, &mut at, rest) } else { rest };
-        for bytes in rest.chunks(8) {
-            memory.store(layout.place(at), word_of(bytes), Relaxed);
-            at = at.wrapping_add(1);
+        if rest.len() >= LONG {
+            write_long(memory, layout, at, rest);
+        } else {
+            // A line lies in one piece.
+            let (lines, rest) = rest.as_chunks::<LINE_BYTES>();
+            for line in lines {
+                memory.store_all(layout.place(at), line.as_chunks().0);
+                at = at.wrapping_add(LINE);
+            }
+            write_part(memory, layout.place(at), rest);
         }
         if self.hidden.is_none() {
             self.hidden = Some((self.head, first));
@@ -177,8 +195,14 @@ impl Writer {
         let Some((at, first)) = self.hidden.take() else { return false };
         memory.store(self.layout.place(self.head), 0, Relaxed);
         show(memory, self.layout, at, &first, Release);
+        if !self.slept {
+            // Who did not sleep last time looks from another processor.
+            memory.hand_over(self.layout.place(at));
+            memory.hand_over(self.layout.place(at.wrapping_add(LINE)));
+        }
         memory.fence();
         let sleeps = memory.load(self.layout.sleeping(), Relaxed) != 0;
+        self.slept = sleeps;
         if sleeps {
             // Once is enough: it says it again before it sleeps again.
             memory.store(self.layout.sleeping(), 0, Relaxed);
@@ -187,26 +211,42 @@ impl Writer {
     }
 }
 
-/// Writes whole words from position `at` on, two runs of them where the ring begins anew;
-/// gives the bytes behind them.
+/// Writes bytes from position `at` on, two runs of words where the ring begins anew.
 #[inline(never)]
-fn write_long<'a>(memory: &impl Memory, layout: Layout, at: &mut u64, bytes: &'a [u8]) -> &'a [u8] {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let (first, second) = words.split_at(words.len().min(layout.straight(*at)));
-    memory.store_all(layout.place(*at), first);
-    memory.store_all(layout.place(at.wrapping_add(first.len() as u64)), second);
-    *at = at.wrapping_add(words.len() as u64);
-    rest
+fn write_long(memory: &impl Memory, layout: Layout, at: u64, bytes: &[u8]) {
+    let (first, second) = bytes.split_at(bytes.len().min(8 * layout.straight(at)));
+    write_part(memory, layout.place(at), first);
+    write_part(memory, layout.place(at.wrapping_add(first.len() as u64 / 8)), second);
 }
 
-/// Reads words from position `at` on, as [`write_long`] writes them.
+/// Writes bytes that stand one behind the other.
+#[inline]
+fn write_part(memory: &impl Memory, at: usize, bytes: &[u8]) {
+    let (words, rest) = bytes.as_chunks();
+    memory.store_all(at, words);
+    if !rest.is_empty() {
+        memory.store(at + words.len(), word_of(rest), Relaxed);
+    }
+}
+
+/// Reads bytes from position `at` on, as [`write_long`] writes them.
 #[inline(never)]
-fn read_long(memory: &impl Memory, layout: Layout, at: &mut u64, words: &mut [[u8; 8]]) {
-    let length = words.len();
-    let (first, second) = words.split_at_mut(length.min(layout.straight(*at)));
-    memory.load_all(layout.place(*at), first);
-    memory.load_all(layout.place(at.wrapping_add(first.len() as u64)), second);
-    *at = at.wrapping_add(length as u64);
+fn read_long(memory: &impl Memory, layout: Layout, at: u64, bytes: &mut [u8]) {
+    let (first, second) = bytes.split_at_mut(bytes.len().min(8 * layout.straight(at)));
+    read_part(memory, layout.place(at), first);
+    read_part(memory, layout.place(at.wrapping_add(first.len() as u64 / 8)), second);
+}
+
+/// Reads bytes that stand one behind the other.
+#[inline]
+fn read_part(memory: &impl Memory, at: usize, bytes: &mut [u8]) {
+    let (words, rest) = bytes.as_chunks_mut::<8>();
+    memory.load_all(at, words);
+    if !rest.is_empty() {
+        let word = memory.load(at + words.len(), Relaxed).to_le_bytes();
+        let length = rest.len();
+        rest.copy_from_slice(&word[..length]);
+    }
 }
 
 /// The first bytes as a word; the missing ones are zero.
@@ -228,14 +268,12 @@ fn show(
     memory: &impl Memory,
     layout: Layout,
     at: u64,
-    line: &[u64; LINE_WORDS],
+    [length, payload @ ..]: &[u64; LINE_WORDS],
     ordering: Ordering,
 ) {
-    let [length, payload @ ..] = line;
-    for (n, word) in (1..).zip(payload) {
-        memory.store(layout.place(at.wrapping_add(n)), *word, Relaxed);
-    }
-    memory.store(layout.place(at), *length, ordering);
+    let place = layout.place(at);
+    memory.store_all(place + 1, &payload.map(u64::to_le_bytes));
+    memory.store(place, *length, ordering);
 }
 
 /// The reading end.
@@ -268,20 +306,24 @@ impl Reader {
         if need + LINE > layout.words {
             return Err(Hostile::Length);
         }
-        let mut at = self.tail.wrapping_add(1);
-        let (mut whole, rest) = record.as_chunks_mut::<8>();
-        if 8 * whole.len() >= LONG {
-            read_long(memory, layout, &mut at, whole);
-            whole = &mut [];
-        }
-        for word in whole {
-            *word = memory.load(layout.place(at), Relaxed).to_le_bytes();
-            at = at.wrapping_add(1);
-        }
-        if !rest.is_empty() {
-            let word = memory.load(layout.place(at), Relaxed).to_le_bytes();
-            let length = rest.len();
-            rest.copy_from_slice(&word[..length]);
+        let at = self.tail.wrapping_add(1);
+        if length < LONG {
+            // A line lies in one piece.
+            let (first, rest) = record.split_at_mut(length.min(FIRST_BYTES));
+            if let Some(first) = first.first_chunk_mut::<FIRST_BYTES>() {
+                memory.load_all(layout.place(at), first.as_chunks_mut().0);
+            } else {
+                read_part(memory, layout.place(at), first);
+            }
+            let (lines, rest) = rest.as_chunks_mut::<LINE_BYTES>();
+            let mut at = at.wrapping_add(LINE - 1);
+            for line in lines {
+                memory.load_all(layout.place(at), line.as_chunks_mut().0);
+                at = at.wrapping_add(LINE);
+            }
+            read_part(memory, layout.place(at), rest);
+        } else {
+            read_long(memory, layout, at, record);
         }
         self.tail = self.tail.wrapping_add(need);
         Ok(Some(length))
