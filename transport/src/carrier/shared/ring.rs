@@ -14,7 +14,8 @@
 //! is zero until the record is there. So a small record and the news of it are one transfer
 //! between two processors' caches, where a common head would be a second one behind it. The
 //! writer stores a zero behind a record before it stores the record's length, so nothing
-//! that was ever payload is taken for a length; for that a line of the ring stays free.
+//! that was ever payload is taken for a length; for that a line of the ring stays free. It does
+//! so ahead, when nobody waits for it any more: a store in front of a length keeps it back.
 //!
 //! *Sleeping.* Who goes to sleep says so, then looks once more; who writes publishes, then
 //! looks whether somebody sleeps. Between the two stands a full fence on either side, so
@@ -60,6 +61,8 @@ const LINE_WORDS: usize = 8;
 const LINE_BYTES: usize = 8 * LINE_WORDS;
 const FIRST_BYTES: usize = LINE_BYTES - 8;
 const LINE: u64 = LINE_WORDS as u64;
+/// Words ahead of the head whose lines are made to begin with zeros: what a call takes.
+const AHEAD: u64 = 4 * LINE;
 
 /// Where a ring lies.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +127,8 @@ pub(crate) struct Writer {
     layout: Layout,
     head: u64,
     tail_seen: u64,
+    /// Words from the head on whose lines begin with zeros.
+    zeroed: u64,
     /// The first record that is not shown yet: its position and first line. The reader looks
     /// at that line all the time, and would fetch it twice if it were written twice.
     hidden: Option<(u64, [u64; LINE_WORDS])>,
@@ -133,7 +138,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) const fn new(layout: Layout) -> Self {
-        Self { layout, head: 0, tail_seen: 0, hidden: None, slept: false }
+        Self { layout, head: 0, tail_seen: 0, zeroed: 0, hidden: None, slept: false }
     }
 
     /// Writes a record; says whether there was room. [`publish`](Self::publish) shows it.
@@ -186,6 +191,7 @@ impl Writer {
             show(memory, layout, self.head, &first, Relaxed);
         }
         self.head = self.head.wrapping_add(need);
+        self.zeroed = self.zeroed.saturating_sub(need);
         Ok(true)
     }
 
@@ -193,7 +199,10 @@ impl Writer {
     #[inline]
     pub(crate) fn publish(&mut self, memory: &impl Memory) -> bool {
         let Some((at, first)) = self.hidden.take() else { return false };
-        memory.store(self.layout.place(self.head), 0, Relaxed);
+        if self.zeroed == 0 {
+            memory.store(self.layout.place(self.head), 0, Relaxed);
+            self.zeroed = LINE;
+        }
         show(memory, self.layout, at, &first, Release);
         if !self.slept {
             // Who did not sleep last time looks from another processor.
@@ -207,7 +216,18 @@ impl Writer {
             // Once is enough: it says it again before it sleeps again.
             memory.store(self.layout.sleeping(), 0, Relaxed);
         }
+        self.zero_ahead(memory);
         sleeps
+    }
+
+    /// Zeros for the ends of the next records, as far as the reader is known to be through.
+    #[inline]
+    fn zero_ahead(&mut self, memory: &impl Memory) {
+        let free = self.layout.words - self.head.wrapping_sub(self.tail_seen);
+        while self.zeroed < AHEAD && self.zeroed < free {
+            memory.store(self.layout.place(self.head.wrapping_add(self.zeroed)), 0, Relaxed);
+            self.zeroed += LINE;
+        }
     }
 }
 
