@@ -218,7 +218,7 @@ pub struct EndpointStatus {
 #[derive(Debug)]
 struct Shared {
     commands: Sender<Command>,
-    waker: mio::Waker,
+    waker: Arc<mio::Waker>,
     /// Calls so far: what names one until the hub does.
     calls: AtomicU64,
 }
@@ -302,7 +302,8 @@ impl Endpoint {
         let detour = detour(tcp_fallback, address)?;
         let (commands, inbox) = channel();
         let (events, outbox) = channel();
-        let (driver, waker) = Driver::new(socket, detour, hub, &peers, inbox, events)?;
+        let driver = Driver::new(socket, detour, hub, &peers, inbox, events)?;
+        let waker = driver.waker();
         let thread = std::thread::Builder::new()
             .name("conet-endpoint".to_owned())
             .spawn(move || driver.run())

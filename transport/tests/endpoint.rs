@@ -251,3 +251,15 @@ fn a_pending_call_can_be_cancelled() {
     pending.cancel();
     assert_eq!(pending.wait(), Err(CallFailed::Closed));
 }
+
+/// The bell that the last handle rings must be heard though the handle goes.
+#[test]
+fn an_endpoint_whose_last_handle_goes_ends_at_once() {
+    for _ in 0..50 {
+        let nowhere = start(3, vec![(key(2).public(), None)]);
+        let pending = nowhere.endpoint.begin(key(2).public(), vec![1], LONG);
+        drop(nowhere.endpoint);
+        assert!(nowhere.thread.join());
+        assert_eq!(pending.wait(), Err(CallFailed::Closed));
+    }
+}

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
@@ -97,6 +98,9 @@ pub(super) enum Command {
 
 pub(super) struct Driver {
     poll: Poll,
+    /// Kept here too: who rings and then drops the last handle would take the bell along before it
+    /// was heard.
+    waker: Arc<Waker>,
     socket: mio::net::UdpSocket,
     hub: Hub,
     started: std::time::Instant,
@@ -127,14 +131,14 @@ impl Driver {
         peers: &[(PublicKey, Option<SocketAddr>)],
         inbox: Receiver<Command>,
         events: Sender<EndpointEvent>,
-    ) -> Result<(Self, Waker), StartError> {
+    ) -> Result<Self, StartError> {
         socket.set_nonblocking(true).map_err(StartError::Socket)?;
         let buffers = socket2::SockRef::from(&socket);
         // Smaller buffers only cost speed.
         buffers.set_recv_buffer_size(SOCKET_BUFFER).ok();
         buffers.set_send_buffer_size(SOCKET_BUFFER).ok();
         let poll = Poll::new().map_err(StartError::Poll)?;
-        let waker = Waker::new(poll.registry(), WAKE).map_err(StartError::Poll)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE).map_err(StartError::Poll)?);
         let mut socket = mio::net::UdpSocket::from_std(socket);
         poll.registry()
             .register(&mut socket, SOCKET, Interest::READABLE | Interest::WRITABLE)
@@ -162,8 +166,9 @@ impl Driver {
                 detour.add_peer(Instant::START, *key, address, StreamTarget::Tcp(address));
             }
         }
-        let driver = Self {
+        Ok(Self {
             poll,
+            waker,
             socket,
             hub,
             started,
@@ -178,8 +183,12 @@ impl Driver {
             steer_at: None,
             bulk,
             closing: false,
-        };
-        Ok((driver, waker))
+        })
+    }
+
+    /// What wakes the thread when there is a command.
+    pub(super) fn waker(&self) -> Arc<Waker> {
+        self.waker.clone()
     }
 
     fn now(&self) -> Instant {
