@@ -19,7 +19,6 @@
 
 use crate::time::Instant;
 use core::cell::Cell;
-use core::time::Duration;
 use std::sync::OnceLock;
 
 mod sys;
@@ -96,7 +95,7 @@ impl Clock {
         };
         let nanos = nanos.max(self.last.get());
         self.last.set(nanos);
-        Instant::from_start(Duration::from_nanos(nanos))
+        Instant::START.later(nanos)
     }
 
     fn kernel(&self) -> u64 {
@@ -126,6 +125,7 @@ fn is_trusted() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn it_goes_with_the_kernels_and_never_back() {

@@ -230,8 +230,8 @@ impl<C: Carrier> Direct<C> {
         if wait.is_zero() {
             self.receive(&mut now)?;
         } else {
-            let most = deadline.map_or(wait, |at| wait.min(at.since(now)));
-            now = self.wait_for(now, most)?;
+            let end = now + wait;
+            now = self.wait_for(now, deadline.map_or(end, |at| end.min(at)))?;
         }
         if deadline.is_some_and(|at| at <= now) {
             self.hub.handle_timeout(now);
@@ -295,26 +295,26 @@ impl<C: Carrier> Direct<C> {
         Ok(taken > 0)
     }
 
-    /// Waits until datagrams have been taken or `most` has passed; gives the time.
-    fn wait_for(&mut self, begun: Instant, most: Duration) -> io::Result<Instant> {
+    /// Waits until datagrams have been taken or `end` has come; gives the time.
+    fn wait_for(&mut self, begun: Instant, end: Instant) -> io::Result<Instant> {
         let mut now = begun;
         let spin = match self.wait {
-            Wait::Spin => most,
-            Wait::Block => Duration::ZERO,
-            Wait::Adaptive => self.spin.min(most),
+            Wait::Spin => end,
+            Wait::Block => begun,
+            Wait::Adaptive => end.min(begun + self.spin),
         };
-        if (most.is_zero() || !spin.is_zero()) && self.spin_for(&mut now, begun, spin)? {
+        let spins = spin > begun;
+        if (spins || end <= begun) && self.spin_until(&mut now, spin, spins)? {
             return Ok(now);
         }
-        let left = most.saturating_sub(now.since(begun));
-        if left.is_zero() {
+        if end <= now {
             return Ok(now);
         }
-        self.sleep(now, left)
+        self.sleep(now, end.since(now))
     }
 
     /// Asks again and again; says whether something came.
-    fn spin_for(&mut self, now: &mut Instant, begun: Instant, spin: Duration) -> io::Result<bool> {
+    fn spin_until(&mut self, now: &mut Instant, end: Instant, spins: bool) -> io::Result<bool> {
         loop {
             for _ in 0..LOOKS {
                 if self.receive(now)? {
@@ -324,12 +324,12 @@ impl<C: Carrier> Direct<C> {
                     }
                     return Ok(true);
                 }
-                if spin.is_zero() {
+                if !spins {
                     break;
                 }
             }
             let before = core::mem::replace(now, self.now());
-            if now.since(begun) >= spin {
+            if *now >= end {
                 break;
             }
             if self.wait == Wait::Adaptive && now.since(before) > GAP {
@@ -341,7 +341,7 @@ impl<C: Carrier> Direct<C> {
             }
             core::hint::spin_loop();
         }
-        if !spin.is_zero() {
+        if spins {
             self.spin /= 4;
             if self.spin < LEAST_SPIN {
                 self.spin = Duration::ZERO;

@@ -58,6 +58,7 @@ impl Instant {
 impl Add<Duration> for Instant {
     type Output = Self;
 
+    #[inline]
     fn add(self, later: Duration) -> Self {
         Self { nanos: self.nanos.saturating_add(nanos(later)) }
     }
@@ -66,6 +67,7 @@ impl Add<Duration> for Instant {
 impl Sub<Duration> for Instant {
     type Output = Self;
 
+    #[inline]
     fn sub(self, earlier: Duration) -> Self {
         Self { nanos: self.nanos.saturating_sub(nanos(earlier)) }
     }

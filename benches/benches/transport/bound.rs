@@ -260,9 +260,12 @@ impl Ring {
     /// Record number `n` from 1 on; whether somebody would have to be woken.
     fn write(&self, n: usize, packet: &[u8]) -> bool {
         let at = n * RECORD % LINES;
-        let words = self.lines[at..at + RECORD].iter().flat_map(|line| &line.0);
-        for (word, bytes) in words.skip(1).zip(packet.as_chunks::<8>().0) {
-            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        let (begin, rest) = packet.as_chunks::<8>().0.split_at(7);
+        let lines = [(&self.lines[at + 1].0[..], rest), (&self.lines[at].0[1..], begin)];
+        for (line, words) in lines {
+            for (word, bytes) in line.iter().zip(words) {
+                word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+            }
         }
         self.lines[at].0[0].store(n as u64, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -274,9 +277,11 @@ impl Ring {
         while self.lines[at].0[0].load(Ordering::Acquire) != n as u64 {
             core::hint::spin_loop();
         }
-        let words = self.lines[at..at + RECORD].iter().flat_map(|line| &line.0);
-        for (word, bytes) in words.skip(1).zip(packet.as_chunks_mut::<8>().0) {
-            *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+        let (begin, rest) = packet.as_chunks_mut::<8>().0.split_at_mut(7);
+        for (line, words) in [(&self.lines[at].0[1..], begin), (&self.lines[at + 1].0[..], rest)] {
+            for (word, bytes) in line.iter().zip(words) {
+                *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+            }
         }
     }
 }
