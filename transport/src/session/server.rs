@@ -192,6 +192,8 @@ pub(crate) struct Server {
     granted: usize,
     version: u32,
     say_slots: bool,
+    /// The client has said that it knows how many slots there are.
+    is_obeyed: bool,
     floor: u64,
     lanes: bool,
     /// Calls to run, once each, and those of them that are no longer wanted.
@@ -221,6 +223,7 @@ impl Server {
             granted: FIRST_SLOTS.min(limits.slots),
             version: 0,
             say_slots: false,
+            is_obeyed: true,
             floor: 0,
             lanes: false,
             asked: Queue::default(),
@@ -262,6 +265,7 @@ impl Server {
         self.granted = FIRST_SLOTS.min(self.limits.slots);
         self.version = 0;
         self.say_slots = false;
+        self.is_obeyed = true;
         self.floor = 0;
     }
 
@@ -345,6 +349,8 @@ impl Server {
             CallVerdict::Working => {
                 self.park(head.slot);
                 self.say(head.slot, Say::Working);
+                // Lost, it would leave the client without slots for as long as its calls take.
+                self.say_slots |= self.lanes && !self.is_obeyed;
             }
             CallVerdict::RepeatReply => {
                 let is_whole =
@@ -390,12 +396,14 @@ impl Server {
             self.granted = wanted;
             self.version = self.version.wrapping_add(1);
             self.say_slots = true;
+            self.is_obeyed = false;
         }
     }
 
     /// The client has given slots back.
     pub(crate) fn on_release(&mut self, version: u32, count: u32, floor: u64) {
         let count = count as usize;
+        self.is_obeyed |= version == self.version;
         if version != self.version || count != self.granted || count >= self.slots.len() {
             return;
         }
@@ -407,12 +415,14 @@ impl Server {
         if !beyond.iter().all(is_idle) {
             return;
         }
+        self.floor = self.floor.max(floor);
         for slot in self.slots.drain(count..) {
+            // Whatever the client says of what it has used.
+            self.floor = self.floor.max(slot.slot.sequence());
             if let State::Done(kept) = slot.state {
                 self.pool.put(kept.body.into_bytes());
             }
         }
-        self.floor = self.floor.max(floor);
         let stays = |number: &u16| usize::from(*number) < count;
         self.large.retain(stays);
         self.outbox.retain(|_, number| stays(&number));

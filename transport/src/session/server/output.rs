@@ -12,7 +12,8 @@ impl Server {
 
     /// Says how many slots there are again, if the client has not obeyed.
     pub(crate) fn remind(&mut self) {
-        self.say_slots |= self.lanes && self.version > 0 && self.slots.len() > self.granted;
+        let is_beyond = self.version > 0 && self.slots.len() > self.granted;
+        self.say_slots |= self.lanes && (is_beyond || !self.is_obeyed);
     }
 
     /// The SLOTS to say.
