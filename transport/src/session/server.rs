@@ -537,7 +537,7 @@ impl Server {
             self.release(id);
         }
         let slot = self.slots.get_mut(usize::from(id.slot)).ok_or(ReplyError::Stale)?;
-        let State::Running { told_to_wait, .. } = slot.state else {
+        let State::Running { told_to_wait, cancelled } = slot.state else {
             return Err(ReplyError::Stale);
         };
         if id.incarnation != self.incarnation || !slot.slot.on_done(id.sequence) {
@@ -548,9 +548,14 @@ impl Server {
         let whole = fits_one_packet(&self.limits, payload.len());
         let body = if whole {
             Body::Whole(payload)
+        } else if cancelled {
+            // Nobody takes it, and none of a row could.
+            self.end_without_reply(id.slot, told_to_wait);
+            return Ok(());
         } else {
             let Some(taken) = self.replies.take(payload.len()) else {
-                return self.end_without_room(id.slot, told_to_wait);
+                self.end_without_reply(id.slot, told_to_wait);
+                return Err(ReplyError::Full);
             };
             let granted = if self.lanes { UNASKED } else { usize::MAX };
             self.large.push(id.slot);

@@ -147,9 +147,16 @@ impl Client {
             return sequence <= slot.slot.sequence();
         }
         let State::Active(active) = &mut slot.state else {
-            // Draining: any sign that it ran is an answer.
-            slot.slot.on_reply(sequence);
-            self.give_back(number);
+            let State::Draining { due, .. } = slot.state else { return true };
+            // Draining: any sign that it ran is an answer. But a server that waits for grants keeps
+            // the reply, and with enough of them takes no calls, until it is told that nobody
+            // wants it: the next CANCEL does.
+            if !lanes {
+                slot.slot.on_reply(sequence);
+                self.give_back(number);
+            } else if due > now + PROBE / 2 {
+                self.ask_at(number, now, Pause::of(PROBE / 4));
+            }
             return true;
         };
         if active.reply.is_none() {

@@ -5,8 +5,8 @@
 //! answered; until then it waits where it is, and its client is not told to go on.
 
 use super::{
-    Account, Arc, Assembly, Body, Box, CallVerdict, Data, IncomingId, Kept, Lane, Marks,
-    ReplyError, Say, Server, Slot, SlotHead, State, Status, Total, Vec,
+    Account, Arc, Assembly, Body, Box, CallVerdict, Data, IncomingId, Kept, Lane, Marks, Say,
+    Server, Slot, SlotHead, State, Status, Total, Vec,
 };
 
 impl Slot {
@@ -232,13 +232,9 @@ impl Server {
         true
     }
 
-    /// A call has ended whose reply there is no room for.
+    /// A call has ended whose reply there is no room for, or which nobody wants.
     #[cold]
-    pub(super) fn end_without_room(
-        &mut self,
-        number: u16,
-        told_to_wait: bool,
-    ) -> Result<(), ReplyError> {
+    pub(super) fn end_without_reply(&mut self, number: u16, told_to_wait: bool) {
         if let Some(slot) = self.slots.get_mut(usize::from(number)) {
             let body = Body::Whole(Vec::new());
             slot.turn(State::Done(Kept { status: Status::Lost, body }));
@@ -246,6 +242,5 @@ impl Server {
         self.say(number, Say::Reply { tracked: told_to_wait });
         self.unpark(told_to_wait);
         self.on_ended(number);
-        Err(ReplyError::Full)
     }
 }
