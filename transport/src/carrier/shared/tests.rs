@@ -184,3 +184,21 @@ fn a_bell_that_is_rung_without_end_blocks_nobody() {
     let gone = one.wait(LONG).expect_err("the other side has gone");
     assert_eq!(gone.kind(), io::ErrorKind::ConnectionReset);
 }
+
+/// A receive with a time limit ends with EINTR where the process is stopped and continued, also
+/// where no signal is handled (`man 7 signal`).
+#[test]
+fn a_process_that_is_stopped_in_between_takes_the_offer() {
+    let (one, two) = UnixStream::pair().expect("socketpair");
+    std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| Shared::accept(two));
+        // Most likely it waits by then; if not, this shows nothing.
+        std::thread::sleep(Duration::from_millis(100));
+        let script = "kill -STOP $PPID; sleep 0.02; kill -CONT $PPID";
+        let status = std::process::Command::new("sh").args(["-c", script]).status();
+        assert!(status.expect("a shell").success());
+        let offered = Shared::offer(one).expect("offers");
+        accepted.join().expect("no panic").expect("takes it");
+        drop(offered);
+    });
+}
