@@ -581,3 +581,35 @@ fn a_slot_that_is_given_back_runs_no_number_again_whatever_is_said_of_it() {
     // Each that runs twice is noticed as it is handed out.
     assert_eq!(rig.seen.len(), 1);
 }
+
+/// Frames beside thousands of long replies, which their client does not take.
+#[test]
+fn replies_that_are_not_taken_cost_later_frames_little() {
+    let time = |count: u16| {
+        let mut rig = Rig::new(Limits::default());
+        rig.shake_hands(FEATURES);
+        for slot in 0..count {
+            let head = SlotHead { slot, sequence: 1, total: 0 };
+            rig.say(&[Frame::Call { head, data: &[] }]);
+        }
+        rig.settle();
+        for (peer, id) in std::mem::take(&mut rig.running) {
+            rig.hub.reply(&peer, id, vec![1; 2000]).expect("waits");
+        }
+        rig.settle();
+        let begun = std::time::Instant::now();
+        for sequence in 1..300 {
+            let cancels =
+                [0, 1, 2, 3, 4].map(|slot| Frame::Cancel { slot: 16_000 + slot, sequence });
+            rig.say(&cancels);
+            rig.say(&[Frame::Ping { token: sequence }]);
+            rig.settle();
+        }
+        begun.elapsed()
+    };
+    let (few, many) = (time(10), time(10_000));
+    assert!(
+        many < few * 8 + Duration::from_millis(50),
+        "{few:?} beside 10, {many:?} beside 10,000"
+    );
+}

@@ -451,10 +451,7 @@ impl Server {
             slot.lane = marks.lane;
         }
         if let State::Done(kept) = old {
-            if matches!(kept.body, Body::Pieces(_)) {
-                self.large.retain(|&large| large != head.slot);
-            }
-            self.pool.put(kept.body.into_bytes());
+            self.put_back(head.slot, kept);
         }
         self.run(head.slot, marks, payload);
     }

@@ -155,10 +155,18 @@ impl Server {
         }
         slot.lane = lane;
         if let State::Done(kept) = old {
-            self.large.retain(|&large| large != head.slot);
-            self.pool.put(kept.body.into_bytes());
+            self.put_back(head.slot, kept);
         }
         true
+    }
+
+    /// The reply of a slot is not kept any longer.
+    pub(super) fn put_back(&mut self, number: u16, kept: Kept) {
+        // Thousands of others may be on their way, and most replies are short ones.
+        if matches!(kept.body, Body::Pieces(_)) {
+            self.large.retain(|&large| large != number);
+        }
+        self.pool.put(kept.body.into_bytes());
     }
 
     /// Ends a call that has not begun to run, and never will.
@@ -171,8 +179,7 @@ impl Server {
         let kept = Kept { status, body: Body::Whole(Vec::new()) };
         let old = core::mem::replace(&mut slot.state, State::Done(kept));
         if let State::Done(kept) = old {
-            self.large.retain(|&large| large != number);
-            self.pool.put(kept.body.into_bytes());
+            self.put_back(number, kept);
         }
         self.on_ended(number);
     }
