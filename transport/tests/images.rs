@@ -303,3 +303,35 @@ fn a_peer_that_was_removed_and_added_runs_no_call_again() {
         assert!(ended.iter().any(ends), "{ended:?}");
     }
 }
+
+/// A packet that was still on its way when both ends moved: the old node at its end answered with
+/// MOVED, the other old node answered that with one, and so on; who looked for the sessions there
+/// heard nothing, since an old node says little at a time.
+#[test]
+fn two_old_nodes_do_not_answer_each_other() {
+    let (mut one, mut two, keys, mut now) = busy();
+    let mut late = Vec::new();
+    one.call(now, &keys[1], vec![5; 64], None).expect("taken");
+    one.poll_transmit(now, &mut late).expect("a packet");
+    one.freeze(now, &keys[1]).expect("stands");
+    two.freeze(now, &keys[0]).expect("stands");
+    one.set_moved(now, &keys[1], address(3)).expect("was frozen");
+    two.set_moved(now, &keys[0], address(4)).expect("was frozen");
+    let mut buf = Vec::new();
+    while one.poll_transmit(now, &mut buf).is_some() {}
+    while two.poll_transmit(now, &mut buf).is_some() {}
+    two.handle_datagram(now, address(1), &mut late);
+    let mut said = 0;
+    for _ in 0..100 {
+        now = now + Duration::from_millis(1);
+        while two.poll_transmit(now, &mut buf).is_some() {
+            said += 1;
+            one.handle_datagram(now, address(2), &mut buf);
+        }
+        while one.poll_transmit(now, &mut buf).is_some() {
+            said += 1;
+            two.handle_datagram(now, address(1), &mut buf);
+        }
+    }
+    assert_eq!(said, 1);
+}

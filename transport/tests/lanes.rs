@@ -236,3 +236,55 @@ fn large_calls_share_little_memory() {
     assert_eq!(order.len(), 5);
     assert!(order.iter().position(|&length| length < LARGE) <= Some(1), "{order:?}");
 }
+
+/// Its slot was kept for the next one, but nobody had told the server that it never comes: the
+/// next one waited for its result for ever.
+#[test]
+fn cancelling_the_first_of_a_row_that_was_not_sent_ends_the_others() {
+    let mut world = good();
+    let (now, to) = (world.now, other(&world));
+    let row = [(b"a".to_vec(), false), (b"b".to_vec(), true), (b"c".to_vec(), false)];
+    let mut ids = Vec::new();
+    let hub = &mut world.nodes[0].hub;
+    hub.call_row(now, &to, Lane::Calls, row.into_iter(), None, &mut ids).expect("taken");
+    hub.cancel(now, &to, ids[0]).expect("a peer");
+    let ended = results(carry(&mut world, Duration::from_millis(50), append));
+    let (cancelled, aborted) = (Err(CallError::Cancelled), Err(CallError::Aborted));
+    assert_eq!(ended, [cancelled, aborted.clone(), aborted]);
+    assert_eq!(world.counters(1).executions, 0);
+    // The slots are good for others.
+    assert_eq!(row_of(&mut world, 8), 8);
+}
+
+/// A row of so many calls; gives how many went well.
+fn row_of(world: &mut World, length: usize) -> usize {
+    row(world, &vec![("x", false); length]).into_iter().filter(Result::is_ok).count()
+}
+
+/// The news of more slots was said once: lost, patient calls kept the others out for good.
+#[test]
+fn slots_whose_grant_was_lost_are_granted_again() {
+    let mut world = good();
+    let (now, to) = (world.now, other(&world));
+    for _ in 0..64 {
+        world.nodes[0].hub.call(now, &to, b"blocks".to_vec(), None).expect("taken");
+    }
+    // All of them run; of what the server then says nothing arrives for a while.
+    let mut buf = Vec::new();
+    let end = world.now + Duration::from_millis(100);
+    while world.now < end {
+        world.now = world.now + Duration::from_millis(1);
+        let (now, from) = (world.now, world.nodes[0].address);
+        world.nodes.iter_mut().for_each(|node| node.hub.handle_timeout(now));
+        while world.nodes[0].hub.poll_transmit(now, &mut buf).is_some() {
+            world.nodes[1].hub.handle_datagram(now, from, &mut buf);
+        }
+        while world.nodes[1].hub.poll_transmit(now, &mut buf).is_some() {}
+        while world.nodes[1].hub.poll_event().is_some() {}
+    }
+    assert_eq!(world.status(1).parked, 64);
+    let now = world.now;
+    world.nodes[0].hub.call(now, &to, b"quick".to_vec(), None).expect("taken");
+    let ended = carry(&mut world, SECOND * 3, append);
+    assert_eq!(results(ended), [Ok(b"quick".to_vec())]);
+}

@@ -131,3 +131,31 @@ fn a_call_whose_reply_is_too_long_for_its_client_ends_as_unknown() {
         assert!(packets < 40, "{packets} packets about nothing");
     }
 }
+
+/// A driver asked for its next deadline got the present again and again.
+#[test]
+fn no_times_at_all_leave_a_session_that_rests_between_packets() {
+    let times = Duration::ZERO;
+    let limits = Limits {
+        keepalive: times,
+        rekey_after: times,
+        handshake_retry: times,
+        ..Limits::default()
+    };
+    let mut pair = Pair::new(limits, limits, common::config(1, 1).features);
+    pair.call(10);
+    pair.run(100);
+    assert_eq!(pair.ended.len(), 1);
+    let packets = pair.packets_at_rest();
+    assert!(packets < 3000 * 2, "{packets} packets in 3 s");
+    // The other one is gone: it is looked for now and then.
+    let mut buf = Vec::new();
+    let (mut turns, end) = (0, pair.now + Duration::from_secs(20));
+    while pair.now < end {
+        turns += 1;
+        assert!(turns < 20_000, "time stands still");
+        pair.client.handle_timeout(pair.now);
+        while pair.client.poll_transmit(pair.now, &mut buf).is_some() {}
+        pair.now = pair.client.poll_timeout(pair.now).map_or(end, |at| at.max(pair.now));
+    }
+}

@@ -5,6 +5,7 @@ mod common;
 use conet_transport::session::handshake::PrivateKey;
 use conet_transport::session::{Event, Hub, HubConfig};
 use conet_transport::time::Instant;
+use conet_wire::session::handshake::{COOKIE, CookiePacket};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -137,4 +138,25 @@ fn a_call_costs_the_same_beside_a_thousand_idle_peers() {
     let (alone, beside) = (few.thousand(), many.thousand());
     eprintln!("a thousand calls: {alone:?} alone, {beside:?} beside a thousand peers");
     assert!(beside < alone * 8, "{alone:?} {beside:?}");
+}
+
+/// Anybody can send a cookie; each was shown to all peers.
+#[test]
+fn a_cookie_of_nobodys_costs_the_same_beside_a_thousand_peers() {
+    let cookies = |star: &mut Star| {
+        let time = |_| {
+            let begun = std::time::Instant::now();
+            for digest in 1..10_000 {
+                let mut packet = CookiePacket { digest, cookie: [7; COOKIE] }.emit();
+                star.centre.handle_datagram(star.now, address(9), &mut packet);
+            }
+            begun.elapsed()
+        };
+        (0..5).map(time).min().expect("five")
+    };
+    let (mut few, mut many) = (Star::new(1), Star::new(1000));
+    let (alone, beside) = (cookies(&mut few), cookies(&mut many));
+    eprintln!("ten thousand cookies: {alone:?} alone, {beside:?} beside a thousand peers");
+    assert!(beside < alone * 8, "{alone:?} {beside:?}");
+    assert_eq!(many.centre.strays().unknown_index, 5 * 9999);
 }

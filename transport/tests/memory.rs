@@ -237,3 +237,39 @@ fn two_ends_at_their_limit_do_not_wait_for_ever() {
     }
     assert!(pair.most <= ROOM);
 }
+
+/// A reply to a call that was given up waited for its client to let it go on. With enough of
+/// them no call was taken any more.
+#[test]
+fn replies_that_nobody_wants_any_more_keep_no_room() {
+    for cancels_first in [true, false] {
+        let mut pair = Pair::new(all_features()[0]);
+        let calls: Vec<_> = (0..4).map(|_| pair.call(0, 10)).collect();
+        pair.run(10);
+        let to = pair.hubs[1].public_key();
+        let asked = std::mem::take(&mut pair.asked[1]);
+        for step in [cancels_first, !cancels_first] {
+            if step {
+                for call in &calls {
+                    pair.hubs[0].cancel(pair.now, &to, *call).expect("a peer");
+                }
+                if !cancels_first {
+                    // What says so is lost, and pieces come first.
+                    let mut buf = Vec::new();
+                    while pair.hubs[0].poll_transmit(pair.now, &mut buf).is_some() {}
+                }
+            } else {
+                for (id, _) in &asked {
+                    pair.reply(1, *id, MIB / 2).expect("waits");
+                }
+            }
+            // The beginnings are there before anything is asked again.
+            pair.run(2);
+        }
+        pair.run(3000);
+        assert_eq!(pair.unanswered(1), (0, 0), "{cancels_first}");
+        pair.call(0, 10);
+        pair.run(100);
+        assert_eq!(pair.asked[1].len(), 1, "{cancels_first}");
+    }
+}

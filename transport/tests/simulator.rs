@@ -59,7 +59,8 @@ fn whatever_happens_calls_run_at_most_once_and_end_once() {
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}; {remedy} N", failed.len());
     if seeds >= 100 {
         // The links are bad, not hopeless.
-        assert!(all.replies * 10 > all.calls * 6, "{all:?}");
+        assert!(all.replies * 10 > all.calls * 5, "{all:?}");
         assert!(all.thaws > 0 && all.twins > 0 && all.superseded > 0 && all.rebinds > 0);
+        assert!(all.pauses > 0 && all.streams > 0 && all.refused > 0);
     }
 }

@@ -129,8 +129,15 @@ impl Shared {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(&mut hello)];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received = recvmsg(&bell, &mut into, &mut ancillary, flags)
-            .map_err(|error| ShareError::Socket(error.into()))?;
+        let until = std::time::Instant::now() + PATIENCE;
+        let received = loop {
+            match recvmsg(&bell, &mut into, &mut ancillary, flags) {
+                // A signal; also one that stops the process for a while (`man 7 signal`).
+                Err(Errno::INTR) if std::time::Instant::now() < until => {}
+                received => break received,
+            }
+        };
+        let received = received.map_err(|error| ShareError::Socket(error.into()))?;
         let mut files: Vec<OwnedFd> = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {

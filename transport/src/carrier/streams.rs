@@ -32,7 +32,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -89,6 +89,7 @@ struct Connection {
     waits_to_write: bool,
     /// Accepted, and since when no peer has used it.
     unused_since: Option<Instant>,
+    /// No peer uses it, as far as was seen last.
     is_stranger: bool,
 }
 
@@ -295,11 +296,15 @@ impl Streams {
     pub(super) fn tidy(&mut self, now: Instant, hub: &Hub) -> Option<Instant> {
         self.now = now;
         let (mut next, mut gone) = (None::<Instant>, Vec::new());
+        let are_accepted = self.connections.values().any(|one| one.unused_since.is_some());
+        let used: BTreeSet<u64> =
+            if are_accepted { hub.streams().collect() } else { BTreeSet::new() };
         for (&number, connection) in &mut self.connections {
             let Some(since) = &mut connection.unused_since else { continue };
-            if hub.uses(stream_address(number)) {
+            // Whose peer has gone elsewhere is one again.
+            connection.is_stranger = !used.contains(&number);
+            if !connection.is_stranger {
                 *since = now;
-                connection.is_stranger = false;
             }
             let end = *since + UNUSED;
             if end <= now {

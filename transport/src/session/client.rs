@@ -500,7 +500,7 @@ impl Client {
     fn give_up_assembly(&mut self, number: u16, sequence: u64, reply: Option<Box<Assembly>>) {
         if let Some(reply) = reply {
             let (total, granted) = (reply.total(), reply.granted());
-            self.grants.end(number, sequence, total, granted, !self.lanes);
+            self.grants.end(number, sequence, total, granted, reply.is_whole);
             self.pool.put(reply.into_bytes());
         }
     }

@@ -161,6 +161,9 @@ pub struct Hub {
     last: usize,
     indices: Table,
     tombs: Vec<Tomb>,
+    /// Whose initiation has which digest; some of earlier ones as well. Anybody can send a
+    /// cookie, which names one.
+    asked: BTreeMap<u64, usize>,
     /// Cookies and MOVED packets.
     asides: VecDeque<(SocketAddr, Vec<u8>)>,
     ready: VecDeque<usize>,
@@ -225,6 +228,7 @@ impl Hub {
             last: 0,
             indices: Table::default(),
             tombs: Vec::new(),
+            asked: BTreeMap::new(),
             asides: VecDeque::new(),
             ready: VecDeque::new(),
             awake: Vec::new(),

@@ -6,6 +6,9 @@ use core::time::Duration;
 /// Most calls of one row: each takes the result of the one before.
 pub const MOST_IN_ROW: usize = 8;
 
+/// Shortest of the times in [`Limits`].
+const LEAST_PAUSE: Duration = Duration::from_millis(10);
+
 /// Bounds of one session. Both ends need not agree: calls that are longer than the peer takes
 /// end as refused, and those whose reply is longer than this end takes as unknown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,6 +61,11 @@ impl Limits {
             slots: self.slots.clamp(MOST_IN_ROW, 1 << 16),
             payload: self.payload.min(1 << 30),
             assembling: self.assembling.max(self.payload.min(1 << 30) * 2),
+            // Without a pause a peer would be asked, and greeted, without end.
+            keepalive: self.keepalive.max(LEAST_PAUSE),
+            dead_after: self.dead_after.max(LEAST_PAUSE),
+            rekey_after: self.rekey_after.max(LEAST_PAUSE),
+            handshake_retry: self.handshake_retry.max(LEAST_PAUSE),
             ..self
         }
     }

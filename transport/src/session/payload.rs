@@ -140,6 +140,9 @@ pub(crate) struct Assembly {
     reached: usize,
     /// What [`Self::room`] gave last: only there may bytes stand already.
     given: Range<usize>,
+    /// All of it was granted at the beginning, as to a sender that waits for no grant; what the
+    /// keys in use allow may have changed since.
+    pub(crate) is_whole: bool,
 }
 
 impl Assembly {
@@ -158,6 +161,7 @@ impl Assembly {
             received: 0,
             reached: 0,
             given: 0..0,
+            is_whole: false,
             taken: None,
         }
     }
@@ -271,7 +275,8 @@ impl Assembly {
             && (bytes.len().div_ceil(UNIT)..total.div_ceil(UNIT)).all(|unit| !have.is_marked(unit));
         if good {
             let reached = bytes.len();
-            Ok(Self { bytes, total, have, granted, received, reached, given: 0..0, taken: None })
+            let (given, is_whole, taken) = (0..0, false, None);
+            Ok(Self { bytes, total, have, granted, received, reached, given, is_whole, taken })
         } else {
             Err(ImageError::Malformed)
         }

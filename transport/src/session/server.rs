@@ -192,6 +192,8 @@ pub(crate) struct Server {
     granted: usize,
     version: u32,
     say_slots: bool,
+    /// The client has said that it knows how many slots there are.
+    is_obeyed: bool,
     floor: u64,
     lanes: bool,
     /// Calls to run, once each, and those of them that are no longer wanted.
@@ -221,6 +223,7 @@ impl Server {
             granted: FIRST_SLOTS.min(limits.slots),
             version: 0,
             say_slots: false,
+            is_obeyed: true,
             floor: 0,
             lanes: false,
             asked: Queue::default(),
@@ -262,6 +265,7 @@ impl Server {
         self.granted = FIRST_SLOTS.min(self.limits.slots);
         self.version = 0;
         self.say_slots = false;
+        self.is_obeyed = true;
         self.floor = 0;
     }
 
@@ -345,6 +349,8 @@ impl Server {
             CallVerdict::Working => {
                 self.park(head.slot);
                 self.say(head.slot, Say::Working);
+                // Lost, it would leave the client without slots for as long as its calls take.
+                self.say_slots |= self.lanes && !self.is_obeyed;
             }
             CallVerdict::RepeatReply => {
                 let is_whole =
@@ -390,12 +396,14 @@ impl Server {
             self.granted = wanted;
             self.version = self.version.wrapping_add(1);
             self.say_slots = true;
+            self.is_obeyed = false;
         }
     }
 
     /// The client has given slots back.
     pub(crate) fn on_release(&mut self, version: u32, count: u32, floor: u64) {
         let count = count as usize;
+        self.is_obeyed |= version == self.version;
         if version != self.version || count != self.granted || count >= self.slots.len() {
             return;
         }
@@ -407,12 +415,14 @@ impl Server {
         if !beyond.iter().all(is_idle) {
             return;
         }
+        self.floor = self.floor.max(floor);
         for slot in self.slots.drain(count..) {
+            // Whatever the client says of what it has used.
+            self.floor = self.floor.max(slot.slot.sequence());
             if let State::Done(kept) = slot.state {
                 self.pool.put(kept.body.into_bytes());
             }
         }
-        self.floor = self.floor.max(floor);
         let stays = |number: &u16| usize::from(*number) < count;
         self.large.retain(stays);
         self.outbox.retain(|_, number| stays(&number));
@@ -441,10 +451,7 @@ impl Server {
             slot.lane = marks.lane;
         }
         if let State::Done(kept) = old {
-            if matches!(kept.body, Body::Pieces(_)) {
-                self.large.retain(|&large| large != head.slot);
-            }
-            self.pool.put(kept.body.into_bytes());
+            self.put_back(head.slot, kept);
         }
         self.run(head.slot, marks, payload);
     }
@@ -527,7 +534,7 @@ impl Server {
             self.release(id);
         }
         let slot = self.slots.get_mut(usize::from(id.slot)).ok_or(ReplyError::Stale)?;
-        let State::Running { told_to_wait, .. } = slot.state else {
+        let State::Running { told_to_wait, cancelled } = slot.state else {
             return Err(ReplyError::Stale);
         };
         if id.incarnation != self.incarnation || !slot.slot.on_done(id.sequence) {
@@ -538,9 +545,14 @@ impl Server {
         let whole = fits_one_packet(&self.limits, payload.len());
         let body = if whole {
             Body::Whole(payload)
+        } else if cancelled {
+            // Nobody takes it, and none of a row could.
+            self.end_without_reply(id.slot, told_to_wait);
+            return Ok(());
         } else {
             let Some(taken) = self.replies.take(payload.len()) else {
-                return self.end_without_room(id.slot, told_to_wait);
+                self.end_without_reply(id.slot, told_to_wait);
+                return Err(ReplyError::Full);
             };
             let granted = if self.lanes { UNASKED } else { usize::MAX };
             self.large.push(id.slot);

@@ -1,9 +1,13 @@
 //! What happens in a simulated world, drawn from its seed.
 
-use super::{Duration, Fate, HashMap, Instant, LIMITS, Lane, World, payload};
+use super::{
+    Duration, Fate, HashMap, Instant, Lane, World, payload, stream_address, stream_number,
+};
 use conet_testkit::link::Faults;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// When all goes well calls end in that time: a parked one is asked for every 30 s.
+const SOON: Duration = Duration::from_secs(90);
 
 impl World {
     /// A whole story: calls and blows, then time for all calls to end.
@@ -13,20 +17,49 @@ impl World {
         for _ in 0..steps {
             world.step();
         }
-        world.link.set_cut(false);
-        // Rows, large payloads and 30 % loss may take their time.
-        let end = world.now + SECOND * 1200;
+        // Nothing goes wrong any more: all calls end soon, and new ones are answered.
+        world.link.set_faults(Faults::none(Duration::from_millis(1)));
+        world.strays = 0;
+        // Few slots and patient calls may take their time, but always one ends.
+        let mut before = usize::MAX;
+        while world.unfinished() > 0 {
+            let hangs = world.unfinished() == before;
+            assert!(!hangs, "seed {seed}: calls hang: {}", world.what_hangs());
+            before = world.unfinished();
+            world.run_until(world.now + SOON, |world| world.unfinished() > 0);
+        }
+        world.is_last = true;
+        // Who has just restarted is noticed.
+        world.run_for(SECOND * 15);
+        let (before, calls) = (world.answered(), world.fates.len());
+        for node in 0..2 {
+            world.call_with(node, Lane::Calls, 100, None);
+        }
+        let new = world.fates.len() - calls;
+        let end = world.now + SOON;
         world.run_until(end, |world| world.unfinished() > 0);
-        assert_eq!(world.unfinished(), 0, "seed {seed}: calls hang");
+        let answered = world.answered() - before;
+        assert_eq!(answered, new, "seed {seed}: a call at peace is not answered");
         // Whatever still travels must change nothing.
         world.run_for(SECOND * 3);
         world.check();
         world
     }
 
+    fn what_hangs(&self) -> String {
+        let open = self.fates.iter().filter(|(_, fate)| fate.ended.is_empty() && !fate.orphan);
+        let open: Vec<_> = open.map(|(serial, fate)| (serial, fate.executions)).collect();
+        let ends = self.at.iter().flat_map(|at| self.processes[*at].hub.status(self.now));
+        format!("{open:?}, {:#?}", ends.collect::<Vec<_>>())
+    }
+
+    fn answered(&self) -> usize {
+        self.fates.values().filter(|fate| matches!(fate.ended.first(), Some(Ok(_)))).count()
+    }
+
     fn step(&mut self) {
         let node = usize::try_from(self.random.below(2)).expect("two");
-        match self.random.below(200) {
+        match self.random.below(212) {
             0..=119 => self.call(node),
             120..=149 => self.row(node),
             150..=164 => self.cancel(node),
@@ -46,6 +79,9 @@ impl World {
                 faults.lose = u32::try_from(self.random.below(301)).expect("small");
                 self.link.set_faults(faults);
             }
+            200..=203 => self.pause(node),
+            204..=208 => self.change_way(),
+            209..=211 => self.burst(node),
             _ => {
                 let time = self.random.below(2_000_000);
                 self.run_for(Duration::from_micros(time));
@@ -74,12 +110,16 @@ impl World {
 
     fn call(&mut self, node: usize) {
         let length = match self.random.below(40) {
-            0 => self.random.below(LIMITS.payload as u64 / 2),
+            0 => self.random.below(self.limits[node].payload as u64 / 2),
             1..=8 => self.random.below(6000),
             _ => self.random.below(300),
         };
-        let serial = self.serial(None);
-        let (lane, deadline, peer) = (self.lane(), self.deadline(), self.keys[1 - node]);
+        let (lane, deadline) = (self.lane(), self.deadline());
+        self.call_with(node, lane, length, deadline);
+    }
+
+    fn call_with(&mut self, node: usize, lane: Lane, length: u64, deadline: Option<Instant>) {
+        let (serial, peer) = (self.serial(None), self.keys[1 - node]);
         let bytes = payload(serial, usize::try_from(length).expect("small"));
         let process = &mut self.processes[self.at[node]];
         match process.hub.call_on(self.now, &peer, lane, bytes, deadline) {
@@ -112,9 +152,76 @@ impl World {
     fn cancel(&mut self, node: usize) {
         let peer = self.keys[1 - node];
         let process = &mut self.processes[self.at[node]];
-        // The newest is the likeliest to be under way.
-        if let Some(id) = process.calls.keys().max().copied() {
-            process.hub.cancel(self.now, &peer, id).ok();
+        // The newest are the likeliest to be under way, and any of a row may be meant.
+        let mut ids: Vec<_> = process.calls.keys().copied().collect();
+        ids.sort_unstable();
+        let back = usize::try_from(self.random.below(10)).expect("few");
+        if let Some(id) = ids.iter().rev().nth(back) {
+            process.hub.cancel(self.now, &peer, *id).ok();
+        }
+    }
+
+    /// More calls than there are slots at first.
+    fn burst(&mut self, node: usize) {
+        for _ in 0..self.random.below(120) {
+            if self.random.chance(100) { self.row(node) } else { self.call(node) }
+        }
+    }
+
+    /// A process has no processor for a while, seldom for long; the other one calls on.
+    fn pause(&mut self, node: usize) {
+        // Old nodes know for two minutes where who has moved is.
+        let is_long = self.random.chance(30) && self.is_settled();
+        let most = if is_long { 3600 } else { 15 };
+        let time = Duration::from_millis(1 + self.random.below(most * 1000));
+        let at = self.at[node];
+        if self.processes[at].is_ghost {
+            return;
+        }
+        self.processes[at].paused_until = Some(self.now + time);
+        self.tally.pauses += 1;
+        self.note(&format!("{node} pauses for {time:?}"));
+        let end = self.now + time;
+        for _ in 0..self.random.below(5) {
+            self.call(1 - node);
+            self.flush();
+            let step = self.random.below(u64::try_from(time.as_micros()).expect("short") / 4);
+            self.run_until((self.now + Duration::from_micros(step)).min(end), |_| true);
+        }
+        self.run_until(end, |_| true);
+    }
+
+    /// A stream between the two begins, or it breaks; who goes over takes the other along.
+    fn change_way(&mut self) {
+        let ends = [0, 1].map(|node: usize| self.processes[self.at[node]].address);
+        if self.has_stream {
+            self.break_stream();
+        } else if self.is_settled() {
+            self.stream += 1;
+            self.has_stream = true;
+            self.tally.streams += 1;
+            let node = usize::try_from(self.random.below(2)).expect("two");
+            let (key, number) = (self.keys[1 - node], self.stream * 2 + node as u64);
+            self.note(&format!("{node} goes over, {ends:?}"));
+            let hub = &mut self.processes[self.at[node]].hub;
+            hub.redirect(self.now, &key, stream_address(number));
+        }
+    }
+
+    /// As whoever chooses ways does it: both ends are told, and go back to datagrams.
+    pub(super) fn break_stream(&mut self) {
+        if !core::mem::take(&mut self.has_stream) {
+            return;
+        }
+        self.note("the stream breaks");
+        for node in 0..2 {
+            let key = self.keys[1 - node];
+            let there = self.processes[self.at[1 - node]].address;
+            let hub = &mut self.processes[self.at[node]].hub;
+            let is_on = |at: std::net::SocketAddr| stream_number(at).is_some();
+            if hub.address_of(&key).is_some_and(is_on) {
+                hub.redirect(self.now, &key, there);
+            }
         }
     }
 
@@ -143,6 +250,7 @@ impl World {
     /// Freezes a node's process; gives the image, or `None` where nothing can move.
     fn freeze(&mut self, node: usize) -> Option<conet_transport::session::Frozen> {
         let peer = self.keys[1 - node];
+        self.break_stream();
         let process = &mut self.processes[self.at[node]];
         let frozen = process.hub.freeze(self.now, &peer).ok()?;
         process.is_ghost = true;
@@ -183,6 +291,10 @@ impl World {
         let Some(frozen) = self.freeze(node) else { return };
         let gap = self.random.below(300_000);
         self.run_for(Duration::from_micros(gap));
+        if self.random.chance(50) {
+            self.restart(1 - node);
+            self.run_for(Duration::from_micros(gap));
+        }
         self.thaw(node, &frozen);
     }
 
@@ -229,6 +341,7 @@ impl World {
     /// The process dies, and another one begins without memory.
     fn restart(&mut self, node: usize) {
         let at = self.at[node];
+        self.break_stream();
         for serial in self.processes[at].calls.values() {
             if let Some(fate) = self.fates.get_mut(serial) {
                 fate.orphan = true;
@@ -237,9 +350,11 @@ impl World {
         // An image of a life that has ended is another story: its secret is forgotten on
         // both sides, and whoever comes first is the session.
         self.images.clear();
-        self.processes.iter_mut().filter(|p| p.is_twin).for_each(|twin| {
-            twin.address = std::net::SocketAddr::from(([192, 0, 2, 99], 1));
-        });
+        for twin in self.processes.iter_mut().filter(|process| process.is_twin) {
+            for key in &self.keys {
+                twin.hub.remove_peer(key).ok();
+            }
+        }
         let (address, key) = (self.processes[at].address, self.keys[1 - node]);
         let other = self.processes[self.at[1 - node]].address;
         let mut process = self.process(node, address);

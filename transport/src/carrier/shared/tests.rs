@@ -184,3 +184,64 @@ fn a_bell_that_is_rung_without_end_blocks_nobody() {
     let gone = one.wait(LONG).expect_err("the other side has gone");
     assert_eq!(gone.kind(), io::ErrorKind::ConnectionReset);
 }
+
+/// A receive with a time limit ends with EINTR where the process is stopped and continued, also
+/// where no signal is handled (`man 7 signal`).
+#[test]
+fn a_process_that_is_stopped_in_between_takes_the_offer() {
+    let (one, two) = UnixStream::pair().expect("socketpair");
+    std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| Shared::accept(two));
+        // Most likely it waits by then; if not, this shows nothing.
+        std::thread::sleep(Duration::from_millis(100));
+        let script = "kill -STOP $PPID; sleep 0.02; kill -CONT $PPID";
+        let status = std::process::Command::new("sh").args(["-c", script]).status();
+        assert!(status.expect("a shell").success());
+        let offered = Shared::offer(one).expect("offers");
+        accepted.join().expect("no panic").expect("takes it");
+        drop(offered);
+    });
+}
+
+/// The other process writes whatever it likes wherever it likes while this one works.
+#[test]
+fn a_process_that_rewrites_everything_does_no_harm() {
+    for seed in 0..20 {
+        let (one, other) = pair();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let stop = &stop;
+            scope.spawn(move || {
+                use super::ring::Memory;
+                let mut random = conet_testkit::random::Random::new(seed);
+                while !stop.load(Ordering::Relaxed) {
+                    let at = usize::try_from(random.below(TOTAL as u64)).expect("small");
+                    // Mostly where lengths and positions are.
+                    let at = if random.chance(700) { at % 512 } else { at };
+                    let at = if random.chance(500) { at } else { TOTAL / 2 + at % 512 };
+                    let value = match random.below(4) {
+                        0 => random.number(),
+                        1 => random.below(70_000),
+                        2 => 0,
+                        _ => 1 + random.below(200),
+                    };
+                    other.memory.store(at, value, Ordering::Relaxed);
+                    if random.chance(10) {
+                        rustix::net::send(&other.bell, &[1], SendFlags::DONTWAIT).ok();
+                    }
+                }
+            });
+            let mut direct = Direct::over(one, config(1), Wait::Adaptive).expect("entropy");
+            let now = direct.now();
+            let peer = PrivateKey::new([2; 32]).public();
+            direct.hub.add_peer(now, peer, Some(peer_address()));
+            for _ in 0..300 {
+                // It ends the carrier, or is lost.
+                if direct.turn(Duration::from_micros(50)).is_err() {
+                    break;
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}

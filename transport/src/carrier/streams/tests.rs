@@ -230,3 +230,56 @@ fn whoever_does_not_read_costs_a_bounded_queue() {
     assert!(waiting <= framing::MOST_OUT);
     assert!(!streams.wait(Duration::from_millis(5)).expect("waits"), "nothing to do");
 }
+
+/// A unix connection that somebody made to us; gives his end of it.
+fn accepted(streams: &mut Streams) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    streams.take_stranger(Socket::from(ours)).expect("room");
+    theirs
+}
+
+/// Once a connection had been a peer's it was no stranger any more, and a peer that went from one
+/// to the next could use up all file descriptors in the time that unused ones are kept.
+#[test]
+fn a_peer_that_goes_from_stream_to_stream_keeps_few() {
+    let (mut streams, mut hub) =
+        (Streams::new().expect("epoll"), Hub::new(HubConfig::new(key(1))).expect("entropy"));
+    let (now, mut theirs) = (Instant::START, Vec::new());
+    for n in 1..=200 {
+        theirs.push(accepted(&mut streams));
+        hub.add_peer(now, key(2).public(), Some(stream_address(n)));
+        streams.tidy(now, &hub);
+    }
+    assert!(streams.len() <= MOST_STRANGERS + 1, "{}", streams.len());
+    // That one stays, however long.
+    streams.tidy(now + UNUSED * 2, &hub);
+    assert_eq!((streams.len(), streams.connections.contains_key(&200)), (1, true));
+}
+
+/// Each look went through all peers for each connection.
+#[test]
+fn looking_after_connections_costs_as_much_as_there_are() {
+    let time = |count: u64| {
+        let (mut streams, mut hub) =
+            (Streams::new().expect("epoll"), Hub::new(HubConfig::new(key(1))).expect("entropy"));
+        let (now, mut theirs) = (Instant::START, Vec::new());
+        for n in 1..=count {
+            theirs.push(accepted(&mut streams));
+            let mut key = [3; 32];
+            key[8..16].copy_from_slice(&n.to_le_bytes());
+            hub.add_peer(now, PrivateKey::new(key).public(), Some(stream_address(n)));
+            streams.tidy(now, &hub);
+        }
+        assert_eq!(streams.len() as u64, count);
+        let look = |_| {
+            let begun = std::time::Instant::now();
+            for _ in 0..10 {
+                streams.tidy(now, &hub);
+            }
+            begun.elapsed()
+        };
+        (0..7).map(look).min().expect("seven")
+    };
+    let (few, many) = (time(40), time(400));
+    assert!(many < few * 40, "{few:?} for 40, {many:?} for 400");
+}

@@ -147,9 +147,16 @@ impl Client {
             return sequence <= slot.slot.sequence();
         }
         let State::Active(active) = &mut slot.state else {
-            // Draining: any sign that it ran is an answer.
-            slot.slot.on_reply(sequence);
-            self.give_back(number);
+            let State::Draining { due, .. } = slot.state else { return true };
+            // Draining: any sign that it ran is an answer. But a server that waits for grants keeps
+            // the reply, and with enough of them takes no calls, until it is told that nobody
+            // wants it: the next CANCEL does.
+            if !lanes {
+                slot.slot.on_reply(sequence);
+                self.give_back(number);
+            } else if due > now + PROBE / 2 {
+                self.ask_at(number, now, Pause::of(PROBE / 4));
+            }
             return true;
         };
         if active.reply.is_none() {
@@ -162,7 +169,9 @@ impl Client {
                 return false;
             };
             let bytes = self.pool.take_large(total);
-            active.reply = Some(Box::new(Assembly::new(total, granted, bytes)));
+            let mut reply = Box::new(Assembly::new(total, granted, bytes));
+            reply.is_whole = !lanes;
+            active.reply = Some(reply);
         }
         let Some(reply) = &mut active.reply else { return false };
         if reply.total() != total || reply.insert(offset, data).is_err() {
@@ -174,7 +183,7 @@ impl Client {
                 let mut bytes = Vec::new();
                 if let Some(reply) = active.reply.take() {
                     let (total, granted) = (reply.total(), reply.granted());
-                    self.grants.end(number, sequence, total, granted, !lanes);
+                    self.grants.end(number, sequence, total, granted, reply.is_whole);
                     bytes = reply.into_bytes();
                 }
                 self.finish(number, sequence, active, Ok(bytes));
@@ -271,20 +280,24 @@ impl Client {
         false
     }
 
-    /// Ends an active call for its caller, and drains the slot if it was sent.
+    /// Ends an active call for its caller, and drains the slot if the server knows of it or
+    /// will.
     fn abandon(&mut self, now: Instant, at: usize, unsent: CallError, sent: CallError) {
         let Ok(number) = u16::try_from(at) else { return };
         let Some(active) = self.take_active(number) else { return };
         let Some(slot) = self.slots.get_mut(at) else { return };
         let sequence = slot.slot.sequence();
         let was_sent = active.first_sent.is_some();
-        if was_sent {
+        // Where a later call of its row waits for it, the server has to be told that it never
+        // comes.
+        let drains = was_sent || slot.pins > 0;
+        if drains {
             slot.state = State::Draining { due: now, pause: Pause::of(PROBE / 4) };
         } else {
             slot.slot.forget();
         }
         self.finish(number, sequence, active, Err(if was_sent { sent } else { unsent }));
-        if was_sent {
+        if drains {
             self.say(number);
         } else {
             self.give_back(number);

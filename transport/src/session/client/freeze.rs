@@ -121,7 +121,7 @@ impl Client {
         }
         let waits = matches!(slot.state, State::Active(_) | State::Draining { .. });
         slot.slot = ClientSlot::resume(sequence, waits);
-        if let State::Active(active) = &slot.state {
+        if let State::Active(active) = &mut slot.state {
             self.active += 1;
             if let Some(at) = active.deadline {
                 self.deadlines.set(at, (number.into(), sequence));
@@ -129,9 +129,10 @@ impl Client {
             if matches!(active.body, Body::Pieces(_)) {
                 self.large.push(number);
             }
-            if let Some(reply) = &active.reply {
+            if let Some(reply) = &mut active.reply {
                 let (total, granted) = (reply.total(), reply.granted());
-                let room = self.grants.restore(number, sequence, total, granted, !self.lanes);
+                reply.is_whole = !self.lanes && granted == total;
+                let room = self.grants.restore(number, sequence, total, granted, reply.is_whole);
                 room.ok_or(ImageError::Malformed)?;
             }
         }

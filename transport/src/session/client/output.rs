@@ -93,7 +93,11 @@ impl Client {
 
     /// The piece of a large call that should go next.
     pub(crate) fn best_piece(&self, oldest: bool) -> Option<Piece> {
-        let pieces = self.large.iter().filter_map(|&number| {
+        choose(self.pieces(), oldest)
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        self.large.iter().filter_map(|&number| {
             let slot = self.slots.get(usize::from(number))?;
             let State::Active(Active { body: Body::Pieces(body), .. }) = &slot.state else {
                 return None;
@@ -101,8 +105,7 @@ impl Client {
             let (lane, remaining) = (slot.lane, body.remaining());
             let piece = Piece { lane, remaining, sequence: slot.slot.sequence(), slot: number };
             body.has_piece().then_some(piece)
-        });
-        choose(pieces, oldest)
+        })
     }
 
     /// Puts a piece of the large call in slot `number` into `packet`.
@@ -132,7 +135,7 @@ impl Client {
     }
 
     pub(crate) fn has_piece(&self) -> bool {
-        !self.large.is_empty() && self.best_piece(false).is_some()
+        self.pieces().next().is_some()
     }
 
     /// When time alone gives [`emit`](Self::emit) something to send.

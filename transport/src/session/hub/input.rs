@@ -84,13 +84,24 @@ impl Hub {
             self.strays.malformed += 1;
             return;
         };
-        let asked = |peer: &mut Option<super::Peer>| {
-            peer.as_mut().is_some_and(|peer| digest != 0 && peer.on_cookie(digest, &cookie))
-        };
-        match self.peers.iter_mut().position(asked) {
+        let at = self.asked.remove(&digest).filter(|_| digest != 0);
+        let peer = at.and_then(|at| self.peers.get_mut(at)?.as_mut());
+        let is_asked = peer.is_some_and(|peer| peer.on_cookie(digest, &cookie));
+        match at.filter(|_| is_asked) {
             Some(at) => self.touch(at),
             None => self.strays.unknown_index += 1,
         }
+    }
+
+    /// Notes whose initiation a cookie may name.
+    fn note_asked(&mut self, digest: u64, at: usize) {
+        let Self { asked, peers, .. } = self;
+        if asked.len() > 64 + 2 * peers.len() {
+            asked.retain(|digest, at| {
+                peers.get(*at).is_some_and(|one| one.as_ref().is_some_and(|one| one.asks(*digest)))
+            });
+        }
+        asked.insert(digest, at);
     }
 
     fn on_initiation(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
@@ -179,7 +190,9 @@ impl Hub {
         });
         match started {
             Ok((initiator, packet)) => {
-                peer.on_asked(now, index, initiator, &packet, digest.unwrap_or_default());
+                let digest = digest.unwrap_or_default();
+                peer.on_asked(now, index, initiator, &packet, digest);
+                self.note_asked(digest, at);
             }
             Err(_) => {
                 self.indices.remove(index);

@@ -5,7 +5,7 @@
 //! ends that move at once find each other, as long as one of the old nodes is there.
 //!
 //! Invariants: a tomb sends nothing but MOVED, at most one a millisecond and none longer
-//! than three times what it answers; it is sealed under the session's secret.
+//! than three times what it answers, nor to a MOVED; it is sealed under the session's secret.
 
 use super::input::clock_counter;
 use super::{Duration, Event, Hub, IncomingId, Instant, PublicKey, SocketAddr, UnknownPeer, Vec};
@@ -179,7 +179,9 @@ impl Hub {
     ) -> bool {
         let at = self.tombs.iter().position(|tomb| tomb.indices.contains(&header.session));
         let Some(tomb) = at.and_then(|at| self.tombs.get_mut(at)) else { return false };
-        if let Some(session) = tomb.remote_index.filter(|_| bytes * 3 >= MOVED) {
+        // Another tomb would answer an answer, and so on.
+        let is_question = header.kind != PacketKind::Moved && bytes * 3 >= MOVED;
+        if let Some(session) = tomb.remote_index.filter(|_| is_question) {
             let packet = tomb.answer(now, session);
             self.aside(from, packet);
         }

@@ -1,6 +1,7 @@
 //! What a choice of ways asks of a hub; see [`crate::session::ways`].
 
 use super::{Duration, Hub, Instant, PublicKey, SocketAddr};
+use crate::session::ways::stream_number;
 
 impl Hub {
     fn known(&self, key: &PublicKey) -> Option<&super::Peer> {
@@ -32,10 +33,9 @@ impl Hub {
         self.known(key)?.unanswered()
     }
 
-    /// Whether any peer is at this address, or may be.
-    #[must_use]
-    pub fn uses(&self, address: SocketAddr) -> bool {
-        self.peers.iter().flatten().any(|peer| peer.may_be_at(address))
+    /// The numbers of streams at which peers are, or may be.
+    pub fn streams(&self) -> impl Iterator<Item = u64> {
+        self.peers.iter().flatten().flat_map(super::Peer::may_be_at).filter_map(stream_number)
     }
 
     /// Asks the peer whether it is there, if a session stands.

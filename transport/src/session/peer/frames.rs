@@ -56,6 +56,12 @@ impl Peer {
         true
     }
 
+    fn on_proof(&mut self, now: Instant, token: u64) {
+        if let Some(candidate) = self.candidate.take_if(|one| one.proves(token)) {
+            self.move_to(now, candidate.address);
+        }
+    }
+
     /// Frames that come beside calls; apart, as in [`Self::poll_transmit`].
     #[inline(never)]
     fn on_rare_frame(&mut self, now: Instant, which: Which, frame: Frame<'_>) {
@@ -88,6 +94,7 @@ impl Peer {
                 if let Some((_, at)) = self.pinged.take_if(|(asked, _)| *asked == token) {
                     self.rtt.on_sample(now.since(at));
                 }
+                self.on_proof(now, token);
             }
             Frame::Challenge { token } => {
                 self.proof_due = Some(token);
@@ -101,9 +108,7 @@ impl Peer {
             }
             Frame::Proof { token } => {
                 self.bulk.on_proof(now, token);
-                if let Some(candidate) = self.candidate.take_if(|one| one.proves(token)) {
-                    self.move_to(now, candidate.address);
-                }
+                self.on_proof(now, token);
             }
             Frame::Close { .. } => {
                 if which == Which::Current {

@@ -76,6 +76,11 @@ impl Peer {
         self.put_off_asking(now);
     }
 
+    /// Whether our initiation with this digest waits for an answer.
+    pub(crate) fn asks(&self, digest: u64) -> bool {
+        self.asking.as_ref().is_some_and(|asking| asking.digest == digest)
+    }
+
     /// The peer has many initiations to answer and wants to see that we are where ours
     /// came from; says whether that was ours.
     pub(crate) fn on_cookie(&mut self, digest: u64, cookie: &[u8; COOKIE]) -> bool {

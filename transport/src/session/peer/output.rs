@@ -292,7 +292,9 @@ impl Peer {
         let token = candidate.challenge(now, CHALLENGE_PACKET)?;
         let to = candidate.address;
         let mut packet = Packet::new(buf, self.limits.datagram);
-        packet.push(&Frame::Challenge { token });
+        let knows = self.current.as_ref().is_some_and(|keys| keys.has(FEATURE_LANES));
+        // An earlier version knows no challenge, but a ping brings its token back as well.
+        packet.push(&if knows { Frame::Challenge { token } } else { Frame::Ping { token } });
         let length = self.seal(now, packet, 0)?;
         Some(Transmit::one(to, length))
     }

@@ -19,9 +19,9 @@ impl Peer {
         self.unanswered
     }
 
-    pub(crate) fn may_be_at(&self, address: SocketAddr) -> bool {
-        self.address == Some(address)
-            || self.candidate.as_ref().is_some_and(|candidate| candidate.address == address)
+    /// Where it is, and where it may be.
+    pub(crate) fn may_be_at(&self) -> impl Iterator<Item = SocketAddr> + use<> {
+        self.address.into_iter().chain(self.candidate.as_ref().map(|candidate| candidate.address))
     }
 
     /// Something went out that a living peer answers at once.

@@ -44,6 +44,7 @@ impl Server {
         server.incarnation = from.u64()?;
         server.version = from.u32()?;
         server.granted = from.u32()? as usize;
+        server.is_obeyed = server.version == 0;
         server.floor = from.u64()?;
         server.lanes = from.bool()?;
         let count = from.count(10)?;

@@ -12,7 +12,8 @@ impl Server {
 
     /// Says how many slots there are again, if the client has not obeyed.
     pub(crate) fn remind(&mut self) {
-        self.say_slots |= self.lanes && self.version > 0 && self.slots.len() > self.granted;
+        let is_beyond = self.version > 0 && self.slots.len() > self.granted;
+        self.say_slots |= self.lanes && (is_beyond || !self.is_obeyed);
     }
 
     /// The SLOTS to say.
@@ -84,7 +85,11 @@ impl Server {
 
     /// The piece of a large reply that should go next.
     pub(crate) fn best_piece(&self, oldest: bool) -> Option<Piece> {
-        let pieces = self.large.iter().filter_map(|&number| {
+        choose(self.pieces(), oldest)
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        self.large.iter().filter_map(|&number| {
             let slot = self.slots.get(usize::from(number))?;
             let State::Done(Kept { body: Body::Pieces(body), .. }) = &slot.state else {
                 return None;
@@ -92,8 +97,7 @@ impl Server {
             let (lane, remaining) = (slot.lane, body.remaining());
             let piece = Piece { lane, remaining, sequence: slot.slot.sequence(), slot: number };
             body.has_piece().then_some(piece)
-        });
-        choose(pieces, oldest)
+        })
     }
 
     /// Puts a piece of the large reply in slot `number` into `packet`.
@@ -122,7 +126,7 @@ impl Server {
     }
 
     pub(crate) fn has_piece(&self) -> bool {
-        !self.large.is_empty() && self.best_piece(false).is_some()
+        self.pieces().next().is_some()
     }
 
     /// The client has memory for more of a reply.
@@ -165,8 +169,7 @@ impl Server {
         if matches!(slot.state, State::Done(_))
             && let State::Done(kept) = core::mem::replace(&mut slot.state, State::Delivered)
         {
-            self.large.retain(|large| *large != number);
-            self.pool.put(kept.body.into_bytes());
+            self.put_back(number, kept);
         }
     }
 }

@@ -5,8 +5,8 @@
 //! answered; until then it waits where it is, and its client is not told to go on.
 
 use super::{
-    Account, Arc, Assembly, Body, Box, CallVerdict, Data, IncomingId, Kept, Lane, Marks,
-    ReplyError, Say, Server, Slot, SlotHead, State, Status, Total, Vec,
+    Account, Arc, Assembly, Body, Box, CallVerdict, Data, IncomingId, Kept, Lane, Marks, Say,
+    Server, Slot, SlotHead, State, Status, Total, Vec,
 };
 
 impl Slot {
@@ -155,10 +155,18 @@ impl Server {
         }
         slot.lane = lane;
         if let State::Done(kept) = old {
-            self.large.retain(|&large| large != head.slot);
-            self.pool.put(kept.body.into_bytes());
+            self.put_back(head.slot, kept);
         }
         true
+    }
+
+    /// The reply of a slot is not kept any longer.
+    pub(super) fn put_back(&mut self, number: u16, kept: Kept) {
+        // Thousands of others may be on their way, and most replies are short ones.
+        if matches!(kept.body, Body::Pieces(_)) {
+            self.large.retain(|&large| large != number);
+        }
+        self.pool.put(kept.body.into_bytes());
     }
 
     /// Ends a call that has not begun to run, and never will.
@@ -171,8 +179,7 @@ impl Server {
         let kept = Kept { status, body: Body::Whole(Vec::new()) };
         let old = core::mem::replace(&mut slot.state, State::Done(kept));
         if let State::Done(kept) = old {
-            self.large.retain(|&large| large != number);
-            self.pool.put(kept.body.into_bytes());
+            self.put_back(number, kept);
         }
         self.on_ended(number);
     }
@@ -232,13 +239,9 @@ impl Server {
         true
     }
 
-    /// A call has ended whose reply there is no room for.
+    /// A call has ended whose reply there is no room for, or which nobody wants.
     #[cold]
-    pub(super) fn end_without_room(
-        &mut self,
-        number: u16,
-        told_to_wait: bool,
-    ) -> Result<(), ReplyError> {
+    pub(super) fn end_without_reply(&mut self, number: u16, told_to_wait: bool) {
         if let Some(slot) = self.slots.get_mut(usize::from(number)) {
             let body = Body::Whole(Vec::new());
             slot.turn(State::Done(Kept { status: Status::Lost, body }));
@@ -246,6 +249,5 @@ impl Server {
         self.say(number, Say::Reply { tracked: told_to_wait });
         self.unpark(told_to_wait);
         self.on_ended(number);
-        Err(ReplyError::Full)
     }
 }

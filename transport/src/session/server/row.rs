@@ -8,9 +8,15 @@
 //! never ran, or its  Aborted
 //! result is long
 //! ```
+//!
+//! Invariant: what a frame makes us look at is bounded, or ends by it.
 
 use super::{After, Body, Kept, Say, Server, State, Status, Vec, What};
 use core::cmp::Ordering;
+
+/// Most calls that wait for the same one; in a row that is one. Each time that one's slot is
+/// used, all of them are looked at.
+const MOST_WAITING: usize = 8;
 
 /// What to do with a call of a row.
 enum Turn {
@@ -32,9 +38,18 @@ impl Server {
     }
 
     /// Puts a call among those that wait for the one in slot `earlier`; `None` if there can be
-    /// no such slot.
+    /// no such slot, or too many wait for it.
     pub(super) fn wait_behind(&mut self, number: u16, earlier: u16) -> Option<()> {
-        let first = self.slot(earlier)?.first_waiting.replace(number);
+        let first = self.slot(earlier)?.first_waiting;
+        let (mut next, mut count) = (first, 0);
+        while let Some(waiting) = next {
+            count += 1;
+            next = self.slots.get(usize::from(waiting))?.next_waiting;
+        }
+        if count >= MOST_WAITING {
+            return None;
+        }
+        self.slots.get_mut(usize::from(earlier))?.first_waiting = Some(number);
         self.slots.get_mut(usize::from(number))?.next_waiting = first;
         Some(())
     }
