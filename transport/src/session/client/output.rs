@@ -134,6 +134,12 @@ impl Client {
         }
     }
 
+    /// Whether there is a large call, with a piece to send or without.
+    #[inline]
+    pub(crate) const fn has_large(&self) -> bool {
+        !self.large.is_empty()
+    }
+
     pub(crate) fn has_piece(&self) -> bool {
         self.pieces().next().is_some()
     }
