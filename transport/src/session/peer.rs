@@ -96,7 +96,7 @@ impl Keys {
             opener: Opener::new(from.cipher, &from.opening, Replay::window()),
             since: now,
             began_here,
-            features: from.features,
+            features: usable(from.features),
             proved: None,
             remote_life: None,
             announces: false,
@@ -108,6 +108,12 @@ impl Keys {
     const fn has(&self, feature: u32) -> bool {
         self.features & feature != 0
     }
+}
+
+/// The chosen features without those that want another one: the way for bulk is proved by a
+/// challenge, which a peer without lanes would have to refuse.
+const fn usable(chosen: u32) -> u32 {
+    if chosen & FEATURE_LANES != 0 { chosen } else { chosen & !FEATURE_BULK }
 }
 
 #[derive(Debug)]
