@@ -205,6 +205,25 @@ mod tests {
         assert_eq!(Header::parse(&bytes), Ok(header));
     }
 
+    /// Pins the kinds and flags of packets.
+    #[test]
+    fn golden_vectors_of_kinds() {
+        let kinds = [
+            PacketKind::Initiation,
+            PacketKind::Response,
+            PacketKind::Data,
+            PacketKind::Cookie,
+            PacketKind::Moved,
+            PacketKind::Resumption,
+        ];
+        for (byte, kind) in (1..).zip(kinds) {
+            let header = Header { kind, flags: 0, session: 0, number: 0 };
+            assert_eq!(header.emit()[0], byte);
+        }
+        assert_eq!((FLAG_TRACKED, FLAG_BULK, HEADER, TAG), (1, 2, 16, 16));
+        assert_eq!(emit_record_prefix(0x0201), Some([1, 2, 0, 0]));
+    }
+
     #[test]
     fn header_refuses_what_it_does_not_know() {
         let mut bytes = [0u8; HEADER];

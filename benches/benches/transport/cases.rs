@@ -12,6 +12,7 @@ use crate::measure::{Case, Contender, Place, Ruled, Turn, interleave, named};
 use crate::ours::{Ours, Over, Sealed, start};
 use crate::quic::Configs;
 use crate::stream::{Carried, Work};
+use crate::waiting::{self, Processors};
 use crate::{alone, bound, loss, quic, raw, rpc, stream};
 
 /// Ours over UDP, over TCP and in shared memory.
@@ -44,6 +45,8 @@ struct Bench<'o> {
     quic: Configs,
     apart: Place,
     together: Place,
+    /// All processors that may be used.
+    all: Vec<usize>,
 }
 
 fn ours<'a>(place: Place, size: usize, calls: usize, wait: Wait) -> Vec<Contender<'a>> {
@@ -263,6 +266,34 @@ impl Bench<'_> {
         case.report(&mut self.report, &times, &[("plain", "p99", Rule::times(1.5, "rto_and_rtt"))])
     }
 
+    /// Others that want the processors, calls that wait, and nothing to do.
+    fn others(&mut self) -> Result<()> {
+        let options = self.options;
+        let at = |place| Processors { all: self.all.clone(), place };
+        let (anywhere, one, two) = (at(None), at(Some(self.together)), at(Some(self.apart)));
+        let case = "call beside two busy loops a processor";
+        let mut places = vec![("anywhere", &anywhere), ("on one processor", &one)];
+        if !self.is_one() {
+            places.push(("on two processors", &two));
+        }
+        if self.begins(case) {
+            for (how, processors) in places {
+                waiting::beside_loops(options, &mut self.report, case, how, processors)?;
+            }
+        }
+        let parked = self.calls(10_000, 200);
+        let case = "call beside 10,000 parked ones";
+        if self.begins(case) {
+            waiting::beside_parked(options, &mut self.report, case, &two, parked)?;
+        }
+        if self.begins("idle") {
+            for parked in [0, parked] {
+                waiting::idle(options, &mut self.report, "idle", &two, parked)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Much in one direction.
     fn bulk(&mut self) -> Result<()> {
         if !self.begins("bulk") {
@@ -363,9 +394,9 @@ impl Bench<'_> {
 /// Everything.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let set = sched_getaffinity(None)?;
-    let mut all = (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor));
-    let one = all.next().context("no processor")?;
-    let two = all.next().unwrap_or(one);
+    let all: Vec<_> = (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect();
+    let one = *all.first().context("no processor")?;
+    let two = *all.get(1).unwrap_or(&one);
     let mut report = Report::new("transport", options.format);
     if one == two {
         report.note("one processor only: nothing is measured across processors");
@@ -395,7 +426,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let quic = Configs::new()?;
     let (apart, together) =
         (Place { client: one, server: two }, Place { client: one, server: one });
-    let mut bench = Bench { options, report, quic, apart, together };
+    let mut bench = Bench { options, report, quic, apart, together, all };
     bench.alone()?;
     bench.spinning()?;
     let (two, one) = (bench.apart, bench.together);
@@ -420,6 +451,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         })?;
     }
     bench.loss()?;
+    bench.others()?;
     bench.bulk()?;
     bench.report.finish()?;
     Ok(())

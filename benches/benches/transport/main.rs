@@ -18,6 +18,8 @@
 //! | `tarpc` | over TCP with bincode, on tokio |
 //! | `tcp`, `udp_1400`, `udp_65000` | bulk: what the kernel carries without a protocol, GSO and GRO |
 //! | `udp_…_copy`, `udp_…_aes` | the same, copied in and out; and sealed and opened: the least that bulk takes |
+//! | `adaptive`, `blocking` | ours beside busy loops and idle: spinning before sleeping, or sleeping at once |
+//! | `none_parked` | ours, while no call waits at the server |
 //!
 //! `--case TEXT` measures only cases with that in their name, `--only NAME,…` only contenders of
 //! these names (a rule over one that is not there is `null`), `--rounds N` so many rounds.
@@ -34,6 +36,7 @@ mod quic;
 mod raw;
 mod rpc;
 mod stream;
+mod waiting;
 
 use anyhow::{Context as _, Result, bail};
 use conet_benches::report::Format;

@@ -96,7 +96,7 @@ impl Keys {
             opener: Opener::new(from.cipher, &from.opening, Replay::window()),
             since: now,
             began_here,
-            features: from.features,
+            features: usable(from.features),
             proved: None,
             remote_life: None,
             announces: false,
@@ -108,6 +108,12 @@ impl Keys {
     const fn has(&self, feature: u32) -> bool {
         self.features & feature != 0
     }
+}
+
+/// The chosen features without those that want another one: the way for bulk is proved by a
+/// challenge, which a peer without lanes would have to refuse.
+const fn usable(chosen: u32) -> u32 {
+    if chosen & FEATURE_LANES != 0 { chosen } else { chosen & !FEATURE_BULK }
 }
 
 #[derive(Debug)]
@@ -558,18 +564,6 @@ impl Peer {
     #[inline]
     fn is_beside_calls(&self, now: Instant) -> bool {
         now.since(self.small) < BESIDE_CALLS
-    }
-
-    /// Whether there is a piece to send, and room in the window.
-    #[inline]
-    pub(crate) fn has_piece(&self) -> bool {
-        (self.client.has_large() || self.server.has_large()) && self.finds_piece()
-    }
-
-    #[inline(never)]
-    fn finds_piece(&self) -> bool {
-        // Where thousands of payloads wait for acknowledgements nobody looks at each.
-        self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {

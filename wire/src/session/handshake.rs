@@ -431,6 +431,39 @@ mod tests {
         assert_eq!(clear[HEADER..], [1, 0, 0, 0, 2, 1, 0, 0]);
     }
 
+    /// Pins what is in clear of each packet, its length, and the feature bits.
+    #[test]
+    fn golden_vectors_of_packets() {
+        let features = [
+            FEATURE_AES,
+            FEATURE_PLAIN,
+            FEATURE_LANES,
+            FEATURE_MOVE,
+            FEATURE_RESUMED,
+            FEATURE_SUPERSEDED,
+            FEATURE_BULK,
+            FEATURE_FIND,
+        ];
+        assert_eq!(features, [1, 2, 4, 8, 16, 32, 64, 128]);
+        let offers = |kind: u8| {
+            let mut bytes = [0; INITIATION_CLEAR];
+            (bytes[0], bytes[16]) = (kind, 1);
+            bytes[20..].copy_from_slice(&[1, 2, 3, 4]);
+            bytes
+        };
+        assert_eq!(Initiation::emit_clear(0x0403_0201), offers(1));
+        assert_eq!(Initiation::emit_clear_resumption(0x0403_0201), offers(6));
+        let answers = [2, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(Response::emit_clear(0x0403_0201), answers);
+        let cookie = core::array::from_fn(|n| u8::try_from(n).expect("below 16"));
+        let packet = CookiePacket { digest: 0x0807_0605_0403_0201, cookie };
+        let bytes = [[4, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8], cookie].concat();
+        assert_eq!(packet.emit()[..], bytes);
+        assert_eq!(CookiePacket::parse(&bytes), Some(packet));
+        let lengths = [INITIATION, RESUMPTION, RESPONSE, RESUMED, COOKIE_PACKET];
+        assert_eq!(lengths, [144, 168, 80, 96, 32]);
+    }
+
     proptest! {
         #[test]
         fn secrets_round_trip(

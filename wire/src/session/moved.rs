@@ -103,6 +103,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn golden_vector_of_ipv6() {
+        let address = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 0x0102));
+        let mut golden = [0; MOVED_SECRET];
+        golden[..12].copy_from_slice(&[3, 0, 0, 0, 0, 0, 0, 0, 6, 0, 2, 1]);
+        golden[16..20].copy_from_slice(&[0x20, 1, 0x0d, 0xb8]);
+        golden[31] = 1;
+        let moved = Moved { epoch: 3, address };
+        assert_eq!((moved.emit(), MOVED), (golden, 64));
+        assert_eq!(Moved::parse(&golden), Some(moved));
+    }
+
     proptest! {
         #[test]
         fn whatever_parses_emits_to_the_same(bytes: [u8; MOVED_SECRET], family in 0u8..8) {

@@ -299,6 +299,18 @@ impl Peer {
         Some(Transmit::one(to, length))
     }
 
+    /// Whether there is a piece to send, and room in the window.
+    #[inline]
+    pub(crate) fn has_piece(&self) -> bool {
+        (self.client.has_large() || self.server.has_large()) && self.finds_piece()
+    }
+
+    #[inline(never)]
+    fn finds_piece(&self) -> bool {
+        // Where thousands of payloads wait for acknowledgements nobody looks at each.
+        self.flow.may_send() && (self.client.has_piece() || self.server.has_piece())
+    }
+
     #[inline(never)]
     fn emit_piece(&mut self, now: Instant, packet: &mut Packet<'_>) {
         if !self.flow.may_send() {

@@ -166,6 +166,80 @@ fn call_golden_vector() {
     assert_eq!(gathered, golden);
 }
 
+/// Pins the layouts that every build has, beside CALL.
+#[test]
+fn golden_vectors_of_the_first_build() {
+    let head = SlotHead { slot: 0x0201, sequence: 0x0a09_0807_0605_0403, total: 1 };
+    let (slot, sequence) = (head.slot, head.sequence);
+    let reply = |status| Frame::Reply { head, status, data: b"z" };
+    let says = |kind, tag, total| {
+        let mut bytes = vec![kind, 1, 0, 0, 16, 0, 0, 0, 1, 2, tag, 0, total, 0, 0, 0];
+        bytes.extend([3, 4, 5, 6, 7, 8, 9, 10]);
+        bytes
+    };
+    let replies = |tag| {
+        let mut bytes = says(2, tag, 1);
+        bytes[4] = 17;
+        bytes.push(b'z');
+        bytes
+    };
+    let number = |kind| vec![kind, 1, 0, 0, 8, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let token = 0x0807_0605_0403_0201;
+    let ack = Ack { largest: token, delay_us: 9, bitmap: [1, 2, 3, 1 << 63] };
+    // The one that may be skipped.
+    let mut pong = number(8);
+    pong[1] = 0;
+    let mut acked = number(6);
+    acked[4] = 48;
+    acked.extend([9, 0, 0, 0, 0, 0, 0, 0]);
+    acked.extend(ack.bitmap.iter().flat_map(|word| word.to_le_bytes()));
+    let golden = [
+        (reply(Status::Done), replies(0)),
+        (reply(Status::Cancelled), replies(1)),
+        (reply(Status::Refused), replies(2)),
+        (reply(Status::Stopped), replies(3)),
+        (reply(Status::Aborted), replies(4)),
+        (reply(Status::Lost), replies(5)),
+        (Frame::Working { slot, sequence }, says(3, 0, 0)),
+        (Frame::Cancel { slot, sequence }, says(4, 0, 0)),
+        (Frame::Ack(ack), acked),
+        (Frame::Ping { token }, number(7)),
+        (Frame::Pong { token }, pong),
+        (
+            Frame::Close { reason: 0x0403_0201 },
+            vec![9, 1, 0, 0, 8, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0],
+        ),
+    ];
+    pinned(&golden);
+}
+
+/// Each frame is these bytes, and these bytes are the frame.
+fn pinned(golden: &[(Frame<'_>, Vec<u8>)]) {
+    for (frame, bytes) in golden {
+        let mut buf = [0u8; 256];
+        let length = frame.emit(&mut buf).expect("room");
+        assert_eq!(buf[..length], bytes[..], "{frame:?}");
+        assert_eq!(Frames::new(bytes).next(), Some(Ok(*frame)));
+    }
+}
+
+/// Pins the answer to a challenge, and what is said of packets that have arrived.
+#[test]
+fn golden_vectors_of_proofs_and_seen() {
+    let seen = Seen {
+        largest: 0x0807_0605_0403_0201,
+        delay_us: 0x0c0b_0a09,
+        marked: 0x100f_0e0d,
+        bitmap: core::array::from_fn(|word| 1 << word),
+    };
+    let bitmap = seen.bitmap_bytes();
+    let mut bytes = vec![16, 1, 0, 0, 144, 0, 0, 0];
+    bytes.extend(1..=16);
+    bytes.extend((0..16u32).flat_map(|word| (1u64 << word).to_le_bytes()));
+    let proof = vec![15, 1, 0, 0, 8, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    pinned(&[(seen.frame(&bitmap), bytes), (Frame::Proof { token: 0x0807_0605_0403_0201 }, proof)]);
+}
+
 /// Pins the layouts that came with `FEATURE_LANES`.
 #[test]
 fn golden_vectors_of_lanes() {
