@@ -14,9 +14,12 @@
 //! The socket is bound by the thread that calls [`Endpoint::start`], so it belongs
 //! to that thread's network namespace for good.
 //!
-//! Locks: none. Channels are unbounded, but hold at most what the hub's limits
-//! admit per peer, as long as calls come from callers that wait for them.
+//! Locks: none, and the thread waits for nobody. Who does not read events is told later of
+//! what has happened: some calls wait, more of them are refused, and of each peer it is told
+//! how it is at last. The channels of commands and outcomes are unbounded, but hold at most
+//! what the hub's limits admit per peer, as long as calls come from callers that wait for them.
 
+mod backlog;
 mod driver;
 
 use crate::carrier::{Detour, Streams};
@@ -29,7 +32,7 @@ use driver::{Answer, Command, Driver};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -258,7 +261,8 @@ impl EndpointThread {
 pub struct Started {
     /// To call and answer.
     pub endpoint: Endpoint,
-    /// What peers do.
+    /// What peers do. Calls that are not read wait, [`Limits::slots`] of all peers beyond a
+    /// thousand; more are refused.
     pub events: Receiver<EndpointEvent>,
     /// To wait for the end.
     pub thread: EndpointThread,
@@ -301,7 +305,7 @@ impl Endpoint {
         let address = socket.local_addr().map_err(StartError::Socket)?;
         let detour = detour(tcp_fallback, address)?;
         let (commands, inbox) = channel();
-        let (events, outbox) = channel();
+        let (events, outbox) = sync_channel(backlog::CHANNEL);
         let driver = Driver::new(socket, detour, hub, &peers, inbox, events)?;
         let waker = driver.waker();
         let thread = std::thread::Builder::new()

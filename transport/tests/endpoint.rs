@@ -4,7 +4,7 @@ use conet_transport::endpoint::{
     self, CallFailed, Endpoint, EndpointConfig, EndpointEvent, Started,
 };
 use conet_transport::session::handshake::{PrivateKey, PublicKey};
-use conet_transport::session::{CallError, CallRefused, DownReason, Lane};
+use conet_transport::session::{CallError, CallRefused, DownReason, Lane, Limits};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
@@ -262,4 +262,89 @@ fn an_endpoint_whose_last_handle_goes_ends_at_once() {
         assert!(nowhere.thread.join());
         assert_eq!(pending.wait(), Err(CallFailed::Closed));
     }
+}
+
+/// An application that reads no events once made the endpoint keep without end what a peer
+/// calls that starts again and again.
+#[test]
+fn who_does_not_read_events_has_a_bounded_number_of_them() {
+    const SLOTS: usize = 64;
+    // Behind the channel's thousand.
+    const MOST: usize = 1024 + SLOTS;
+    let to = key(2).public();
+    let limits = Limits { slots: SLOTS, ..Limits::default() };
+    let peers = vec![(key(1).public(), None), (key(3).public(), None)];
+    let config = EndpointConfig { peers, limits, ..EndpointConfig::new(key(2)) };
+    let server = Endpoint::start(LOCAL, config).expect("starts");
+    let address = server.endpoint.local_addr();
+    let other = start(3, vec![(to, Some(address))]);
+    echo(other.endpoint.clone(), other.events);
+    assert_eq!(server.endpoint.call(key(3).public(), vec![7], LONG), Ok(vec![7]));
+    let mut refused = 0;
+    let mut made = 0;
+    while refused == 0 {
+        assert!(made < 2 * MOST, "{made} calls were taken");
+        let client = start(1, vec![(to, Some(address))]);
+        let calls: Vec<_> = (0..SLOTS).map(|_| client.endpoint.begin(to, vec![1], LONG)).collect();
+        made += SLOTS;
+        let begun = Instant::now();
+        let executions = |status: &endpoint::EndpointStatus| {
+            let peer = status.peers.iter().find(|peer| peer.key == key(1).public());
+            peer.map_or(0, |peer| peer.counters.executions)
+        };
+        // All have arrived, and are where they stay.
+        while executions(&server.endpoint.status().expect("runs")) < made as u64 {
+            assert!(begun.elapsed() < LONG, "{made} calls");
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(50));
+        let ended = |call: &endpoint::PendingCall| call.wait_timeout(Duration::ZERO);
+        refused += calls.iter().filter_map(ended).filter(Result::is_err).count();
+        // Whoever reads events may wait for calls of its own, and answer.
+        assert_eq!(server.endpoint.call(key(3).public(), vec![8], LONG), Ok(vec![8]));
+        client.endpoint.close();
+        assert!(client.thread.join());
+    }
+    let (mut calls, mut is_up) = (0, None);
+    while let Ok(event) = server.events.recv_timeout(Duration::from_millis(500)) {
+        match event {
+            EndpointEvent::Call { .. } => calls += 1,
+            EndpointEvent::PeerUp(peer) if peer == key(1).public() => is_up = Some(true),
+            EndpointEvent::PeerDown(peer, _) if peer == key(1).public() => is_up = Some(false),
+            _ => {}
+        }
+    }
+    assert!(calls <= MOST && calls + refused >= made, "{calls} of {made}, {refused} refused");
+    assert_eq!(is_up, Some(false), "it has closed");
+    // And who reads again gets calls again.
+    let client = start(1, vec![(to, Some(address))]);
+    echo(server.endpoint.clone(), server.events);
+    assert_eq!(client.endpoint.call(to, vec![1, 2], LONG), Ok(vec![2, 1]));
+}
+
+/// Callers may go without waiting, with the thread that has called, and so may the endpoint's
+/// last handle while calls wait.
+#[test]
+fn callers_that_go_leave_nothing_behind() {
+    let (client, server) = pair();
+    let to = key(2).public();
+    let endpoint = client.endpoint.clone();
+    let brief = Duration::from_millis(200);
+    let begins = move || (0..200).for_each(|_| drop(endpoint.begin(to, vec![1], brief)));
+    thread::spawn(begins).join().expect("begins");
+    let begun = Instant::now();
+    let in_flight = |one: &Endpoint| one.status().expect("runs").peers[0].calls_in_flight;
+    thread::sleep(brief);
+    while in_flight(&client.endpoint) > 0 {
+        assert!(begun.elapsed() < LONG, "{} calls", in_flight(&client.endpoint));
+        thread::sleep(Duration::from_millis(10));
+    }
+    let waiting: Vec<_> = (0..200).map(|_| client.endpoint.begin(to, vec![2], LONG)).collect();
+    drop(client.endpoint);
+    assert!(client.thread.join());
+    for call in waiting {
+        assert_eq!(call.wait(), Err(CallFailed::Closed));
+    }
+    drop((server.endpoint, server.events));
+    assert!(server.thread.join());
 }

@@ -1,5 +1,6 @@
 //! The endpoint's thread: it alone touches the hub and the socket.
 
+use super::backlog::{Backlog, RETRY};
 use super::{CallFailed, EndpointEvent, EndpointStatus, StartError, Ticket};
 use crate::carrier::udp::BulkSocket;
 use crate::carrier::{Carrier, Detour, StreamTarget, receive_placed, with_parts};
@@ -17,7 +18,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError};
 use std::time::Duration;
 
 const SOCKET: Token = Token(0);
@@ -105,7 +106,7 @@ pub(super) struct Driver {
     hub: Hub,
     started: std::time::Instant,
     inbox: Receiver<Command>,
-    events: Sender<EndpointEvent>,
+    events: Backlog,
     waiting: HashMap<(PublicKey, CallId), Answer>,
     /// The calls that are waited for, by number.
     numbers: HashMap<u64, (PublicKey, CallId)>,
@@ -130,7 +131,7 @@ impl Driver {
         config: HubConfig,
         peers: &[(PublicKey, Option<SocketAddr>)],
         inbox: Receiver<Command>,
-        events: Sender<EndpointEvent>,
+        events: SyncSender<EndpointEvent>,
     ) -> Result<Self, StartError> {
         socket.set_nonblocking(true).map_err(StartError::Socket)?;
         let buffers = socket2::SockRef::from(&socket);
@@ -151,6 +152,8 @@ impl Driver {
                 .register(&mut SourceFd(&fd), BULK, Interest::READABLE)
                 .map_err(StartError::Poll)?;
         }
+        let limits = config.limits.clamped();
+        let events = Backlog::new(events, limits.slots, limits.unanswered_by_all);
         let mut hub = Hub::new(config)?;
         if let Some(detour) = &detour {
             let fd = detour.streams.as_fd().as_raw_fd();
@@ -201,7 +204,9 @@ impl Driver {
         let mut more = false;
         while !self.closing {
             let now = self.now();
-            let next = [self.hub.poll_timeout(now), self.steer_at].into_iter().flatten().min();
+            let room = self.events.waits().then(|| now + RETRY);
+            let next = [self.hub.poll_timeout(now), self.steer_at, room];
+            let next = next.into_iter().flatten().min();
             let timeout = match next {
                 _ if more => Some(Duration::ZERO),
                 // A full socket must not make the loop spin: writability wakes it.
@@ -391,6 +396,9 @@ impl Driver {
     }
 
     fn report(&mut self) {
+        while let Some(event) = self.events.flush() {
+            self.on_untaken(event);
+        }
         while let Some(event) = self.hub.poll_event() {
             let event = match event {
                 Event::Up(peer) => EndpointEvent::PeerUp(peer),
@@ -407,12 +415,16 @@ impl Driver {
                     continue;
                 }
             };
-            // Nobody listens: a pure client.
-            if let Err(std::sync::mpsc::SendError(EndpointEvent::Call { ticket, .. })) =
-                self.events.send(event)
-            {
-                self.hub.refuse(&ticket.peer, ticket.id).ok();
+            if let Err(event) = self.events.push(event) {
+                self.on_untaken(event);
             }
+        }
+    }
+
+    /// Nobody listens, as at a pure client, or too many calls wait to be read.
+    fn on_untaken(&mut self, event: EndpointEvent) {
+        if let EndpointEvent::Call { ticket, .. } = event {
+            self.hub.refuse(&ticket.peer, ticket.id).ok();
         }
     }
 
