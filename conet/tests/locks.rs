@@ -230,3 +230,30 @@ fn a_peer_without_the_grant_or_with_another_key_is_refused() {
     reconfigure("conet-h2", &format!("s|^public_key = .*|public_key = \"{}\"|", key.trim()));
     refused("conet-h2");
 }
+
+/// The kernel shows room for AMX's tiles in every process, and only those that have asked may
+/// fill it. Without AMX the request fails, and both programs move.
+#[test]
+fn on_a_processor_with_amx_only_those_that_asked_for_it_stay() {
+    conet_testkit::privileged!(Need::Tun);
+    let lab = Lab::up("wireguard");
+    let plain = lab.run(&["sleep", "60"]);
+    take_out(plain.pid());
+    migrate(plain.pid(), "home");
+    // ARCH_REQ_XCOMP_PERM of tile data (Linux 5.16).
+    let script = "
+import ctypes, time
+print('asked', ctypes.CDLL(None).syscall(158, 0x1023, 18), flush=True)
+time.sleep(60)
+";
+    let mut asking = lab.run(&[&python(), "-c", script]);
+    let (pid, said) = (asking.pid(), Said::by(&mut asking));
+    wait_until("its answer", SOON, || said.text().contains('\n'));
+    if said.text().starts_with("asked 0") {
+        let error = failed(&try_migrate(pid, "conet-h2"));
+        assert!(error.contains("(AMX)"), "{error}");
+        assert_eq!(row(pid)["place"], "home");
+    } else {
+        take_out(pid);
+    }
+}

@@ -2,6 +2,7 @@
 
 use crate::locks::Seen;
 use crate::procfs::{self, Facts, Mapping};
+use crate::sys::processor::{self, ASKED_FOR, processor};
 use crate::sys::ptrace::{self, Regs, Stopped, TraceError, robust_list};
 use crate::vdso;
 use conet_deputy_core::areas::Backing;
@@ -24,6 +25,8 @@ pub(crate) enum ImageError {
     Trace(#[from] TraceError),
     #[error("the vector state has {0} bytes, more than {MAX_XSAVE}")]
     Xsave(usize),
+    #[error("it has asked for AMX")]
+    Tiles,
 }
 
 /// A process's state apart from its pages.
@@ -40,6 +43,32 @@ fn cpu_time(pid: Pid) -> i64 {
     const CPUCLOCK_SCHED: i32 = 2;
     let clock = (!pid.as_raw_nonzero().get() << 3) | CPUCLOCK_SCHED;
     ptrace::read_clock(clock).unwrap_or(0)
+}
+
+/// Whether the process has asked for AMX, which it may use at any moment then.
+fn may_use_tiles(stopped: &mut Stopped) -> Result<bool, ImageError> {
+    /// Linux 5.16, arch/x86/include/uapi/asm/prctl.h.
+    const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+    if processor().is_none_or(|found| found.components & ASKED_FOR == 0) {
+        return Ok(false);
+    }
+    // Below what a function may use without a frame (System V ABI for x86-64, §3.2.2).
+    let at = stopped.regs().rsp.wrapping_sub(512) & !7;
+    let mut before = [0; 8];
+    let is_there = stopped.memory().read_exact_at(&mut before, at).is_ok();
+    let asked =
+        stopped.call("arch_prctl", libc::SYS_arch_prctl, [ARCH_GET_XCOMP_PERM, at, 0, 0, 0, 0]);
+    let mut found = [0; 8];
+    let told = stopped.memory().read_exact_at(&mut found, at);
+    if is_there {
+        stopped.memory().write_all_at(&before, at)?;
+    }
+    match asked {
+        Ok(_) => told.map(|()| u64::from_le_bytes(found) & ASKED_FOR != 0).map_err(Into::into),
+        // An older kernel, which knows no AMX.
+        Err(TraceError::Injected { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Errors with which the kernel marks an interrupted call (include/linux/errno.h).
@@ -83,7 +112,9 @@ impl Snapshot {
     /// A process that runs its own code.
     fn running(stopped: &Stopped) -> Result<Self, ImageError> {
         let regs = *stopped.regs();
-        let xsave = stopped.xsave()?;
+        let mut xsave = stopped.xsave()?;
+        // The kernel gives room for what the process could ask for, too.
+        xsave.truncate(processor::common_size());
         if xsave.len() > MAX_XSAVE {
             return Err(ImageError::Xsave(xsave.len()));
         }
@@ -125,6 +156,9 @@ impl Snapshot {
         pid: Pid,
         facts: &Facts,
     ) -> Result<(), ImageError> {
+        if may_use_tiles(stopped)? {
+            return Err(ImageError::Tiles);
+        }
         let brk = stopped.call("brk", libc::SYS_brk, [0; 6])?;
         let (rseq_addr, rseq_len, rseq_signature) = stopped.rseq()?;
         let (robust_addr, robust_len) = robust_list(pid);

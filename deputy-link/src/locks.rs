@@ -62,7 +62,7 @@ pub enum Lock {
     NotRunning,
     /// It sees no `/proc`, which its return needs.
     NoProc,
-    /// Its processor state has another layout than the other node's.
+    /// It has processor state that does not move: AMX's tiles, for which it has asked.
     Processor,
 }
 
@@ -142,7 +142,7 @@ impl fmt::Display for Lock {
             Self::NoProc => {
                 f.write_str("it cannot open /proc/self/maps (chroot, or no descriptor left)")
             }
-            Self::Processor => f.write_str("the other node's processor saves another vector state"),
+            Self::Processor => f.write_str("it has asked for vector state that does not move (AMX)"),
         }
     }
 }

@@ -113,7 +113,7 @@ impl From<ImageError> for MoveError {
         match error {
             ImageError::Trace(error) => error.into(),
             ImageError::Read(error) => Self::Process(error),
-            ImageError::Xsave(_) => Self::Locked(vec![Lock::Processor]),
+            ImageError::Xsave(_) | ImageError::Tiles => Self::Locked(vec![Lock::Processor]),
         }
     }
 }

@@ -31,3 +31,20 @@ pub fn processor() -> Option<Processor> {
     let components = unsafe { components() };
     Some(Processor { components, size: __cpuid_count(0xd, 0).ebx })
 }
+
+/// Components that a process has only when it has asked for them: the data of AMX's tiles
+/// (Linux 5.16, `Documentation/arch/x86/xstate.rst`).
+pub(crate) const ASKED_FOR: u64 = 1 << 18;
+
+/// Bytes of the XSAVE area, in its standard format, that the components of this machine end in
+/// which every process has.
+pub(crate) fn common_size() -> usize {
+    /// The legacy area and the header.
+    const LEAST: u32 = 576;
+    let components = processor().map_or(0, |found| found.components) & !ASKED_FOR;
+    let ends = (2..63).filter(|n| components >> n & 1 != 0).map(|n| {
+        let found = __cpuid_count(0xd, n);
+        found.ebx.saturating_add(found.eax)
+    });
+    ends.fold(LEAST, u32::max) as usize
+}
