@@ -142,7 +142,9 @@ impl fmt::Display for Lock {
             Self::NoProc => {
                 f.write_str("it cannot open /proc/self/maps (chroot, or no descriptor left)")
             }
-            Self::Processor => f.write_str("it has asked for vector state that does not move (AMX)"),
+            Self::Processor => {
+                f.write_str("it has asked for vector state that does not move (AMX)")
+            }
         }
     }
 }
