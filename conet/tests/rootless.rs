@@ -40,9 +40,19 @@ struct User {
     _turn: MutexGuard<'static, ()>,
 }
 
+/// As udev's rules have it on every distribution; a machine without udev keeps it for root.
+fn give_everybody_tun() {
+    const TUN: &str = "/dev/net/tun";
+    let mode = fs::metadata(TUN).unwrap().permissions().mode();
+    if mode & 0o666 != 0o666 {
+        fs::set_permissions(TUN, fs::Permissions::from_mode(mode | 0o666)).unwrap();
+    }
+}
+
 impl User {
     fn new() -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        give_everybody_tun();
         let directory = tempfile::tempdir_in("/var/tmp").unwrap();
         let executable = fs::Permissions::from_mode(0o755);
         fs::set_permissions(directory.path(), executable.clone()).unwrap();
